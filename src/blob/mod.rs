@@ -1,0 +1,136 @@
+//! The store of bytes.
+//!
+//! [`BlobStore`] is the port. Beside it stand its backends; each passes the one suite in
+//! `conformance`. A store knows keys, versions and bytes; it knows nothing of remotes, rows
+//! or HTTP.
+
+use std::fmt::Debug;
+use std::ops::{ControlFlow, Range};
+use std::time::SystemTime;
+
+use crate::artifact::{ArtifactKey, BlobKey, BlobVersion, Digest, Validators};
+use crate::body::Body;
+use crate::staging::SealedFile;
+
+#[cfg(test)]
+pub mod conformance;
+pub mod disk;
+pub mod memory;
+
+/// A store of blobs under predictable keys, with versions.
+pub trait BlobStore: Debug + Send + Sync {
+    /// Puts the sealed bytes under `key`, replacing what was there at once: a reader gets the
+    /// earlier bytes whole or these whole. May be repeated with the same arguments.
+    ///
+    /// # Errors
+    /// [`BlobError`]; the key then holds what it held before, or these bytes.
+    fn publish(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError>;
+
+    /// Opens a run of bytes of one version. The body yields exactly `range.end - range.start`
+    /// bytes of that version or fails; whoever has opened a version keeps it to the end.
+    ///
+    /// # Errors
+    /// [`BlobError::Missing`], [`BlobError::Changed`] where the key holds another version, or
+    /// what kept the store from answering. A range past the blob's end is `Corrupt`.
+    fn open(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+        range: Range<u64>,
+    ) -> Result<Body, BlobError>;
+
+    /// What is under `key` now.
+    ///
+    /// # Errors
+    /// [`BlobError`] where the store can't answer.
+    fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError>;
+
+    /// Removes what is under `key`; success too where there is nothing.
+    ///
+    /// # Errors
+    /// [`BlobError`] where the store can't answer.
+    fn remove(&self, key: &BlobKey) -> Result<(), BlobError>;
+
+    /// Shows every blob, in no order, until `visit` breaks off. Blobs that come or go
+    /// meanwhile may be shown or not.
+    ///
+    /// # Errors
+    /// [`BlobError`] where the store can't answer.
+    fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError>;
+}
+
+/// What a stored object says about itself, so that the index can be rebuilt from the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct About {
+    /// Which artifact the bytes are.
+    pub artifact: ArtifactKey,
+    /// Their digest.
+    pub digest: Digest,
+    /// Upstream's `Content-Type`.
+    pub content_type: Option<String>,
+    /// Upstream's validators.
+    pub validators: Validators,
+    /// When the bytes came from upstream.
+    pub stored_at: SystemTime,
+}
+
+/// What a store knows of a blob without reading it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct BlobMeta {
+    /// Its key.
+    pub key: BlobKey,
+    /// Its version now.
+    pub version: BlobVersion,
+    /// Its length in bytes.
+    pub size: u64,
+    /// When it was published.
+    pub published_at: SystemTime,
+    /// What it says about itself, where the store keeps that beside the bytes and the call
+    /// asked for one blob; a listing may leave it out.
+    pub about: Option<About>,
+}
+
+/// Why a store did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// Nothing is stored under the key.
+    #[error("no blob {0}")]
+    Missing(BlobKey),
+    /// The key holds another version than the one asked for.
+    #[error("blob {0} was replaced")]
+    Changed(BlobKey),
+    /// The bytes can't be those that were published.
+    #[error("blob {key} is damaged: {reason}")]
+    Corrupt {
+        /// Which blob.
+        key: BlobKey,
+        /// What gave it away.
+        reason: String,
+    },
+    /// There is no room for more.
+    #[error("no space left to store blob {0}")]
+    Full(BlobKey),
+    /// The store can't answer now.
+    #[error("cannot {operation} blob {key}")]
+    Unavailable {
+        /// What was tried: "publish", "open", …
+        operation: &'static str,
+        /// Which blob, or what stands for all of them.
+        key: String,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+}
+
+impl BlobError {
+    /// Whether the entry that led here describes something that is not there any more, so
+    /// that forgetting it and fetching again heals.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Missing(_) | Self::Changed(_) | Self::Corrupt { .. })
+    }
+}

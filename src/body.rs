@@ -1,0 +1,229 @@
+//! Bytes on their way out: what a store or a flight gives and the front sends.
+//!
+//! A body comes in pieces. A piece is a region of a file, which the front can hand to
+//! `sendfile`, or bytes in memory. A body of known length yields exactly that many bytes or
+//! fails: a short read never looks like an end.
+
+use std::fs::File;
+use std::io;
+
+/// Where a body's pieces come from.
+pub trait Source: Send {
+    /// The next piece, never empty; `None` at the end. Blocks until there is one.
+    ///
+    /// # Errors
+    /// [`BodyError`], after which the source is not asked again.
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError>;
+}
+
+/// A run of bytes of a body.
+#[derive(Debug)]
+pub enum Piece<'a> {
+    /// `len` bytes of `file` from `offset` on, all of them written already.
+    Region {
+        /// The file.
+        file: &'a File,
+        /// Where the run begins.
+        offset: u64,
+        /// Its length, over 0.
+        len: u64,
+    },
+    /// Bytes in memory, at least one.
+    Bytes(&'a [u8]),
+}
+
+impl Piece<'_> {
+    /// The piece's length in bytes.
+    pub fn len(&self) -> u64 {
+        match self {
+            Self::Region { len, .. } => *len,
+            Self::Bytes(bytes) => bytes.len() as u64,
+        }
+    }
+
+    /// Whether it has no bytes, which a [`Source`] must not yield.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// Why a body broke off. The client must see it as an error, never as an end.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The source ended or failed before all bytes came.
+    #[error("the body broke off: {0}")]
+    Cut(String),
+    /// More bytes came than the length that was announced.
+    #[error("the body is longer than the {expected} bytes that were announced")]
+    TooLong {
+        /// The announced length.
+        expected: u64,
+    },
+    /// Reading failed.
+    #[error("cannot read the body")]
+    Io(#[from] io::Error),
+}
+
+/// A body with its length, where that is known.
+pub struct Body {
+    len: Option<u64>,
+    given: u64,
+    source: Box<dyn Source>,
+}
+
+impl std::fmt::Debug for Body {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Body")
+            .field("len", &self.len)
+            .field("given", &self.given)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Body {
+    /// A body from a source; `len` is what it will yield, `None` if only its end tells.
+    pub fn new(len: Option<u64>, source: Box<dyn Source>) -> Self {
+        Self { len, given: 0, source }
+    }
+
+    /// A body of bytes in memory.
+    pub fn from_bytes(bytes: impl Into<Vec<u8>>) -> Self {
+        let bytes = bytes.into();
+        Self::new(Some(bytes.len() as u64), Box::new(InMemory(Some(bytes), Vec::new())))
+    }
+
+    /// A body that is a region of a file, which it owns.
+    pub fn from_file(file: File, offset: u64, len: u64) -> Self {
+        Self::new(Some(len), Box::new(InFile { file, offset, left: len }))
+    }
+
+    /// The length in bytes, where it is known.
+    pub fn len(&self) -> Option<u64> {
+        self.len
+    }
+
+    /// Whether it is known to have no bytes.
+    pub fn is_empty(&self) -> bool {
+        self.len == Some(0)
+    }
+
+    /// The next piece; `None` once every promised byte was given.
+    ///
+    /// # Errors
+    /// [`BodyError`] where the source failed, ended early, or had more than it promised.
+    pub fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        if self.len == Some(self.given) {
+            return Ok(None);
+        }
+        match (self.source.next_piece()?, self.len) {
+            (None, None) => Ok(None),
+            (None, Some(expected)) => {
+                Err(BodyError::Cut(format!("it ended after {} of {expected} bytes", self.given)))
+            }
+            (Some(piece), len) => {
+                self.given += piece.len();
+                match len {
+                    Some(expected) if self.given > expected => Err(BodyError::TooLong { expected }),
+                    _ => Ok(Some(piece)),
+                }
+            }
+        }
+    }
+}
+
+struct InMemory(Option<Vec<u8>>, Vec<u8>);
+
+impl Source for InMemory {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        match self.0.take() {
+            Some(bytes) if !bytes.is_empty() => {
+                self.1 = bytes;
+                Ok(Some(Piece::Bytes(&self.1)))
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
+struct InFile {
+    file: File,
+    offset: u64,
+    left: u64,
+}
+
+impl Source for InFile {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        let (offset, len) = (self.offset, self.left);
+        (self.offset, self.left) = (offset + len, 0);
+        Ok((len > 0).then_some(Piece::Region { file: &self.file, offset, len }))
+    }
+}
+
+/// Reads a whole body into memory, where it has at most `bytes_max` bytes; for tests and for
+/// small bodies.
+///
+/// # Errors
+/// [`BodyError`] where the body fails or is longer.
+pub fn read_to_vec(body: &mut Body, bytes_max: usize) -> Result<Vec<u8>, BodyError> {
+    use std::os::unix::fs::FileExt;
+    let mut all = Vec::new();
+    while let Some(piece) = body.next_piece()? {
+        if all.len() as u64 + piece.len() > bytes_max as u64 {
+            return Err(BodyError::TooLong { expected: bytes_max as u64 });
+        }
+        match piece {
+            Piece::Bytes(bytes) => all.extend_from_slice(bytes),
+            Piece::Region { file, offset, len } => {
+                let start = all.len();
+                all.resize(start + len as usize, 0);
+                file.read_exact_at(&mut all[start..], offset)?;
+            }
+        }
+    }
+    Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Pieces(Vec<Vec<u8>>, Vec<u8>);
+
+    impl Source for Pieces {
+        fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+            if self.0.is_empty() {
+                return Ok(None);
+            }
+            self.1 = self.0.remove(0);
+            Ok(Some(Piece::Bytes(&self.1)))
+        }
+    }
+
+    fn body(len: Option<u64>, pieces: &[&str]) -> Body {
+        let pieces = pieces.iter().map(|piece| piece.as_bytes().to_vec()).collect();
+        Body::new(len, Box::new(Pieces(pieces, Vec::new())))
+    }
+
+    #[test]
+    fn a_body_gives_exactly_what_it_promised() {
+        assert_eq!(read_to_vec(&mut body(Some(4), &["ab", "cd"]), 9).unwrap(), b"abcd");
+        assert_eq!(read_to_vec(&mut body(None, &["ab", "cd"]), 9).unwrap(), b"abcd");
+        assert_eq!(read_to_vec(&mut Body::from_bytes(""), 9).unwrap(), b"");
+    }
+
+    #[test]
+    fn a_short_or_a_long_body_is_an_error() {
+        assert!(matches!(
+            read_to_vec(&mut body(Some(5), &["ab", "cd"]), 9),
+            Err(BodyError::Cut(_))
+        ));
+        assert!(matches!(
+            read_to_vec(&mut body(Some(3), &["ab", "cd"]), 9),
+            Err(BodyError::TooLong { .. })
+        ));
+        assert!(matches!(
+            read_to_vec(&mut body(None, &["ab", "cd"]), 3),
+            Err(BodyError::TooLong { .. })
+        ));
+    }
+}

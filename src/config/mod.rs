@@ -1,0 +1,134 @@
+//! Configuration as understood: what the rest of the program works with.
+//!
+//! `file` reads remotes.yaml as written, `env` the environment; both name the thing and the
+//! fix in every error. Nothing below knows YAML or environment variables.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use url::Url;
+
+use crate::artifact::RemoteName;
+use crate::formats::PackageFormat;
+use crate::policy::lifetime::Lifetimes;
+use crate::policy::pattern::Patterns;
+
+pub mod env;
+pub mod file;
+
+/// Every remote of one reading of remotes.yaml.
+#[derive(Debug, Default)]
+pub struct Remotes {
+    /// The remotes by name.
+    pub by_name: BTreeMap<RemoteName, Arc<Remote>>,
+}
+
+/// One remote.
+#[derive(Debug)]
+pub struct Remote {
+    /// Its name, the first segment behind `/api/`.
+    pub name: RemoteName,
+    /// What people should know about it; may be empty.
+    pub description: String,
+    /// The format of its packages.
+    pub format: &'static dyn PackageFormat,
+    /// Where its artifacts come from.
+    pub kind: Kind,
+    /// Which paths may be fetched.
+    pub patterns: Patterns,
+    /// How long what is stored may be served.
+    pub lifetimes: Lifetimes,
+    /// The largest artifact that is stored, in bytes; `None` is without limit.
+    pub max_bytes: Option<u64>,
+}
+
+/// Where a remote's artifacts come from.
+#[derive(Debug)]
+pub enum Kind {
+    /// From an upstream server, cached here.
+    Remote(Box<Origin>),
+    /// From uploads.
+    Local,
+}
+
+/// The upstream of a remote and how to speak with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Origin {
+    /// `base_url`, then `mirrors`, in the order in which they are tried; at least one. Each
+    /// is http or https, has a host, and its path ends in `/`.
+    pub bases: Vec<Url>,
+    /// Credentials, sent to the hosts of `bases` only.
+    pub auth: Option<Auth>,
+    /// Further root certificates, a PEM file.
+    pub ca_file: Option<PathBuf>,
+    /// An HTTP proxy to go through.
+    pub proxy: Option<Url>,
+    /// Bounds on waiting.
+    pub timeouts: Timeouts,
+    /// Never ask upstream: serve what is stored.
+    pub offline: bool,
+    /// Redirects may lead to loopback, link-local and private addresses.
+    pub allow_private_redirects: bool,
+}
+
+/// Credentials for an upstream.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Auth {
+    /// Basic authentication (RFC 7617).
+    Basic {
+        /// The user.
+        user: String,
+        /// The password.
+        password: Secret,
+    },
+    /// A bearer token (RFC 6750).
+    Bearer(Secret),
+    /// Header fields as given.
+    Headers(Vec<(String, Secret)>),
+}
+
+/// A text that is never printed.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secret(String);
+
+impl Secret {
+    /// Wraps a secret.
+    pub fn new(secret: impl Into<String>) -> Self {
+        Self(secret.into())
+    }
+
+    /// The secret itself, for the one place that sends it.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("***")
+    }
+}
+
+/// Bounds on waiting for an upstream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Timeouts {
+    /// For the connection, with name lookup and TLS.
+    pub connect: Duration,
+    /// From the request to the head of the answer.
+    pub first_byte: Duration,
+    /// For a silence inside the body; a slow body that moves is never cut.
+    pub idle: Duration,
+}
+
+impl Default for Timeouts {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(10),
+            first_byte: Duration::from_secs(60),
+            idle: Duration::from_secs(60),
+        }
+    }
+}

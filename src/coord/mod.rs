@@ -1,0 +1,91 @@
+//! What replicas tell each other: freshness and leases.
+//!
+//! Both save work and neither guards correctness: without them an index is revalidated more
+//! often and a file may be fetched twice, and nothing else changes. So no method fails; what
+//! can't be asked is "not known" or "not granted".
+
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::artifact::ArtifactKey;
+
+#[cfg(test)]
+pub mod conformance;
+pub mod local;
+
+/// What is remembered of an artifact for a while.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Mark {
+    /// The stored copy was confirmed by upstream and is fresh.
+    Fresh,
+    /// Upstream said that there is no such file.
+    Absent,
+}
+
+/// Marks that expire.
+pub trait Freshness: Debug + Send + Sync {
+    /// How long the mark still holds; `None` if there is none, or if that can't be told.
+    fn remaining(&self, key: &ArtifactKey, mark: Mark) -> Option<Duration>;
+    /// Sets the mark for `lifetime`, over 0.
+    fn set(&self, key: &ArtifactKey, mark: Mark, lifetime: Duration);
+    /// Removes the mark.
+    fn clear(&self, key: &ArtifactKey, mark: Mark);
+}
+
+/// Leases on artifacts: who holds one fetches, the others wait a while.
+pub trait Leases: Debug + Send + Sync {
+    /// Asks for the lease for `ttl`.
+    fn try_acquire(&self, key: &ArtifactKey, ttl: Duration) -> Acquired;
+    /// Prolongs a lease that is still held; `false` if it is not.
+    fn renew(&self, key: &ArtifactKey, token: &LeaseToken, ttl: Duration) -> bool;
+    /// Gives a lease back, if it is still held.
+    fn release(&self, key: &ArtifactKey, token: &LeaseToken);
+}
+
+/// The answer to a [`Leases::try_acquire`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Acquired {
+    /// It is ours.
+    Granted(LeaseToken),
+    /// Somebody else has it.
+    Held,
+    /// That can't be told: go on without.
+    Unknown,
+}
+
+/// Proves who holds a lease.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeaseToken(pub String);
+
+/// A lease that is given back when it is dropped.
+#[derive(Debug)]
+pub struct Lease {
+    leases: Arc<dyn Leases>,
+    key: ArtifactKey,
+    token: LeaseToken,
+    ttl: Duration,
+}
+
+impl Lease {
+    /// Takes care of a lease that was granted for `ttl`.
+    pub fn new(
+        leases: Arc<dyn Leases>,
+        key: ArtifactKey,
+        token: LeaseToken,
+        ttl: Duration,
+    ) -> Self {
+        Self { leases, key, token, ttl }
+    }
+
+    /// Prolongs it by its ttl from now; `false` if it was lost meanwhile.
+    pub fn renew(&self) -> bool {
+        self.leases.renew(&self.key, &self.token, self.ttl)
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.leases.release(&self.key, &self.token);
+    }
+}

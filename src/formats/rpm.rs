@@ -1,0 +1,34 @@
+//! The `rpm` format.
+
+use super::{Class, PackageFormat};
+use crate::artifact::{ArtifactPath, Checksum};
+
+/// The `rpm` format.
+#[derive(Debug)]
+pub(super) struct Rpm;
+
+impl PackageFormat for Rpm {
+    fn name(&self) -> &'static str {
+        "rpm"
+    }
+
+    fn classify(&self, _path: &ArtifactPath) -> Class {
+        Class::Immutable
+    }
+
+    fn is_index(&self, _path: &ArtifactPath) -> bool {
+        false
+    }
+
+    fn heads_of(&self, _path: &ArtifactPath) -> Vec<ArtifactPath> {
+        Vec::new()
+    }
+
+    fn digest_in(&self, _path: &ArtifactPath) -> Option<Checksum> {
+        None
+    }
+
+    fn examples(&self) -> &'static [(&'static str, Class)] {
+        &[]
+    }
+}

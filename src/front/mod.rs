@@ -1,0 +1,3 @@
+//! The front: sockets, routes and replies.
+
+pub mod wire;

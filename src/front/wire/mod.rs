@@ -1,0 +1,165 @@
+//! The boundary to sockets: a bounded request head in; a body reader and a reply writer out.
+//!
+//! A listener accepts, parses and frames; everything above it is shared. It asks the
+//! [`Service`] which [`Lane`] a request belongs to, submits a job to that lane's pool, and in
+//! the job calls [`Service::serve`] with the request and a writer for the one reply.
+
+use std::io::{self, Read};
+use std::net::IpAddr;
+
+use crate::body::Body;
+
+pub mod tiny;
+
+/// A request head, complete and within bounds. Header names are lower case; a value has no
+/// control characters.
+#[derive(Debug, Clone)]
+pub struct RequestHead {
+    /// The method as sent: `GET`, `HEAD`, …
+    pub method: String,
+    /// Path and query as sent, beginning with `/`, printable ASCII.
+    pub target: String,
+    /// HTTP/1.1; otherwise HTTP/1.0.
+    pub is_http_11: bool,
+    /// Header fields in their order.
+    pub headers: Vec<(String, String)>,
+    /// The client's address, as far as it is known.
+    pub client: Option<IpAddr>,
+}
+
+impl RequestHead {
+    /// The value of a header that has one; several lines are one list (RFC 9110, section 5.3).
+    pub fn header(&self, name: &str) -> Option<String> {
+        let mut values =
+            self.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str());
+        let first = values.next()?.to_owned();
+        Some(values.fold(first, |list, value| list + ", " + value))
+    }
+}
+
+/// A reply before its framing: the listener adds `Date`, `Connection` and either
+/// `Content-Length` or `Transfer-Encoding`.
+#[derive(Debug)]
+pub struct Reply {
+    /// The status code.
+    pub status: u16,
+    /// Header fields, without those that frame the message. Names and values are checked by
+    /// [`Reply::header`], so that none can be split.
+    headers: Vec<(&'static str, String)>,
+    /// The body. For HEAD and 304 its length is announced and nothing of it sent.
+    pub body: Body,
+}
+
+impl Reply {
+    /// A reply without headers.
+    pub fn new(status: u16, body: Body) -> Self {
+        Self { status, headers: Vec::new(), body }
+    }
+
+    /// Adds a header. A value that could split the head (CR, LF, NUL or another control
+    /// character) is left out: it can only have come from an upstream that means ill.
+    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+        let value = value.into();
+        if !value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
+            self.headers.push((name, value));
+        }
+        self
+    }
+
+    /// The headers so far.
+    pub fn headers(&self) -> &[(&'static str, String)] {
+        &self.headers
+    }
+}
+
+/// What became of a reply.
+#[derive(Debug)]
+pub struct Sent {
+    /// Bytes of the body that were handed to the socket.
+    pub body_bytes: u64,
+    /// Why it is not whole, if it is not: the client went away, or the body broke off. The
+    /// connection is then closed in a way that the client sees as an error.
+    pub broken: Option<Broken>,
+}
+
+/// Why a reply is not whole.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Broken {
+    /// The client went away or was too slow.
+    ByClient,
+    /// Our body broke off.
+    ByBody,
+}
+
+/// Writes the one reply of an exchange.
+pub trait ReplyWriter {
+    /// Sends head and body. To HEAD, and with 204 and 304, the body is not sent.
+    fn send(&mut self, reply: Reply) -> Sent;
+}
+
+/// A request with its body.
+pub struct Request<'a> {
+    /// The head.
+    pub head: RequestHead,
+    /// The body, unframed. Reading it sends `100 Continue` where the client waits for that.
+    pub body: &'a mut dyn Read,
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request").field("head", &self.head).finish_non_exhaustive()
+    }
+}
+
+/// Which pool a request goes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Lane {
+    /// The worker pool.
+    Main,
+    /// Health and metrics, which answer when every worker is busy.
+    Fast,
+}
+
+/// What stands above the wire.
+pub trait Service: Send + Sync {
+    /// The lane of a request, told from its head without any waiting.
+    fn lane(&self, head: &RequestHead) -> Lane;
+    /// Answers a request with exactly one call of `writer.send`.
+    fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter);
+    /// Answers a request for which there is no room (503 with `Retry-After`).
+    fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter);
+}
+
+/// Bounds of the front, all from the environment.
+#[derive(Debug, Clone)]
+pub struct Bounds {
+    /// Threads that answer requests.
+    pub workers: usize,
+    /// Requests that may wait for a worker; one more is answered 503.
+    pub queue_max: usize,
+    /// Bytes of a request head; more is answered 431.
+    pub head_bytes_max: usize,
+    /// Bytes of a request target; more is answered 414.
+    pub url_bytes_max: usize,
+    /// Header fields; more is answered 431.
+    pub header_count_max: usize,
+    /// Bytes of a request body; more is answered 413.
+    pub body_bytes_max: u64,
+    /// How long a connection may stay idle between requests.
+    pub idle_timeout: std::time::Duration,
+    /// How long a client may leave our bytes untaken.
+    pub write_timeout: std::time::Duration,
+    /// How long the stop waits for requests in flight.
+    pub shutdown_grace: std::time::Duration,
+}
+
+/// A listener that runs until it is stopped.
+pub trait Listener: Send + Sync {
+    /// Accepts and serves until [`Listener::stop`]; returns when accepting has ended.
+    ///
+    /// # Errors
+    /// What made accepting impossible for good.
+    fn run(&self) -> io::Result<()>;
+    /// Makes `run` return soon; requests in flight go on.
+    fn stop(&self);
+}

@@ -1,0 +1,132 @@
+//! The index: which artifacts are stored, and what is known of them.
+//!
+//! [`ArtifactIndex`] is the port. A row is written only once its blob is published, and
+//! removed before its blob is. Writers name the generation that they read, so that of two
+//! that race one wins whole and the other learns of it.
+
+use std::fmt::Debug;
+use std::ops::ControlFlow;
+use std::time::SystemTime;
+
+use crate::artifact::{ArtifactKey, Entry, RemoteName};
+
+#[cfg(test)]
+pub mod conformance;
+pub mod embedded;
+pub mod memory;
+
+/// Rows by artifact.
+pub trait ArtifactIndex: Debug + Send + Sync {
+    /// The row of an artifact.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError>;
+
+    /// Writes a row, if the one it `replaces` (a generation that was read; `None` for "there
+    /// was none") is still the one that stands there. `entry.generation` is ignored: the
+    /// stored row's is given back.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer; the row is then the old or the new one.
+    fn put(
+        &self,
+        key: &ArtifactKey,
+        entry: &Entry,
+        replaces: Option<u64>,
+    ) -> Result<Put, IndexError>;
+
+    /// Removes a row if it still has this generation; says whether it did.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError>;
+
+    /// Shows rows in the order of their remotes and paths until `visit` breaks off.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn scan(
+        &self,
+        query: &Scan,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError>;
+
+    /// Adds up uses, recorded in batches and off the path of a hit. Artifacts without a row
+    /// are passed over.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer; some may have been added.
+    fn touch(&self, uses: &[Use]) -> Result<(), IndexError>;
+
+    /// Whether it answers at all.
+    ///
+    /// # Errors
+    /// [`IndexError`] where it does not.
+    fn probe(&self) -> Result<(), IndexError>;
+}
+
+/// The answer to a [`ArtifactIndex::put`].
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Put {
+    /// Written; the row's new generation.
+    Stored(u64),
+    /// Another writer was first: its row, or `None` if it removed the row.
+    Superseded(Option<Entry>),
+}
+
+/// Which rows to show.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Scan {
+    /// Of this remote only.
+    pub remote: Option<RemoteName>,
+    /// Whose path begins with this.
+    pub prefix: String,
+    /// Whose path comes behind this one, in byte order; for the next page.
+    pub after: Option<String>,
+}
+
+/// A row as a scan shows it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Row {
+    /// Which artifact.
+    pub key: ArtifactKey,
+    /// What is known of it.
+    pub entry: Entry,
+    /// When it was last served, coarsely; when it was stored, if never.
+    pub last_used: SystemTime,
+    /// How often it was served from the store, about.
+    pub hits: u64,
+}
+
+/// Uses of one artifact since the last batch.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Use {
+    /// Which artifact.
+    pub key: ArtifactKey,
+    /// How many times.
+    pub hits: u64,
+    /// The last of them.
+    pub last: SystemTime,
+}
+
+/// Why the index did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum IndexError {
+    /// It can't answer now.
+    #[error("the index cannot {operation}")]
+    Unavailable {
+        /// What was tried.
+        operation: &'static str,
+        /// Why.
+        source: Box<dyn std::error::Error + Send + Sync>,
+    },
+    /// A row can't be understood.
+    #[error("the index row of {key} is damaged: {reason}")]
+    Corrupt {
+        /// Which artifact.
+        key: String,
+        /// What gave it away.
+        reason: String,
+    },
+}

@@ -1,0 +1,17 @@
+//! artifactapi: a caching proxy for artifacts.
+//!
+//! `GET /api/{remote}/{path}` gives a file of a configured remote. The first request streams
+//! it from upstream while it is stored; later ones come from the cache.
+
+pub mod artifact;
+pub mod blob;
+pub mod body;
+pub mod clock;
+pub mod config;
+pub mod coord;
+pub mod formats;
+pub mod front;
+pub mod index;
+pub mod policy;
+pub mod staging;
+pub mod upstream;

@@ -1,0 +1,3 @@
+//! The `artifactapi` command.
+
+fn main() {}

@@ -1,0 +1,409 @@
+//! Bytes on their way in: scratch files under a quota, hashed as they are written.
+//!
+//! A [`StagedFile`] grows while readers follow it. [`StagedFile::seal`] turns it into a
+//! [`SealedFile`] only if every promised byte arrived and hashed as expected, and only a
+//! sealed file can be published. Dropping either removes the scratch file and gives its
+//! reservation back.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use sha2::{Digest as _, Sha256, Sha512};
+
+use crate::artifact::{Checksum, Digest};
+
+/// How much a file of unknown length reserves at a time.
+const RESERVATION_STEP_BYTES: u64 = 8 << 20;
+/// Scratch files end with this; others in the folder are left alone.
+const SUFFIX: &str = ".part";
+
+/// The scratch folder and its quota.
+#[derive(Debug, Clone)]
+pub struct Staging {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    folder: PathBuf,
+    bytes_max: u64,
+    reserved: AtomicU64,
+    next: AtomicU64,
+}
+
+/// What a body must be to be sealed.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expect {
+    /// Its length; `None` where upstream did not announce one.
+    pub len: Option<u64>,
+    /// Its checksum; `None` where nothing names one.
+    pub checksum: Option<Checksum>,
+}
+
+/// Why bytes can't be staged.
+#[derive(Debug, thiserror::Error)]
+pub enum StagingError {
+    /// The quota or the disk is used up.
+    #[error("no space to stage {wanted} bytes: {reserved} of {bytes_max} are in use")]
+    Full {
+        /// How much more was wanted.
+        wanted: u64,
+        /// How much is reserved.
+        reserved: u64,
+        /// The quota.
+        bytes_max: u64,
+    },
+    /// More bytes came than were announced.
+    #[error("the body is longer than the announced {0} bytes")]
+    TooLong(u64),
+    /// The file system refused.
+    #[error("cannot write a scratch file in {folder}")]
+    Io {
+        /// The scratch folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Why a body was not sealed.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum SealError {
+    /// Fewer bytes came than were announced.
+    #[error("{written} of {expected} bytes came")]
+    Short {
+        /// How many came.
+        written: u64,
+        /// How many were announced.
+        expected: u64,
+    },
+    /// The bytes are not those that were asked for.
+    #[error("the body's checksum is {found}, expected {expected}")]
+    Checksum {
+        /// What the bytes hash to.
+        found: String,
+        /// What they should.
+        expected: String,
+    },
+}
+
+impl Staging {
+    /// Opens the scratch folder, creating it if need be, and removes what an earlier run left.
+    ///
+    /// # Errors
+    /// What the file system says.
+    pub fn open(folder: &Path, bytes_max: u64) -> io::Result<Self> {
+        fs::create_dir_all(folder)?;
+        for left_over in fs::read_dir(folder)? {
+            let path = left_over?.path();
+            if path.to_string_lossy().ends_with(SUFFIX) {
+                fs::remove_file(path)?;
+            }
+        }
+        let inner = Inner {
+            folder: folder.to_owned(),
+            bytes_max,
+            reserved: AtomicU64::new(0),
+            next: AtomicU64::new(0),
+        };
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// Begins a scratch file and reserves room for the announced length.
+    ///
+    /// # Errors
+    /// [`StagingError::Full`] where the quota does not allow it, or the file system's.
+    pub fn begin(&self, expect: Expect) -> Result<StagedFile, StagingError> {
+        let mut reservation = Reservation { staging: self.clone(), bytes: 0 };
+        reservation.grow_to(expect.len.unwrap_or(0))?;
+        let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let path = self.inner.folder.join(format!("{number:016x}{SUFFIX}"));
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create_new(true)
+            .open(&path)
+            .map_err(|source| self.io_error(source))?;
+        Ok(StagedFile {
+            scratch: Scratch { path, reservation: reservation },
+            file: Arc::new(file),
+            written: 0,
+            expect,
+            sha256: Sha256::new(),
+            sha512: matches!(expect.checksum, Some(Checksum::Sha512(_))).then(Sha512::new),
+        })
+    }
+
+    /// Bytes that are reserved now.
+    pub fn reserved_bytes(&self) -> u64 {
+        self.inner.reserved.load(Ordering::Relaxed)
+    }
+
+    /// The quota in bytes.
+    pub fn bytes_max(&self) -> u64 {
+        self.inner.bytes_max
+    }
+
+    fn io_error(&self, source: io::Error) -> StagingError {
+        if is_no_space(&source) {
+            let (reserved, bytes_max) = (self.reserved_bytes(), self.inner.bytes_max);
+            return StagingError::Full { wanted: 1, reserved, bytes_max };
+        }
+        StagingError::Io { folder: self.inner.folder.clone(), source }
+    }
+}
+
+/// Whether the file system is full, or the quota of its user is.
+pub fn is_no_space(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+}
+
+/// Room in the quota, given back when dropped.
+#[derive(Debug)]
+struct Reservation {
+    staging: Staging,
+    bytes: u64,
+}
+
+impl Reservation {
+    fn grow_to(&mut self, bytes: u64) -> Result<(), StagingError> {
+        let wanted = bytes.saturating_sub(self.bytes);
+        let inner = &self.staging.inner;
+        let grown = inner.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
+            reserved.checked_add(wanted).filter(|sum| *sum <= inner.bytes_max)
+        });
+        match grown {
+            Ok(_) => {
+                self.bytes += wanted;
+                Ok(())
+            }
+            Err(reserved) => {
+                Err(StagingError::Full { wanted, reserved, bytes_max: inner.bytes_max })
+            }
+        }
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.staging.inner.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
+}
+
+/// The name of a scratch file, removed when dropped. Whoever has the file open keeps it.
+#[derive(Debug)]
+struct Scratch {
+    path: PathBuf,
+    reservation: Reservation,
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        if let Err(error) = fs::remove_file(&self.path) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a scratch file; the next start will");
+        }
+    }
+}
+
+/// A file that grows.
+#[derive(Debug)]
+pub struct StagedFile {
+    scratch: Scratch,
+    file: Arc<File>,
+    written: u64,
+    expect: Expect,
+    sha256: Sha256,
+    sha512: Option<Sha512>,
+}
+
+impl StagedFile {
+    /// The file for readers, who may read at any offset below [`StagedFile::written`].
+    pub fn share(&self) -> Arc<File> {
+        Arc::clone(&self.file)
+    }
+
+    /// How many bytes are written.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// What the body must be.
+    pub fn expect(&self) -> Expect {
+        self.expect
+    }
+
+    /// Appends bytes and hashes them.
+    ///
+    /// # Errors
+    /// [`StagingError`]: the quota, the announced length or the file system ended.
+    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StagingError> {
+        let end = self.written + bytes.len() as u64;
+        match self.expect.len {
+            Some(len) if end > len => return Err(StagingError::TooLong(len)),
+            Some(_) => {}
+            None => {
+                let steps = end.div_ceil(RESERVATION_STEP_BYTES);
+                self.scratch.reservation.grow_to(steps * RESERVATION_STEP_BYTES)?;
+            }
+        }
+        let staging = &self.scratch.reservation.staging;
+        (&*self.file).write_all(bytes).map_err(|source| staging.io_error(source))?;
+        self.sha256.update(bytes);
+        if let Some(sha512) = &mut self.sha512 {
+            sha512.update(bytes);
+        }
+        self.written = end;
+        Ok(())
+    }
+
+    /// Ends the file, if it is what was expected.
+    ///
+    /// # Errors
+    /// [`SealError`]; the scratch file is gone then.
+    pub fn seal(self) -> Result<SealedFile, SealError> {
+        if let Some(expected) = self.expect.len.filter(|len| *len != self.written) {
+            return Err(SealError::Short { written: self.written, expected });
+        }
+        let digest = Digest(self.sha256.finalize().into());
+        if let Some(expected) = self.expect.checksum {
+            let found = match self.sha512 {
+                Some(sha512) => Checksum::Sha512(sha512.finalize().into()),
+                None => Checksum::Sha256(digest),
+            };
+            if found != expected {
+                return Err(SealError::Checksum {
+                    found: found.to_string(),
+                    expected: expected.to_string(),
+                });
+            }
+        }
+        Ok(SealedFile { scratch: self.scratch, file: self.file, len: self.written, digest })
+    }
+}
+
+/// A whole body: every promised byte is there and hashed as expected.
+#[derive(Debug)]
+pub struct SealedFile {
+    scratch: Scratch,
+    file: Arc<File>,
+    len: u64,
+    digest: Digest,
+}
+
+impl SealedFile {
+    /// The bytes. A store reads at offsets and does not move the cursor.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
+    /// Where they lie, for a store that links them.
+    pub fn path(&self) -> &Path {
+        &self.scratch.path
+    }
+
+    /// Their length.
+    pub fn len(&self) -> u64 {
+        self.len
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Their digest.
+    pub fn digest(&self) -> Digest {
+        self.digest
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn staging(bytes_max: u64) -> (tempfile::TempDir, Staging) {
+        let folder = tempfile::tempdir().unwrap();
+        let staging = Staging::open(folder.path(), bytes_max).unwrap();
+        (folder, staging)
+    }
+
+    fn files_in(folder: &tempfile::TempDir) -> usize {
+        fs::read_dir(folder.path()).unwrap().count()
+    }
+
+    fn expecting(len: u64) -> Expect {
+        Expect { len: Some(len), checksum: None }
+    }
+
+    #[test]
+    fn only_what_was_promised_is_sealed() {
+        let (folder, staging) = staging(100);
+        let mut whole = staging.begin(expecting(4)).unwrap();
+        whole.append(b"ab").unwrap();
+        whole.append(b"cd").unwrap();
+        let sealed = whole.seal().unwrap();
+        assert_eq!((sealed.len(), sealed.digest()), (4, Digest::of(b"abcd")));
+        drop(sealed);
+
+        let mut short = staging.begin(expecting(4)).unwrap();
+        short.append(b"abc").unwrap();
+        assert_eq!(short.seal().unwrap_err(), SealError::Short { written: 3, expected: 4 });
+
+        let mut long = staging.begin(expecting(4)).unwrap();
+        assert!(matches!(long.append(b"abcde"), Err(StagingError::TooLong(4))));
+        drop(long);
+        assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn checksums_of_both_algorithms_are_held_against_the_bytes() {
+        let (_folder, staging) = staging(100 << 20);
+        let sha512 = Checksum::Sha512(Sha512::digest(b"abc").into());
+        let sha256 = Checksum::Sha256(Digest::of(b"abc"));
+        for (checksum, bytes, fits) in [
+            (sha512, b"abc", true),
+            (sha512, b"abd", false),
+            (sha256, b"abc", true),
+            (sha256, b"abd", false),
+        ] {
+            let mut staged = staging.begin(Expect { len: None, checksum: Some(checksum) }).unwrap();
+            staged.append(bytes).unwrap();
+            assert_eq!(staged.seal().is_ok(), fits, "{checksum}");
+        }
+    }
+
+    #[test]
+    fn the_quota_bounds_announced_and_unannounced_bytes() {
+        let (folder, staging) = staging(RESERVATION_STEP_BYTES + 10);
+        let held = staging.begin(expecting(11)).unwrap();
+        assert!(matches!(
+            staging.begin(expecting(RESERVATION_STEP_BYTES)),
+            Err(StagingError::Full { .. })
+        ));
+        let mut unannounced = staging.begin(Expect::default()).unwrap();
+        assert!(matches!(unannounced.append(b"x"), Err(StagingError::Full { .. })));
+        drop(held);
+        unannounced.append(b"x").unwrap();
+        assert_eq!(staging.reserved_bytes(), RESERVATION_STEP_BYTES);
+        drop(unannounced);
+        assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn an_absurd_announced_length_is_refused_not_allocated() {
+        let (_folder, staging) = staging(u64::MAX - 1);
+        assert!(staging.begin(expecting(u64::MAX)).is_err());
+    }
+
+    #[test]
+    fn left_overs_of_an_earlier_run_go_and_other_files_stay() {
+        let (folder, _staging) = staging(10);
+        fs::write(folder.path().join("0000.part"), b"x").unwrap();
+        fs::write(folder.path().join("README"), b"x").unwrap();
+        Staging::open(folder.path(), 10).unwrap();
+        assert_eq!(files_in(&folder), 1);
+    }
+}

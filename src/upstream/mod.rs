@@ -1,0 +1,176 @@
+//! The servers that artifacts come from.
+//!
+//! [`Upstream`] is the port: one question, one answer. `http` is the real one (ureq),
+//! `scripted` the tests'. What is done about a failure (another try, a mirror, a pause) is a
+//! wrapper that is an `Upstream` as well, written once. This room knows nothing of stores,
+//! clients or flights.
+
+use std::fmt::Debug;
+use std::io::Read;
+use std::time::Duration;
+
+use crate::artifact::{ArtifactPath, Validators};
+
+/// One upstream of one remote: its base URL, or that with everything that stands in for it.
+pub trait Upstream: Debug + Send + Sync {
+    /// Asks for a path.
+    ///
+    /// Returns when the answer's head is there. The body is read by the caller, at its speed;
+    /// dropping it early is allowed and costs the connection.
+    ///
+    /// # Errors
+    /// [`UpstreamError`]; nothing of a body was given then.
+    fn get(&self, request: &UpstreamRequest<'_>) -> Result<UpstreamReply, UpstreamError>;
+}
+
+/// What is asked of an upstream.
+#[derive(Debug, Clone, Copy)]
+pub struct UpstreamRequest<'a> {
+    /// Which artifact.
+    pub path: &'a ArtifactPath,
+    /// Ask for a body only if it differs from what these name.
+    pub unless: Option<&'a Validators>,
+    /// Ask for a part only.
+    pub part: Option<Part<'a>>,
+}
+
+/// A part of a file: bytes from `from` to `to`, and only of the named version.
+#[derive(Debug, Clone, Copy)]
+pub struct Part<'a> {
+    /// The first byte.
+    pub from: u64,
+    /// The byte behind the last one; `None` is the end of the file.
+    pub to: Option<u64>,
+    /// The version that the part must be of, for `If-Range`: a strong ETag, or a
+    /// Last-Modified; `None` where upstream gave neither.
+    pub of: Option<&'a str>,
+}
+
+/// An upstream's answer.
+pub enum UpstreamReply {
+    /// The whole file, or the part that was asked for (see [`UpstreamHead::part_from`]).
+    Found(UpstreamHead, Box<dyn UpstreamBody>),
+    /// What the request's `unless` named is still right.
+    NotModified(UpstreamHead),
+    /// There is no such file (404 or 410).
+    Absent,
+}
+
+impl Debug for UpstreamReply {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Found(head, _) => f.debug_tuple("Found").field(head).finish_non_exhaustive(),
+            Self::NotModified(head) => f.debug_tuple("NotModified").field(head).finish(),
+            Self::Absent => f.write_str("Absent"),
+        }
+    }
+}
+
+/// What stands before an upstream's body.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct UpstreamHead {
+    /// The body's length as announced; of a part, the part's.
+    pub len: Option<u64>,
+    /// Where the body begins in the file: `Some` only if upstream answered with a part
+    /// (206) that begins where it was asked to.
+    pub part_from: Option<u64>,
+    /// The whole file's length, where a part's `Content-Range` tells it.
+    pub full_len: Option<u64>,
+    /// `ETag` and `Last-Modified`.
+    pub validators: Validators,
+    /// `Content-Type`.
+    pub content_type: Option<String>,
+}
+
+/// A body that says at its end how it ended.
+///
+/// `read` returns 0 only for an end that the framing vouches for (all announced bytes, the
+/// last chunk) or, without any framing, the connection's end; a cut body is an error.
+pub trait UpstreamBody: Read + Send {
+    /// Whether the framing can tell a whole body from a cut one. `false` for a body that
+    /// only the connection's end delimits: it may be served but never stored.
+    fn is_framed(&self) -> bool;
+}
+
+/// Why an upstream gave nothing.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection: refused, unreachable, no such host, TLS.
+    #[error("cannot connect to {host}: {reason}")]
+    Connect {
+        /// Which host.
+        host: String,
+        /// What went wrong.
+        reason: String,
+    },
+    /// Nothing came in time.
+    #[error("{host} was silent for {after:?} while {during}")]
+    Timeout {
+        /// Which host.
+        host: String,
+        /// The step: "connecting", "waiting for the head", "sending the body of the file".
+        during: &'static str,
+        /// The bound that ran out.
+        after: Duration,
+    },
+    /// A status that says neither "here it is" nor "there is none".
+    #[error("{host} answered {status}")]
+    Status {
+        /// Which host.
+        host: String,
+        /// The status code.
+        status: u16,
+        /// Its `Retry-After`, if it sent one.
+        retry_after: Option<Duration>,
+    },
+    /// The answer makes no sense, or the connection broke in its head.
+    #[error("{host} answered nonsense: {reason}")]
+    Protocol {
+        /// Which host.
+        host: String,
+        /// What was wrong.
+        reason: String,
+    },
+    /// A redirect that must not be followed.
+    #[error("the redirect from {host} is refused: {reason}")]
+    Redirect {
+        /// Who sent it.
+        host: String,
+        /// Why.
+        reason: String,
+    },
+    /// It failed so often that it is left alone for a while; nothing was asked.
+    #[error("{host} keeps failing and is left alone for another {retry_after:?}")]
+    Blocked {
+        /// Which host.
+        host: String,
+        /// When asking again makes sense.
+        retry_after: Duration,
+    },
+}
+
+impl UpstreamError {
+    /// Whether another try, a mirror or a stale copy may help: everything but an answer that
+    /// was meant (a 4xx other than 408 and 429, a refused redirect).
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::Redirect { .. } => false,
+            _ => true,
+        }
+    }
+
+    /// Whether it was the clock that gave up.
+    pub fn is_timeout(&self) -> bool {
+        matches!(self, Self::Timeout { .. })
+    }
+
+    /// When asking again makes sense, where upstream or we know it.
+    pub fn retry_after(&self) -> Option<Duration> {
+        match self {
+            Self::Status { retry_after, .. } => *retry_after,
+            Self::Blocked { retry_after, .. } => Some(*retry_after),
+            _ => None,
+        }
+    }
+}
