@@ -1,3 +1,4 @@
 //! The front: sockets, routes and replies.
 
+pub mod pools;
 pub mod wire;
