@@ -56,12 +56,20 @@ impl Setup {
 
     /// Starts the server and waits until it listens.
     pub(crate) fn start(self) -> Server {
+        self.try_start().unwrap_or_else(|log| panic!("the server does not listen: {log:#?}"))
+    }
+
+    /// The same for a server that may refuse to start.
+    ///
+    /// # Errors
+    /// What it logged, if it ended without listening.
+    pub(crate) fn try_start(self) -> Result<Server, Vec<String>> {
         let folder = tempfile::tempdir().expect("a folder for the test can be made");
         let config = folder.path().join("remotes.yaml");
         std::fs::write(&config, remotes_yaml(&self.remotes)).expect("the folder takes a file");
         let process = Process::start(folder.path(), &self.env);
-        let addr = process.wait_listening();
-        Server { process, addr, env: self.env, folder, last_connect: Mutex::new(None) }
+        let addr = process.wait_listening()?;
+        Ok(Server { process, addr, env: self.env, folder, last_connect: Mutex::new(None) })
     }
 }
 
@@ -148,6 +156,13 @@ impl Server {
         values.next().unwrap_or(0.0)
     }
 
+    /// Waits until so many workers are serving requests.
+    pub(crate) fn wait_busy_workers(&self, count: usize) {
+        eventually(&format!("{count} workers are busy"), || {
+            self.metric("artifactapi_workers_busy") >= count as f64
+        });
+    }
+
     /// Everything that it logged so far, one line each.
     pub(crate) fn log(&self) -> Vec<String> {
         self.process.log()
@@ -179,7 +194,7 @@ impl Server {
     pub(crate) fn start_again(&mut self) {
         assert!(self.process.has_ended(), "the server still runs");
         self.process = Process::start(self.folder.path(), &self.env);
-        self.addr = self.process.wait_listening();
+        self.addr = self.process.wait_listening().expect("it listened before");
     }
 
     /// Starts a second process on the same folder.
@@ -285,7 +300,7 @@ impl Process {
         Self { child, log }
     }
 
-    fn wait_listening(&self) -> SocketAddr {
+    fn wait_listening(&self) -> Result<SocketAddr, Vec<String>> {
         let state = self.log.state.lock().expect("nobody panics while holding it");
         let is_waiting =
             |state: &mut LogState| !state.has_ended && listening_address(&state.lines).is_none();
@@ -294,8 +309,7 @@ impl Process {
             .changed
             .wait_timeout_while(state, PATIENCE, is_waiting)
             .expect("nobody panics while holding it");
-        listening_address(&state.lines)
-            .unwrap_or_else(|| panic!("the server does not listen; its log: {:#?}", state.lines))
+        listening_address(&state.lines).ok_or_else(|| state.lines.clone())
     }
 
     /// Everything that it logged so far, one line each.

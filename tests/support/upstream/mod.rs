@@ -10,7 +10,7 @@ use std::io::{self, ErrorKind, Read, Write};
 use std::net::{IpAddr, Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use socket2::{Domain, SockRef, Socket, Type};
 
@@ -34,6 +34,8 @@ pub(crate) struct Seen {
     pub(crate) target: String,
     /// Header fields in their order, names in lower case.
     pub(crate) headers: Vec<(String, String)>,
+    /// When it was complete.
+    pub(crate) at: Instant,
 }
 
 impl Seen {
@@ -331,5 +333,5 @@ fn read_request(mut stream: &TcpStream, unread: &mut Vec<u8>) -> io::Result<Opti
         .filter_map(|line| line.split_once(':'))
         .map(|(name, value)| (name.to_ascii_lowercase(), value.trim().to_owned()))
         .collect();
-    Ok(Some(Seen { method, target: target.to_owned(), headers }))
+    Ok(Some(Seen { method, target: target.to_owned(), headers, at: Instant::now() }))
 }
