@@ -80,6 +80,8 @@ pub struct UpstreamHead {
     pub validators: Validators,
     /// `Content-Type`.
     pub content_type: Option<String>,
+    /// `Content-Encoding`, where upstream sent one though asked not to.
+    pub content_encoding: Option<String>,
 }
 
 /// A body that says at its end how it ended.
