@@ -1,3 +1,5 @@
 //! The front: sockets, routes and replies.
 
+pub mod multipart;
+pub mod range;
 pub mod wire;
