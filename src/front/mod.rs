@@ -1,5 +1,6 @@
 //! The front: sockets, routes and replies.
 
+pub mod conditional;
 pub mod multipart;
 pub mod range;
 pub mod wire;
