@@ -18,19 +18,25 @@ use crate::coord::{Freshness, Leases, Mark};
 use crate::formats::Class;
 use crate::index::{ArtifactIndex, Row, Scan};
 use crate::policy::{self, Decision, Facts, Reach};
-use crate::staging::{SealError, Staging, StagingError};
-use crate::upstream::{Upstream, UpstreamError};
+use crate::staging::{Staging, StagingError};
+use crate::upstream::Upstream;
 
 pub mod counters;
+mod error;
 mod fetch;
 pub mod flight;
+mod found;
 mod pass;
 pub mod sweep;
 mod uses;
 
+pub use error::{CacheError, FetchError, OpenError, chain};
+pub use found::{Bytes, Found, Outcome, Representation};
+
 use counters::Counters;
 use fetch::{FetchPool, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
+use found::From;
 use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
@@ -96,129 +102,6 @@ impl Target {
     }
 }
 
-/// How a request was met. One of these becomes the log line, the counter and `Cache-Status`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Outcome {
-    /// From the store, fresh.
-    Hit,
-    /// From the store although it lapsed: upstream failed, or must not be asked.
-    Stale,
-    /// From the store, after upstream confirmed it.
-    Revalidated,
-    /// Fetched for this request.
-    Miss,
-    /// Fetched for another request, which this one joined.
-    Collapsed,
-    /// Passed through without being stored.
-    Pass,
-}
-
-/// Why there is nothing to serve.
-#[derive(Debug, Clone, thiserror::Error)]
-pub enum CacheError {
-    /// There is no such artifact.
-    #[error("there is no such artifact")]
-    Absent,
-    /// It is not stored, and upstream must not be asked.
-    #[error("the artifact is not cached and the remote is offline")]
-    Offline,
-    /// Fetching it failed.
-    #[error(transparent)]
-    Fetch(Arc<FetchError>),
-    /// The store can't answer, and there is no upstream to ask.
-    #[error("the store does not answer: {0}")]
-    Store(String),
-    /// It kept changing while this request tried to open it.
-    #[error("the artifact kept changing while it was opened")]
-    Unsettled,
-}
-
-/// Why a fetch failed.
-#[derive(Debug, thiserror::Error)]
-pub enum FetchError {
-    /// Upstream gave nothing.
-    #[error(transparent)]
-    Upstream(#[from] UpstreamError),
-    /// The body broke off after so many bytes.
-    #[error("upstream's body broke off after {written} bytes: {reason}")]
-    Cut {
-        /// How many bytes came.
-        written: u64,
-        /// What ended it.
-        reason: String,
-        /// Whether it was a silence that ended it.
-        is_timeout: bool,
-    },
-    /// It could not be staged.
-    #[error(transparent)]
-    Staging(#[from] StagingError),
-    /// It came, but it is not what it should be.
-    #[error("upstream's body is wrong: {0}")]
-    Sealing(#[from] SealError),
-    /// Too many fetches wait already.
-    #[error("too many fetches are waiting")]
-    Overloaded,
-    /// Upstream's answer did not begin in time.
-    #[error("upstream's answer did not begin within {0:?}")]
-    Late(Duration),
-    /// The fetch ended without saying how.
-    #[error("the fetch was abandoned")]
-    Abandoned,
-}
-
-/// An artifact that can be served.
-#[derive(Debug)]
-pub struct Found {
-    /// How it was met.
-    pub outcome: Outcome,
-    /// What is known of it.
-    pub about: Representation,
-    /// How long it is fresh; negative seconds where it is stale; `None` for ever or unknown.
-    pub ttl_s: Option<i64>,
-    /// Whether it is, or is being, stored.
-    pub is_stored: bool,
-    key: ArtifactKey,
-    from: From,
-}
-
-/// What a client learns of an artifact before its bytes.
-#[derive(Debug, Clone, Default)]
-pub struct Representation {
-    /// Its length, where that is known yet.
-    pub len: Option<u64>,
-    /// Its digest, where that is known yet.
-    pub digest: Option<Digest>,
-    /// Validators for clients: upstream's, or an ETag made of the digest.
-    pub validators: Validators,
-    /// Upstream's `Content-Type`.
-    pub content_type: Option<String>,
-    /// Upstream's `Content-Encoding`.
-    pub content_encoding: Option<String>,
-    /// How long ago upstream sent or confirmed it.
-    pub age: Duration,
-}
-
-#[derive(Debug)]
-enum From {
-    Store(Box<Entry>),
-    Flight(FlightReader, Arc<FlightHead>),
-    Passing(pass::Passing),
-}
-
-/// Why a found artifact can't be opened.
-#[derive(Debug, thiserror::Error)]
-pub enum OpenError {
-    /// It is gone or was replaced meanwhile; it was forgotten: find it again.
-    #[error("the artifact is not there any more")]
-    Gone,
-    /// The store can't answer: only upstream can help.
-    #[error(transparent)]
-    Store(BlobError),
-    /// The fetch failed before a byte of it came.
-    #[error(transparent)]
-    Fetch(Arc<FetchError>),
-}
-
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
@@ -250,7 +133,7 @@ impl Cache {
             let decision = self.judge(target, &key, class, stored.as_ref());
             let task = match (decision, stored) {
                 (Decision::Hit(left), Some(entry)) => {
-                    return Ok(self.from_store(key, entry, Outcome::Hit, left.map(seconds)));
+                    return Ok(self.found_stored(key, entry, Outcome::Hit, left.map(seconds)));
                 }
                 (Decision::Stale, Some(entry)) => {
                     return Ok(self.stand_in(target, key, class, entry));
@@ -269,7 +152,7 @@ impl Cache {
         Err(CacheError::Unsettled)
     }
 
-    /// Opens bytes of a found artifact; `range` lies inside its length, `None` is all of it.
+    /// Opens bytes of a found artifact of length `len`; `range` lies inside it, `None` is all.
     /// Blocks until the first byte can be read, so that a failure before it can be answered.
     ///
     /// # Errors
@@ -277,22 +160,22 @@ impl Cache {
     pub fn open(
         &self,
         target: &Target,
-        found: Found,
+        bytes: Bytes,
+        len: Option<u64>,
         range: Option<Range<u64>>,
     ) -> Result<Body, OpenError> {
-        let len = found.about.len;
         let (from, to) = match (&range, len) {
             (Some(range), _) => (range.start, Some(range.end)),
             (None, len) => (0, len),
         };
-        match found.from {
+        match bytes.from {
             From::Store(entry) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(&found.key, &entry, range)
+                self.open_blob(&bytes.key, &entry, range)
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
-                    && let Some(body) = self.pass_part(target, &found.key, &head, from, to)
+                    && let Some(body) = self.pass_part(target, &bytes.key, &head, from, to)
                 {
                     return Ok(body);
                 }
@@ -339,8 +222,7 @@ impl Cache {
             about,
             ttl_s: None,
             is_stored: false,
-            key,
-            from: From::Passing(passing),
+            bytes: Bytes { key, from: From::Passing(passing) },
         })
     }
 
@@ -351,9 +233,11 @@ impl Cache {
     /// # Errors
     /// Why the fetch failed.
     pub fn settle(&self, found: Found) -> Result<Found, CacheError> {
-        let From::Flight(reader, _) = &found.from else { return Ok(found) };
+        let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
-            End::Stored(entry) => Ok(self.from_store(found.key, entry, found.outcome, found.ttl_s)),
+            End::Stored(entry) => {
+                Ok(self.found_stored(found.bytes.key, entry, found.outcome, found.ttl_s))
+            }
             End::Failed(why) => Err(CacheError::Fetch(why)),
             End::Unstored | End::Confirmed(_) | End::Absent => Ok(found),
         }
@@ -498,7 +382,7 @@ impl Cache {
             }
         };
         match reader.head(Instant::now() + HEAD_WAIT_MAX) {
-            Begun::Head(head) => Ok(Some(self.from_flight(key, outcome, reader, head))),
+            Begun::Head(head) => Ok(Some(self.found_flying(key, outcome, reader, head))),
             Begun::TimedOut => {
                 let late = Arc::new(FetchError::Late(HEAD_WAIT_MAX));
                 self.after_failure(target, key, late).map(Some)
@@ -509,7 +393,7 @@ impl Cache {
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
-                Ok(Some(self.from_store(key.clone(), entry, outcome, left)))
+                Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
             }
             Begun::Ended(End::Absent) => Err(CacheError::Absent),
             Begun::Ended(End::Failed(why)) if matches!(*why, FetchError::Abandoned) => Ok(None),
@@ -546,7 +430,7 @@ impl Cache {
     fn stand_in(&self, target: &Target, key: ArtifactKey, class: Class, entry: Entry) -> Found {
         let now = self.ports.clock.now();
         let stale_for = policy::staleness(now, &target.remote.lifetimes, class, &entry);
-        self.from_store(key, entry, Outcome::Stale, Some(-seconds(stale_for)))
+        self.found_stored(key, entry, Outcome::Stale, Some(-seconds(stale_for)))
     }
 
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
@@ -556,7 +440,7 @@ impl Cache {
         }
     }
 
-    fn from_store(
+    fn found_stored(
         &self,
         key: ArtifactKey,
         entry: Entry,
@@ -573,10 +457,11 @@ impl Cache {
             content_encoding: entry.content_encoding.clone(),
             age: policy::age(now, &entry),
         };
-        Found { outcome, about, ttl_s, is_stored: true, key, from: From::Store(Box::new(entry)) }
+        let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
+        Found { outcome, about, ttl_s, is_stored: true, bytes }
     }
 
-    fn from_flight(
+    fn found_flying(
         &self,
         key: &ArtifactKey,
         outcome: Outcome,
@@ -595,9 +480,8 @@ impl Cache {
             content_encoding: head.content_encoding.clone(),
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
-        let is_stored = true;
-        let key = key.clone();
-        Found { outcome, about, ttl_s: None, is_stored, key, from: From::Flight(reader, head) }
+        let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
+        Found { outcome, about, ttl_s: None, is_stored: true, bytes }
     }
 
     fn open_blob(
@@ -637,17 +521,6 @@ impl Cache {
     }
 }
 
-impl FetchError {
-    /// Whether a stored copy may stand in: upstream failed, rather than meaning its answer.
-    pub fn is_failure(&self) -> bool {
-        match self {
-            Self::Upstream(error) => error.is_failure(),
-            Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Abandoned => true,
-        }
-    }
-}
-
 /// The digest of the head that names a member, as it is stored now.
 fn stored_head(
     index: &dyn ArtifactIndex,
@@ -672,16 +545,4 @@ fn client_validators(upstream: &Validators, digest: Option<Digest>) -> Validator
 
 fn seconds(duration: Duration) -> i64 {
     i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
-}
-
-/// An error with everything that led to it, on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }
