@@ -11,6 +11,9 @@ use std::time::Duration;
 
 use crate::artifact::{ArtifactPath, Validators};
 
+#[cfg(test)]
+pub mod scripted;
+
 /// One upstream of one remote: its base URL, or that with everything that stands in for it.
 pub trait Upstream: Debug + Send + Sync {
     /// Asks for a path.
@@ -80,6 +83,10 @@ pub struct UpstreamHead {
     pub validators: Validators,
     /// `Content-Type`.
     pub content_type: Option<String>,
+    /// `Content-Encoding`, where it is not `identity`. We ask for none; an upstream that
+    /// encodes all the same has its bytes kept as they came, and whoever serves them must
+    /// say so.
+    pub content_encoding: Option<String>,
 }
 
 /// A body that says at its end how it ended.
