@@ -6,6 +6,7 @@
 pub mod artifact;
 pub mod blob;
 pub mod body;
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod coord;

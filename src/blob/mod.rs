@@ -73,6 +73,8 @@ pub struct About {
     pub digest: Digest,
     /// Upstream's `Content-Type`.
     pub content_type: Option<String>,
+    /// Upstream's `Content-Encoding`.
+    pub content_encoding: Option<String>,
     /// Upstream's validators.
     pub validators: Validators,
     /// When the bytes came from upstream.
