@@ -45,7 +45,6 @@ const CRATES: &[(&str, &[&str])] = &[
     ("ureq", &["upstream/", "blob/s3"]),
     ("rusqlite", &["index/embedded"]),
     ("serde_yaml", &["config/"]),
-    ("prometheus_client", &["ops/"]),
 ];
 
 /// Ports, and the files beside them that are no backends.

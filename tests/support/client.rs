@@ -132,7 +132,7 @@ impl Connection {
     }
 
     /// Whether the server closes the connection without another byte.
-    pub(crate) fn is_closed_by_server(mut self) -> bool {
+    pub(crate) fn closes_without_a_byte(mut self) -> bool {
         let mut byte = [0; 1];
         self.unread.is_empty()
             && match self.stream.read(&mut byte) {
@@ -301,11 +301,6 @@ pub(crate) struct Incoming {
 }
 
 impl Incoming {
-    /// What came of the body so far.
-    pub(crate) fn body(&self) -> &[u8] {
-        &self.body
-    }
-
     /// Reads until `bytes` of the body are there or it ended.
     pub(crate) fn read_to(&mut self, bytes: usize) -> &[u8] {
         while self.end.is_none() && self.body.len() < bytes {

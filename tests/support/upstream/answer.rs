@@ -255,10 +255,10 @@ impl Answer {
         let choice = self.choose(request);
         let is_bodiless = choice.status == 304 || request.method == "HEAD";
         stream.write_all(&self.head(&choice))?;
-        if !is_bodiless {
-            if let Some(fault) = self.send_body(stream, &self.body[choice.part.clone()])? {
-                return Ok(commit(fault, is_wanted));
-            }
+        if !is_bodiless
+            && let Some(fault) = self.send_body(stream, &self.body[choice.part.clone()])?
+        {
+            return Ok(commit(fault, is_wanted));
         }
         Ok(match self.framing {
             Framing::Length | Framing::Chunked => Next::Request,
