@@ -302,10 +302,11 @@ impl ReplyWriter for TinyWriter<'_> {
         let mut writer = request.into_writer();
         let sent = self.write(&mut *writer, reply, closes);
         if (closes || sent.broken.is_some())
-            && let Some(socket) = socket() {
-                // Of a body that broke off the client must see an error, not an end.
-                let _ = rustix::net::shutdown(&socket, Shutdown::Both);
-            }
+            && let Some(socket) = socket()
+        {
+            // Of a body that broke off the client must see an error, not an end.
+            let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+        }
         sent
     }
 }
