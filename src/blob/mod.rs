@@ -15,6 +15,7 @@ use crate::staging::SealedFile;
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;
+#[cfg(test)]
 pub mod memory;
 
 /// A store of blobs under predictable keys, with versions.
