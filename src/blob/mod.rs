@@ -57,8 +57,8 @@ pub trait BlobStore: Debug + Send + Sync {
     /// [`BlobError`] where the store can't answer.
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError>;
 
-    /// Shows every blob, in no order, until `visit` breaks off. Blobs that come or go
-    /// meanwhile may be shown or not.
+    /// Shows every blob, in no order, until `visit` breaks off. `visit` may call the store.
+    /// Blobs that come or go meanwhile may be shown or not.
     ///
     /// # Errors
     /// [`BlobError`] where the store can't answer.
