@@ -13,6 +13,8 @@ pub mod coord;
 pub mod formats;
 pub mod front;
 pub mod index;
+pub mod ops;
 pub mod policy;
 pub mod staging;
 pub mod upstream;
+pub mod wiring;

@@ -27,7 +27,16 @@ pub enum Outcome {
 /// An artifact that can be served.
 #[derive(Debug)]
 pub struct Found {
-    /// How it was met.
+    /// How it was met, and what is known of it.
+    pub met: Met,
+    /// The way to its bytes.
+    pub bytes: Bytes,
+}
+
+/// How a request was met.
+#[derive(Debug)]
+pub struct Met {
+    /// From where.
     pub outcome: Outcome,
     /// What is known of it.
     pub about: Representation,
@@ -35,8 +44,6 @@ pub struct Found {
     pub ttl_s: Option<i64>,
     /// Whether it is, or is being, stored.
     pub is_stored: bool,
-    /// The way to its bytes.
-    pub bytes: Bytes,
 }
 
 /// The way to an artifact's bytes: give it to [`super::Cache::open`].

@@ -4,7 +4,6 @@
 //! pool ([`fetch`]) and every client, the first included, reads along ([`flight`]). This room
 //! knows no HTTP towards clients and no backend by name.
 
-use std::error::Error;
 use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -28,10 +27,12 @@ pub mod flight;
 mod found;
 mod pass;
 pub mod sweep;
+#[cfg(test)]
+mod tests;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError, chain};
-pub use found::{Bytes, Found, Outcome, Representation};
+pub use found::{Bytes, Found, Met, Outcome, Representation};
 
 use counters::Counters;
 use fetch::{FetchPool, Job, Task};
@@ -217,13 +218,8 @@ impl Cache {
         let upstream = target.upstream.as_deref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
         let (about, passing) = pass::start(upstream, &key.path)?;
-        Ok(Found {
-            outcome: Outcome::Pass,
-            about,
-            ttl_s: None,
-            is_stored: false,
-            bytes: Bytes { key, from: From::Passing(passing) },
-        })
+        let met = Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false };
+        Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })
     }
 
     /// Waits until a flight has landed, so that the digest is known; for a client that asks
@@ -236,7 +232,7 @@ impl Cache {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
-                Ok(self.found_stored(found.bytes.key, entry, found.outcome, found.ttl_s))
+                Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
             }
             End::Failed(why) => Err(CacheError::Fetch(why)),
             End::Unstored | End::Confirmed(_) | End::Absent => Ok(found),
@@ -458,7 +454,7 @@ impl Cache {
             age: policy::age(now, &entry),
         };
         let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
-        Found { outcome, about, ttl_s, is_stored: true, bytes }
+        Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
     }
 
     fn found_flying(
@@ -481,7 +477,7 @@ impl Cache {
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
         let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { outcome, about, ttl_s: None, is_stored: true, bytes }
+        Found { met: Met { outcome, about, ttl_s: None, is_stored: true }, bytes }
     }
 
     fn open_blob(

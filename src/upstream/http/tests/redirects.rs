@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use url::Url;
 
 use super::super::HttpUpstream;
+use super::super::agent::Agents;
 use super::super::raw_server::RawServer;
 use super::{found, get, ok, origin, read_all, upstream};
 use crate::artifact::{ArtifactPath, Validators};
@@ -168,12 +169,34 @@ fn a_proxy_is_asked_to_connect_and_may_be_private() {
 }
 
 #[test]
+fn a_redirect_to_another_public_host_goes_through_the_proxy_as_well() {
+    let server = sending_to("http://store.example.org/b?token=1");
+    let proxy = tunnels_to(server.address());
+    let (_, mut body) = found(get(&through_proxy(&proxy, "http://files.example.org/"), "a"));
+    assert_eq!(read_all(body.as_mut()).0, b"hello");
+    assert!(proxy.heads()[1].starts_with("CONNECT store.example.org:80 "), "{:?}", proxy.heads());
+}
+
+#[test]
+fn the_proxy_itself_is_known() {
+    let proxy = Some(Url::parse("http://u:p@proxy.example.org:3128").unwrap());
+    let origin = Origin { proxy, ..origin("https://files.example.org/") };
+    let agents = Agents::new(&origin, &origin.bases[0], &ProxyEnv::default(), false).unwrap();
+    let check = |url: &str, is_proxy: bool| {
+        assert_eq!(agents.is_proxy(&Url::parse(url).unwrap()), is_proxy, "{url}");
+    };
+    check("http://proxy.example.org:3128/x", true);
+    check("https://PROXY.example.org:3128/x", true);
+    check("http://proxy.example.org/x", false);
+    check("http://files.example.org:3128/x", false);
+}
+
+#[test]
 fn a_redirect_from_a_public_host_does_not_lead_inside() {
     let inside = RawServer::always(ok("inside"));
     let check = |location: &str| {
         let server = sending_to(location);
         let proxy = tunnels_to(server.address());
-        let location = location.replace("PROXY", &proxy.address().to_string());
         let upstream = through_proxy(&proxy, "http://files.example.org/");
         match get(&upstream, "a") {
             Err(UpstreamError::Redirect { host, .. }) => assert_eq!(host, "files.example.org"),
