@@ -159,7 +159,7 @@ impl Server {
     /// Waits until so many workers are serving requests.
     pub(crate) fn wait_busy_workers(&self, count: usize) {
         eventually(&format!("{count} workers are busy"), || {
-            self.metric("artifactapi_workers_busy") >= count as f64
+            self.metric("artifactapi_busy_workers") >= count as f64
         });
     }
 
