@@ -99,6 +99,8 @@ fn start_logs(settings: &Settings) {
     let logs = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
     match settings.log_format {
         LogFormat::Json => logs.json().flatten_event(true).init(),
-        LogFormat::Text => logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init(),
+        LogFormat::Text => {
+            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
     }
 }

@@ -21,7 +21,9 @@ use crate::front::pools::Pools;
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener};
 use crate::index::ArtifactIndex;
-use crate::index::embedded::{DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir};
+use crate::index::embedded::{
+    DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
+};
 use crate::ops::health::{Health, Probe};
 use crate::ops::metrics::Metrics;
 use crate::staging::Staging;
@@ -112,8 +114,7 @@ impl App {
         let catalogs = Arc::new(Catalogs::new(catalog));
 
         let data_dir = &settings.data_dir;
-        let in_data_dir =
-            |source| StartError::DataDir { folder: data_dir.clone(), source };
+        let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
         std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
         let lock = lock_data_dir(data_dir)?;
         let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
@@ -195,9 +196,10 @@ impl App {
     /// Reads remotes.yaml anew and puts it in force; a file that can't be used changes nothing.
     pub fn reload(&self) {
         let old = self.catalogs.current();
-        let catalog = load_remotes(&self.settings).map_err(StartError::Config).and_then(|remotes| {
-            build_catalog(remotes, &old, &self.settings, &self.proxies, &self.clock)
-        });
+        let catalog =
+            load_remotes(&self.settings).map_err(StartError::Config).and_then(|remotes| {
+                build_catalog(remotes, &old, &self.settings, &self.proxies, &self.clock)
+            });
         match catalog {
             Ok(catalog) => {
                 tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
@@ -349,10 +351,7 @@ fn front_bounds(settings: &Settings) -> Bounds {
     }
 }
 
-fn probes(
-    blobs: Arc<dyn BlobStore>,
-    index: Arc<dyn ArtifactIndex>,
-) -> Vec<(&'static str, Probe)> {
+fn probes(blobs: Arc<dyn BlobStore>, index: Arc<dyn ArtifactIndex>) -> Vec<(&'static str, Probe)> {
     let probe_key = BlobKey::from_listing("health/0000000000000000/probe")
         .expect("the probe's key has the form of a key");
     vec![

@@ -35,7 +35,10 @@ mod tests {
         assert_eq!(parse(&["artifactapi"]).unwrap(), None);
         assert_eq!(parse(&["artifactapi", "serve"]).unwrap(), Some(Command::Serve));
         let file = Some(PathBuf::from("x.yaml"));
-        assert_eq!(parse(&["artifactapi", "check", "x.yaml"]).unwrap(), Some(Command::Check { file }));
+        assert_eq!(
+            parse(&["artifactapi", "check", "x.yaml"]).unwrap(),
+            Some(Command::Check { file })
+        );
         assert!(parse(&["artifactapi", "chekc"]).is_err());
     }
 }
