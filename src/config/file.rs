@@ -207,8 +207,7 @@ impl fmt::Debug for Around<'_> {
 /// [`FILE_BYTES_MAX`] or not UTF-8.
 pub fn load(path: &Path, around: &Around<'_>) -> Result<(Remotes, Vec<Problem>), ConfigErrors> {
     let name = path.display().to_string();
-    let text = text_of(path)
-        .map_err(|problem| failed(Report::of(Problem { file: name.clone(), ..problem })))?;
+    let text = text_of(path, &name)?;
     read(&text, &name, around, &|ca_file| match File::open(ca_file) {
         Ok(_) => None,
         Err(error) => Some(error.to_string()),
@@ -247,24 +246,26 @@ fn failed(report: Report) -> ConfigErrors {
     ConfigErrors { report }
 }
 
-fn text_of(path: &Path) -> Result<String, Problem> {
-    let problem = |what: String, fix: &str| Problem { what, fix: fix.into(), ..Problem::default() };
+fn text_of(path: &Path, name: &str) -> Result<String, ConfigErrors> {
+    let problem = |line: Option<usize>, what: String, fix: &str| {
+        let (file, fix) = (name.to_owned(), fix.to_owned());
+        failed(Report::of(Problem { file, line, what, fix, ..Problem::default() }))
+    };
     let unreadable = |error: std::io::Error| {
         let fix = "name the file in CONFIG_PATH, or make it readable";
-        problem(format!("the file cannot be read: {error}"), fix)
+        problem(None, format!("the file cannot be read: {error}"), fix)
     };
     let file = File::open(path).map_err(unreadable)?;
     let mut bytes = Vec::new();
     file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() as u64 > FILE_BYTES_MAX {
         let what = format!("the file is larger than {}", bytes_written(FILE_BYTES_MAX));
-        return Err(problem(what, "is this the right file? CONFIG_PATH names it"));
+        return Err(problem(None, what, "is this the right file? CONFIG_PATH names it"));
     }
     String::from_utf8(bytes).map_err(|error| {
         let valid = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = 1 + valid.iter().filter(|byte| **byte == b'\n').count();
-        let fix = "save it as UTF-8";
-        Problem { line: Some(line), ..problem("the file is not UTF-8".to_owned(), fix) }
+        problem(Some(line), "the file is not UTF-8".to_owned(), "save it as UTF-8")
     })
 }
 
@@ -427,5 +428,7 @@ fn either(
     reading.number(holder, name)
 }
 
+#[cfg(test)]
+mod example_tests;
 #[cfg(test)]
 mod tests;
