@@ -119,6 +119,7 @@ fn about(path: &str, sealed: &SealedFile) -> About {
         artifact: artifact(path),
         digest: sealed.digest(),
         content_type: Some("text/plain; charset=\"utf-8\"".to_owned()),
+        content_encoding: Some("gzip".to_owned()),
         validators: Validators { etag: Some("W/\"a b+é\"".to_owned()), last_modified: None },
         stored_at: UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_456),
     }

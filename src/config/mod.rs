@@ -1,7 +1,9 @@
 //! Configuration as understood: what the rest of the program works with.
 //!
 //! `file` reads remotes.yaml as written, `env` the environment; both name the thing and the
-//! fix in every error. Nothing below knows YAML or environment variables.
+//! fix in every error. The types here know neither YAML nor environment variables; what an
+//! operator may set is described once, as [`key::Key`]s, from which reading, messages and the
+//! documentation's tables come. The one I/O of this room is [`file::load`].
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -17,7 +19,14 @@ use crate::policy::lifetime::Lifetimes;
 use crate::policy::pattern::Patterns;
 
 pub mod env;
+mod expressions;
+mod fields;
 pub mod file;
+pub mod key;
+mod origin;
+pub mod problem;
+mod shown;
+mod yaml;
 
 /// Every remote of one reading of remotes.yaml.
 #[derive(Debug, Default)]
@@ -55,16 +64,17 @@ pub enum Kind {
 }
 
 /// The upstream of a remote and how to speak with it.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct Origin {
     /// `base_url`, then `mirrors`, in the order in which they are tried; at least one. Each
-    /// is http or https, has a host, and its path ends in `/`.
+    /// is http or https, has a host, its path ends in `/`, and it has neither a credential
+    /// (that is in `auth`) nor a query nor a fragment.
     pub bases: Vec<Url>,
     /// Credentials, sent to the hosts of `bases` only.
     pub auth: Option<Auth>,
     /// Further root certificates, a PEM file.
     pub ca_file: Option<PathBuf>,
-    /// An HTTP proxy to go through.
+    /// An HTTP proxy to go through; may have a credential, which `Debug` masks.
     pub proxy: Option<Url>,
     /// Bounds on waiting.
     pub timeouts: Timeouts,
@@ -72,6 +82,21 @@ pub struct Origin {
     pub offline: bool,
     /// Redirects may lead to loopback, link-local and private addresses.
     pub allow_private_redirects: bool,
+}
+
+impl fmt::Debug for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let masked = |urls: &[Url]| urls.iter().map(shown::masked).collect::<Vec<_>>();
+        f.debug_struct("Origin")
+            .field("bases", &masked(&self.bases))
+            .field("auth", &self.auth)
+            .field("ca_file", &self.ca_file)
+            .field("proxy", &masked(self.proxy.as_slice()))
+            .field("timeouts", &self.timeouts)
+            .field("offline", &self.offline)
+            .field("allow_private_redirects", &self.allow_private_redirects)
+            .finish()
+    }
 }
 
 /// Credentials for an upstream.
@@ -132,3 +157,4 @@ impl Default for Timeouts {
         }
     }
 }
+mod adhoc;

@@ -19,29 +19,29 @@ const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// A refusal or a failure on its way to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Problem {
+pub(super) struct Problem {
     /// The status code.
-    pub status: u16,
+    pub(super) status: u16,
     /// What happened and what helps, for a person.
-    pub detail: String,
+    pub(super) detail: String,
     /// When to try again.
-    pub retry_after: Option<Duration>,
+    pub(super) retry_after: Option<Duration>,
 }
 
 impl Problem {
     /// A problem without a time to try again.
-    pub fn new(status: u16, detail: impl Into<String>) -> Self {
+    pub(super) fn new(status: u16, detail: impl Into<String>) -> Self {
         Self { status, detail: detail.into(), retry_after: None }
     }
 
     /// There is no room: try again soon.
-    pub fn overload() -> Self {
+    pub(super) fn overload() -> Self {
         let detail = "the server is overloaded: try again";
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
     }
 
     /// As a reply.
-    pub fn reply(&self) -> Reply {
+    pub(super) fn reply(&self) -> Reply {
         let reply = json(self.status, &serde_json::json!({ "detail": self.detail }));
         match self.retry_after {
             // Rounded up: a client that comes a moment early is refused again.
@@ -91,14 +91,14 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
 }
 
 /// A JSON reply.
-pub fn json(status: u16, value: &serde_json::Value) -> Reply {
+pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
     let text = format!("{value}\n");
     Reply::new(status, Body::from_bytes(text)).header("Content-Type", "application/json")
 }
 
 /// Adds what every reply about an artifact says of it. 206 and 304 say it as well (RFC 9110,
 /// sections 15.3.7 and 15.4.5).
-pub fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
+pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
     let about = &met.about;
     let source = match met.outcome {
         Outcome::Hit | Outcome::Stale | Outcome::Revalidated => "cache",
@@ -132,7 +132,7 @@ pub fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
 }
 
 /// The type by the file's name, then upstream's, then none in particular.
-pub fn content_type(path: &ArtifactPath, upstream: Option<&str>) -> String {
+pub(super) fn content_type(path: &ArtifactPath, upstream: Option<&str>) -> String {
     let by_name = mime_guess::from_path(path.file_name()).first_raw();
     by_name.or(upstream).unwrap_or(UNKNOWN_TYPE).to_owned()
 }

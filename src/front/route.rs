@@ -2,7 +2,7 @@
 
 /// What a target means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Route<'a> {
+pub(super) enum Route<'a> {
     /// `/`: name, version, remotes, endpoints.
     Root,
     /// `/health`.
@@ -33,7 +33,7 @@ pub enum Route<'a> {
 
 impl<'a> Route<'a> {
     /// Reads a target, which begins with `/`.
-    pub fn of(target: &'a str) -> Self {
+    pub(super) fn of(target: &'a str) -> Self {
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
@@ -55,13 +55,13 @@ impl<'a> Route<'a> {
     }
 
     /// The methods that the route takes, as `Allow` lists them.
-    pub fn allowed(&self) -> &'static [&'static str] {
+    pub(super) fn allowed(&self) -> &'static [&'static str] {
         &["GET", "HEAD"]
     }
 }
 
 /// The values of a query, percent-decoded, `+` being a space.
-pub fn query_value(query: &str, name: &str) -> Option<String> {
+pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
     url::form_urlencoded::parse(query.as_bytes())
         .find(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())

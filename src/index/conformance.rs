@@ -95,6 +95,8 @@ fn entry(key: &ArtifactKey, text: &str) -> Entry {
         size: text.len() as u64,
         digest: Digest::of(text.as_bytes()),
         content_type: Some(format!("type/{text}")),
+        content_encoding: Some(format!("encoding {text}")),
+        head: Some(Digest::of(format!("head of {text}").as_bytes())),
         validators: Validators {
             etag: Some(format!("\"{text}\"")),
             last_modified: Some(format!("once {text}")),
@@ -152,6 +154,8 @@ pub(crate) fn a_row_is_read_back_exactly(index: &dyn ArtifactIndex) {
     check("plain", &|_| {});
     check("nothing optional", &|entry| {
         entry.content_type = None;
+        entry.content_encoding = None;
+        entry.head = None;
         entry.validators = Validators::default();
     });
     check("one validator", &|entry| entry.validators.etag = None);
@@ -225,6 +229,8 @@ pub(crate) fn a_put_replaces_only_the_generation_that_it_read(index: &dyn Artifa
     let first = put(index, &key, "first");
     let bare = Entry {
         content_type: None,
+        content_encoding: None,
+        head: None,
         validators: Validators::default(),
         ..entry(&key, "second one")
     };

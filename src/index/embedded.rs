@@ -41,16 +41,19 @@ const SCAN_PAGE_ROWS: usize = 256;
 const TOUCH_BATCH: usize = 500;
 
 const GET: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
-        stored_at, validated_at, generation, unproven
+        content_encoding, head, stored_at, validated_at, generation, unproven
     FROM artifact WHERE remote = ?1 AND path = ?2";
 const INSERT: &str = "INSERT INTO artifact (remote, path, blob, version, size, sha256,
-        content_type, etag, last_modified, stored_at, validated_at, generation, unproven)
+        content_type, etag, last_modified, content_encoding, head, stored_at, validated_at,
+        generation, unproven)
     VALUES (:remote, :path, :blob, :version, :size, :sha256,
-        :content_type, :etag, :last_modified, :stored_at, :validated_at, :generation, :unproven)
+        :content_type, :etag, :last_modified, :content_encoding, :head, :stored_at, :validated_at,
+        :generation, :unproven)
     ON CONFLICT DO NOTHING";
 const UPDATE: &str = "UPDATE artifact SET blob = :blob, version = :version, size = :size,
         sha256 = :sha256, content_type = :content_type, etag = :etag,
-        last_modified = :last_modified, stored_at = :stored_at, validated_at = :validated_at,
+        last_modified = :last_modified, content_encoding = :content_encoding, head = :head,
+        stored_at = :stored_at, validated_at = :validated_at,
         generation = :generation, unproven = :unproven
     WHERE remote = :remote AND path = :path AND generation = :replaces";
 const REMOVE: &str = "DELETE FROM artifact WHERE remote = ?1 AND path = ?2 AND generation = ?3";
@@ -60,10 +63,10 @@ const TOUCH: &str = "UPDATE artifact SET hits = min(hits, 9223372036854775807 - 
     WHERE remote = ?1 AND path = ?2";
 const NEXT_REMOTE: &str = "SELECT min(remote) FROM artifact WHERE remote > ?1";
 const SCAN_FROM: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
-        stored_at, validated_at, generation, unproven, path, last_used, hits
+        content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used, hits
     FROM artifact WHERE remote = ?1 AND path >= ?2 ORDER BY path LIMIT ?3";
 const SCAN_BEHIND: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
-        stored_at, validated_at, generation, unproven, path, last_used, hits
+        content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used, hits
     FROM artifact WHERE remote = ?1 AND path > ?2 ORDER BY path LIMIT ?3";
 
 /// The index in a file of the local disk.
@@ -212,7 +215,7 @@ impl EmbeddedIndex {
         let blob: String = row.get(0)?;
         let blob = BlobKey::from_listing(&blob)
             .ok_or_else(|| Damage(format!("{blob:?} is not a blob's key")))?;
-        let generation: u64 = row.get(9)?;
+        let generation: u64 = row.get(11)?;
         Ok(Entry {
             blob,
             version: BlobVersion(row.get(1)?),
@@ -220,19 +223,21 @@ impl EmbeddedIndex {
             digest: row.get_ref(3)?.as_str()?.parse()?,
             content_type: row.get(4)?,
             validators: Validators { etag: row.get(5)?, last_modified: row.get(6)? },
-            stored_at: time_of(row.get(7)?),
-            validated_at: time_of(row.get(8)?),
+            content_encoding: row.get(7)?,
+            head: row.get_ref(8)?.as_str_or_null()?.map(str::parse).transpose()?,
+            stored_at: time_of(row.get(9)?),
+            validated_at: time_of(row.get(10)?),
             generation,
-            unproven: row.get(10)? || self.doubts.has(generation),
+            unproven: row.get(12)? || self.doubts.has(generation),
         })
     }
 
     fn shown_row(&self, remote: &RemoteName, row: &rusqlite::Row<'_>) -> Result<Row, Damage> {
-        let path = ArtifactPath::from_canonical(row.get::<_, String>(11)?)?;
+        let path = ArtifactPath::from_canonical(row.get::<_, String>(13)?)?;
         let entry = self.entry_of(row)?;
-        let last_used = row.get::<_, Option<i64>>(12)?.map_or(entry.stored_at, time_of);
+        let last_used = row.get::<_, Option<i64>>(14)?.map_or(entry.stored_at, time_of);
         let key = ArtifactKey { remote: remote.clone(), path };
-        Ok(Row { key, entry, last_used, hits: row.get(13)? })
+        Ok(Row { key, entry, last_used, hits: row.get(15)? })
     }
 
     fn find(
@@ -296,7 +301,7 @@ impl EmbeddedIndex {
         let mut page = Page { readable: Vec::new(), rows: 0, last_path: None };
         while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
             page.rows += 1;
-            let path: String = row.get(11).map_err(self.failed(OPERATION))?;
+            let path: String = row.get(13).map_err(self.failed(OPERATION))?;
             match self.shown_row(remote, row) {
                 Ok(row) => page.readable.push(row),
                 // One row that was tampered with must not hide all that follow it.
@@ -349,6 +354,8 @@ impl ArtifactIndex for EmbeddedIndex {
             ":content_type": entry.content_type,
             ":etag": entry.validators.etag,
             ":last_modified": entry.validators.last_modified,
+            ":content_encoding": entry.content_encoding,
+            ":head": entry.head.map(|digest| digest.to_string()),
             ":stored_at": micros_of(entry.stored_at),
             ":validated_at": micros_of(entry.validated_at),
             ":generation": sql_int(generation),

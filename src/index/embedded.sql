@@ -8,9 +8,11 @@ CREATE TABLE artifact (
     version       TEXT    NOT NULL,  -- of the blob; on disk: stat -c %s-%.9Y FILE
     size          INTEGER NOT NULL,  -- bytes
     sha256        TEXT    NOT NULL,
-    content_type  TEXT,              -- as upstream sent it, like the next two
+    content_type  TEXT,              -- as upstream sent it, like the next three
     etag          TEXT,
     last_modified TEXT,
+    content_encoding TEXT,
+    head          TEXT,              -- of a member: the sha256 of the head it was confirmed with
     stored_at     INTEGER NOT NULL,  -- microseconds since 1970: datetime(stored_at / 1000000, 'unixepoch')
     validated_at  INTEGER NOT NULL,  -- likewise
     last_used     INTEGER,           -- likewise; NULL = never served from the store

@@ -27,7 +27,7 @@ pub mod scripted;
 
 use self::http::HttpUpstream;
 use self::patient::{Patient, Pause};
-use self::proxy::ProxyEnv;
+pub use self::proxy::ProxyEnv;
 
 /// How much is done for one request before it fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -67,6 +67,7 @@ fn about(sealed: &SealedFile) -> About {
         artifact: artifact(),
         digest: sealed.digest(),
         content_type: None,
+        content_encoding: None,
         validators: Validators::default(),
         stored_at: UNIX_EPOCH,
     }

@@ -23,6 +23,8 @@ fn entry(key: &ArtifactKey) -> Entry {
         size: 1,
         digest: Digest::of(b"x"),
         content_type: None,
+        content_encoding: None,
+        head: None,
         validators: Validators::default(),
         stored_at: UNIX_EPOCH,
         validated_at: UNIX_EPOCH,
@@ -243,7 +245,7 @@ fn a_row_that_was_tampered_with_is_corrupt_and_hides_no_other() {
     tamper("UPDATE artifact SET sha256 = 'x' WHERE path = 'b'");
     tamper(
         "INSERT INTO artifact SELECT ' ', path, blob, version, size, sha256, content_type, etag,
-            last_modified, stored_at, validated_at, last_used, hits, generation, unproven
+            last_modified, content_encoding, head, stored_at, validated_at, last_used, hits, generation, unproven
         FROM artifact WHERE path = 'a'",
     );
     let error = index.get(&key("b")).unwrap_err();
