@@ -157,4 +157,3 @@ impl Default for Timeouts {
         }
     }
 }
-mod adhoc;

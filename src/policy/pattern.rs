@@ -84,21 +84,6 @@ impl Patterns {
         self.mutable.patterns()
     }
 
-    /// The expressions that allow, as written.
-    pub fn include(&self) -> &[String] {
-        self.include.patterns()
-    }
-
-    /// The expressions that refuse, as written.
-    pub fn exclude(&self) -> &[String] {
-        self.exclude.patterns()
-    }
-
-    /// The expressions that name what may change, as written.
-    pub fn mutable(&self) -> &[String] {
-        self.mutable.patterns()
-    }
-
     /// Whether the operator says that this path may change.
     pub fn is_mutable(&self, path: &ArtifactPath) -> bool {
         finds(&self.mutable, path)
