@@ -68,10 +68,7 @@ impl FromStr for RemoteName {
     fn from_str(text: &str) -> Result<Self, BadRemoteName> {
         let allowed = |byte: &u8| byte.is_ascii_alphanumeric() || b"._-".contains(byte);
         let starts_well = text.as_bytes().first().is_some_and(u8::is_ascii_alphanumeric);
-        if starts_well
-            && text.len() <= REMOTE_NAME_MAX
-            && text.as_bytes().iter().all(|b| allowed(b))
-        {
+        if starts_well && text.len() <= REMOTE_NAME_MAX && text.as_bytes().iter().all(allowed) {
             Ok(Self(text.to_owned()))
         } else {
             Err(BadRemoteName(text.to_owned()))
@@ -481,12 +478,18 @@ pub struct Entry {
     pub digest: Digest,
     /// Upstream's `Content-Type`, if it sent one.
     pub content_type: Option<String>,
+    /// Upstream's `Content-Encoding`, where it sent one though asked not to: the stored bytes
+    /// are encoded so.
+    pub content_encoding: Option<String>,
     /// Upstream's validators.
     pub validators: Validators,
-    /// When these bytes came: the moment from which members of an older head are doubted.
+    /// When these bytes came from upstream.
     pub stored_at: SystemTime,
     /// When upstream last confirmed them (at the fetch, or by a 304).
     pub validated_at: SystemTime,
+    /// Of a member: the digest of the head that was stored when upstream last confirmed it. It
+    /// is doubted once another head stands there; no clock takes part in that.
+    pub head: Option<Digest>,
     /// Counts the changes of this row; a writer names the one that it read.
     pub generation: u64,
     /// The index can't vouch that the blob's bytes survived a crash of the machine: they are

@@ -92,6 +92,11 @@ impl Body {
         Self::new(Some(bytes.len() as u64), Box::new(InMemory(Some(bytes), Vec::new())))
     }
 
+    /// A body of which only the length is told: for HEAD and 304.
+    pub fn unsent(len: Option<u64>) -> Self {
+        Self::new(len, Box::new(InMemory(None, Vec::new())))
+    }
+
     /// A body that is a region of a file, which it owns.
     pub fn from_file(file: File, offset: u64, len: u64) -> Self {
         Self::new(Some(len), Box::new(InFile { file, offset, left: len }))

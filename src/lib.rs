@@ -6,12 +6,15 @@
 pub mod artifact;
 pub mod blob;
 pub mod body;
+pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod coord;
 pub mod formats;
 pub mod front;
 pub mod index;
+pub mod ops;
 pub mod policy;
 pub mod staging;
 pub mod upstream;
+pub mod wiring;

@@ -1,3 +1,106 @@
-//! The `artifactapi` command.
+//! The `artifactapi` command: arguments, run, exit code.
 
-fn main() {}
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use artifactapi::cache::chain;
+use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::ops::cli::{Cli, Command};
+use artifactapi::wiring::{self, App};
+use clap::Parser;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
+use tracing::level_filters::LevelFilter;
+
+/// The exit code after a second signal.
+const EXIT_AT_ONCE: i32 = 130;
+
+fn main() -> ExitCode {
+    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    let settings = match Settings::read(&wiring::variable) {
+        Ok(settings) => settings,
+        Err(errors) => return refuse(&errors),
+    };
+    match command {
+        Command::Serve => serve(settings),
+        Command::Check { file } => check(&settings, file.as_deref()),
+    }
+}
+
+fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
+    let path = file.unwrap_or(&settings.config_path);
+    let report = wiring::check(path, settings.regex_size_max);
+    print!("{report}");
+    if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn serve(settings: Settings) -> ExitCode {
+    start_logs(&settings);
+    let app = match App::start(settings) {
+        Ok(app) => Arc::new(app),
+        Err(error) => return refuse(&error),
+    };
+    if let Err(error) = watch_signals(&app).and_then(|()| start_upkeep(&app)) {
+        return refuse(&error);
+    }
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.address());
+    let served = app.serve();
+    let finished = app.finish();
+    if !finished {
+        tracing::warn!("the grace period ended before every request did");
+    }
+    match served {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn refuse(error: &dyn std::error::Error) -> ExitCode {
+    eprintln!("artifactapi: {}", chain(error));
+    ExitCode::FAILURE
+}
+
+/// SIGHUP reloads; SIGTERM and SIGINT stop gently, and the second of them at once.
+fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGHUP, SIGTERM, SIGINT])?;
+    let app = Arc::clone(app);
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        let mut is_stopping = false;
+        for signal in signals.forever() {
+            match signal {
+                SIGHUP => app.reload(),
+                _ if is_stopping => std::process::exit(EXIT_AT_ONCE),
+                _ => {
+                    is_stopping = true;
+                    tracing::info!("stopping: finishing what is in flight");
+                    app.stop();
+                }
+            }
+        }
+    })?;
+    Ok(())
+}
+
+fn start_upkeep(app: &Arc<App>) -> std::io::Result<()> {
+    let app = Arc::clone(app);
+    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || app.upkeep())?;
+    Ok(())
+}
+
+fn start_logs(settings: &Settings) {
+    let level = match settings.log_level {
+        LogLevel::Error => LevelFilter::ERROR,
+        LogLevel::Warn => LevelFilter::WARN,
+        LogLevel::Info => LevelFilter::INFO,
+        LogLevel::Debug => LevelFilter::DEBUG,
+        LogLevel::Trace => LevelFilter::TRACE,
+    };
+    let logs = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    match settings.log_format {
+        LogFormat::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Text => {
+            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+        }
+    }
+}

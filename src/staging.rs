@@ -128,7 +128,7 @@ impl Staging {
             .open(&path)
             .map_err(|source| self.io_error(source))?;
         Ok(StagedFile {
-            scratch: Scratch { path, reservation: reservation },
+            scratch: Scratch { path, reservation },
             file: Arc::new(file),
             written: 0,
             expect,

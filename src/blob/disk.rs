@@ -1,1 +1,398 @@
-//! To come.
+//! Blobs as files: `DATA_DIR/blobs/{remote}/{path_hash}/{filename}`, for `ls` and `sha256sum`.
+//!
+//! Publishing links the sealed scratch file, so a blob is never copied and never seen half
+//! written: a name leads to a whole file or to none. A file is not written again once it is
+//! linked; replacing a blob moves another file over its name, and whoever has opened the
+//! earlier one keeps it.
+//!
+//! A version is the file's size and the time of its last change, as
+//! `stat -c %s-%.9Y FILE` prints them. That time is set at publishing, never the same twice in
+//! a process, so equal sizes do not make equal versions; it survives copies that keep times.
+//!
+//! Deliberately not here: what a blob says about itself, which the index keeps; and syncing.
+//! A cached artifact may be lost with the machine's power, so that a small miss does not wait
+//! for the disk. Whoever has to know calls [`sync_folder`].
+
+use std::fs::{self, File, Metadata, OpenOptions};
+use std::io;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{PoisonError, RwLock};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use rustix::fs::OFlags;
+use rustix::io::Errno;
+
+use super::{About, BlobError, BlobMeta, BlobStore};
+use crate::artifact::{BlobKey, BlobVersion};
+use crate::body::Body;
+use crate::clock::Clock;
+use crate::staging::{SealedFile, is_no_space};
+
+/// The store's folder inside `DATA_DIR`.
+const FOLDER: &str = "blobs";
+/// Where names wait until they are moved over a blob's. It is no remote's name, so no blob
+/// can lie in it; what a crash leaves in it goes at the next start.
+const INCOMING: &str = ".incoming";
+/// Buffer of a copy between file systems, in bytes.
+const COPY_BUFFER_BYTES: usize = 256 << 10;
+
+/// The last time given to a published file, in microseconds since 1970. Of the whole process,
+/// because two stores may share a folder.
+static LAST_STAMP_MICROS: AtomicU64 = AtomicU64::new(0);
+/// Makes names in [`INCOMING`] unique.
+static NEXT_INCOMING: AtomicU64 = AtomicU64::new(0);
+
+/// Blobs in a folder of the local disk.
+#[derive(Debug)]
+pub struct DiskBlobs {
+    folder: PathBuf,
+    // Held shared from making a blob's folder to naming the blob in it, exclusively while an
+    // empty folder is removed: otherwise a removal could take a new folder away each time
+    // before its blob is there. Two short system calls; nothing else is taken under it.
+    folders: RwLock<()>,
+}
+
+/// Why the store can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenDiskError {
+    /// The file system refused.
+    #[error("cannot open the blob store in {folder}")]
+    Io {
+        /// The store's folder.
+        folder: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Versions could not be told apart.
+    #[error(
+        "the file system of {folder} does not keep file times to the microsecond: put DATA_DIR on one that does, such as ext4 or xfs"
+    )]
+    CoarseTimes {
+        /// The store's folder.
+        folder: PathBuf,
+    },
+}
+
+impl DiskBlobs {
+    /// Opens the store in `data_dir`, creating it if need be. Staging should be on the same
+    /// file system: otherwise every blob is copied.
+    ///
+    /// # Errors
+    /// [`OpenDiskError`] where the folder can't be written or its file system is not fit.
+    pub fn open(data_dir: &Path) -> Result<Self, OpenDiskError> {
+        let folder = data_dir.join(FOLDER);
+        let store = Self { folder: folder.clone(), folders: RwLock::default() };
+        match store.prepare() {
+            Ok(true) => Ok(store),
+            Ok(false) => Err(OpenDiskError::CoarseTimes { folder }),
+            Err(source) => Err(OpenDiskError::Io { folder, source }),
+        }
+    }
+
+    /// Clears what a crash left, and says whether the file system keeps times well enough.
+    fn prepare(&self) -> io::Result<bool> {
+        let incoming = self.folder.join(INCOMING);
+        fs::create_dir_all(&incoming)?;
+        for left_over in fs::read_dir(&incoming)? {
+            fs::remove_file(left_over?.path())?;
+        }
+        let probe = Incoming::new(&self.folder);
+        let file = File::create_new(&probe.path)?;
+        let stamped = UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_457);
+        file.set_modified(stamped)?;
+        Ok(file.metadata()?.modified()? == stamped)
+    }
+
+    fn path(&self, key: &BlobKey) -> PathBuf {
+        self.folder.join(key.as_str())
+    }
+
+    fn link_in(&self, path: &Path, sealed: &SealedFile) -> io::Result<BlobVersion> {
+        let file = sealed.file();
+        // A file that has a second name is a blob already, maybe because publishing is being
+        // repeated: another time would make that blob another version under its row.
+        if file.metadata()?.nlink() == 1 {
+            file.set_modified(next_stamp())?;
+        }
+        let version = version_of(&file.metadata()?);
+        self.place(path, || match fs::hard_link(sealed.path(), path) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let incoming = Incoming::new(&self.folder);
+                in_folder(&incoming.path, || fs::hard_link(sealed.path(), &incoming.path))?;
+                // If both names lead to one file already, this does nothing and leaves both:
+                // `incoming` goes when it is dropped.
+                fs::rename(&incoming.path, path)
+            }
+            linked_or_failed => linked_or_failed,
+        })?;
+        Ok(version)
+    }
+
+    fn copy_in(&self, path: &Path, sealed: &SealedFile) -> io::Result<BlobVersion> {
+        let incoming = Incoming::new(&self.folder);
+        let copy = in_folder(&incoming.path, || File::create_new(&incoming.path))?;
+        let mut buffer = vec![0; COPY_BUFFER_BYTES];
+        let mut copied = 0;
+        while copied < sealed.len() {
+            let len = (sealed.len() - copied).min(COPY_BUFFER_BYTES as u64) as usize;
+            sealed.file().read_exact_at(&mut buffer[..len], copied)?;
+            copy.write_all_at(&buffer[..len], copied)?;
+            copied += len as u64;
+        }
+        copy.set_modified(next_stamp())?;
+        let version = version_of(&copy.metadata()?);
+        self.place(path, || fs::rename(&incoming.path, path))?;
+        Ok(version)
+    }
+
+    /// Runs `name_it`, in a new folder if the blob's is not there.
+    fn place(&self, path: &Path, name_it: impl Fn() -> io::Result<()>) -> io::Result<()> {
+        match name_it() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                let _kept = self.folders.read().unwrap_or_else(PoisonError::into_inner);
+                in_folder(path, name_it)
+            }
+            named_or_failed => named_or_failed,
+        }
+    }
+
+    fn show_remote(
+        &self,
+        remote: &fs::DirEntry,
+        visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>,
+    ) -> io::Result<ControlFlow<()>> {
+        let remote_name = remote.file_name();
+        for hash in folders_in(&remote.path())? {
+            let hash = hash?;
+            let hash_name = hash.file_name();
+            for file in entries_of(&hash.path())? {
+                let file = file?;
+                let name = file.file_name();
+                let parts = (remote_name.to_str(), hash_name.to_str(), name.to_str());
+                let (Some(remote), Some(hash), Some(name)) = parts else { continue };
+                let Some(key) = BlobKey::from_listing(&format!("{remote}/{hash}/{name}")) else {
+                    continue;
+                };
+                let Some(metadata) = unless_missing(file.metadata())? else { continue };
+                if metadata.is_file() && visit(meta_of(key, &metadata)?).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    }
+}
+
+impl BlobStore for DiskBlobs {
+    /// As the port says; one thread at a time publishes a given sealed file.
+    fn publish(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        _about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        let path = self.path(key);
+        match self.link_in(&path, sealed) {
+            Err(error) if cannot_link(&error) => self.copy_in(&path, sealed),
+            linked_or_failed => linked_or_failed,
+        }
+        .map_err(|error| failed("publish", key, error))
+    }
+
+    fn open(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+        range: Range<u64>,
+    ) -> Result<Body, BlobError> {
+        let corrupt = |reason| BlobError::Corrupt { key: key.clone(), reason };
+        // A link in the store leads out of it: whoever put it there could have us serve any
+        // file. Without NONBLOCK, a named pipe would hold the thread for ever.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let file = match OpenOptions::new().read(true).custom_flags(flags).open(self.path(key)) {
+            Ok(file) => file,
+            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+                return Err(corrupt("it is a symbolic link".to_owned()));
+            }
+            Err(error) => return Err(failed("open", key, error)),
+        };
+        // The open file's own metadata: the name may lead elsewhere by now.
+        let metadata = file.metadata().map_err(|error| failed("open", key, error))?;
+        if !metadata.is_file() {
+            return Err(corrupt("it is not a file".to_owned()));
+        }
+        if version_of(&metadata) != *version {
+            return Err(BlobError::Changed(key.clone()));
+        }
+        if range.start > range.end || range.end > metadata.len() {
+            return Err(corrupt(format!("it has {} bytes, not {range:?}", metadata.len())));
+        }
+        Ok(Body::from_file(file, range.start, range.end - range.start))
+    }
+
+    fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
+        unless_missing(fs::symlink_metadata(self.path(key)))
+            .and_then(|found| match found.filter(Metadata::is_file) {
+                Some(metadata) => meta_of(key.clone(), &metadata).map(Some),
+                None => Ok(None),
+            })
+            .map_err(|error| failed("stat", key, error))
+    }
+
+    fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
+        let path = self.path(key);
+        unless_missing(fs::remove_file(&path)).map_err(|error| failed("remove", key, error))?;
+        let folder = path.parent().expect("a key has three parts");
+        let _alone = self.folders.write().unwrap_or_else(PoisonError::into_inner);
+        match fs::remove_dir(folder) {
+            Ok(()) => {}
+            // A publish was quicker, or another removal.
+            Err(error) if error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+            Err(error) if is_missing(&error) => {}
+            // The blob is gone, which is what was asked.
+            Err(error) => {
+                tracing::warn!(folder = %folder.display(), %error, "cannot remove an empty folder");
+            }
+        }
+        Ok(())
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
+        let failed = |error: io::Error| BlobError::Unavailable {
+            operation: "list",
+            key: format!("{}/*", self.folder.display()),
+            source: error.into(),
+        };
+        for remote in folders_in(&self.folder).map_err(failed)? {
+            let shown = remote.and_then(|remote| self.show_remote(&remote, visit));
+            if shown.map_err(failed)?.is_break() {
+                break;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Brings to the disk whatever was written on the file system of `folder` before the call.
+///
+/// After an error the kernel may hold lost pages for written: a later success proves nothing
+/// about what was written before the error.
+///
+/// # Errors
+/// What the file system says.
+pub fn sync_folder(folder: &Path) -> io::Result<()> {
+    Ok(rustix::fs::syncfs(File::open(folder)?)?)
+}
+
+/// A name in [`INCOMING`], removed when dropped unless it was moved away.
+struct Incoming {
+    path: PathBuf,
+}
+
+impl Incoming {
+    fn new(folder: &Path) -> Self {
+        let number = NEXT_INCOMING.fetch_add(1, Ordering::Relaxed);
+        Self { path: folder.join(INCOMING).join(format!("{number:016x}")) }
+    }
+}
+
+impl Drop for Incoming {
+    fn drop(&mut self) {
+        if let Err(error) = unless_missing(fs::remove_file(&self.path)) {
+            tracing::warn!(path = %self.path.display(), %error, "cannot remove a temporary name; the next start will");
+        }
+    }
+}
+
+/// A time for a published file: now, but never one that was given before. In microseconds,
+/// because not every file system keeps nanoseconds.
+fn next_stamp() -> SystemTime {
+    let now = Clock::system().now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = now.as_micros() as u64;
+    let later = |last: u64| Some(now.max(last + 1));
+    let last = LAST_STAMP_MICROS
+        .fetch_update(Ordering::Relaxed, Ordering::Relaxed, later)
+        .expect("there is always a later time");
+    UNIX_EPOCH + Duration::from_micros(now.max(last + 1))
+}
+
+fn version_of(metadata: &Metadata) -> BlobVersion {
+    let (size, seconds, nanos) = (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
+    BlobVersion(format!("{size}-{seconds}.{nanos:09}"))
+}
+
+fn meta_of(key: BlobKey, metadata: &Metadata) -> io::Result<BlobMeta> {
+    Ok(BlobMeta {
+        key,
+        version: version_of(metadata),
+        size: metadata.len(),
+        published_at: metadata.modified()?,
+        about: None,
+    })
+}
+
+/// Makes the folder of `path`. It tries the innermost one first: the outer ones are there,
+/// nearly always.
+fn make_parent(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path.parent().expect("it lies in the store's folder"))
+}
+
+/// Does `make` again with a new folder around `path` if that was gone.
+fn in_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
+    match make() {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {
+            make_parent(path)?;
+            make()
+        }
+        made_or_failed => made_or_failed,
+    }
+}
+
+/// Whether a link can't be had where a copy can: across file systems, or on one without links.
+fn cannot_link(error: &io::Error) -> bool {
+    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
+    matches!(error.kind(), CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
+}
+
+fn is_missing(error: &io::Error) -> bool {
+    matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn unless_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {
+    match result {
+        Ok(found) => Ok(Some(found)),
+        Err(error) if is_missing(&error) => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// The entries of a folder, which may be gone: then there are none.
+fn entries_of(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    Ok(unless_missing(fs::read_dir(folder))?.into_iter().flatten())
+}
+
+/// The folders in a folder. Links are passed over, and so is [`INCOMING`].
+fn folders_in(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::DirEntry>>> {
+    Ok(entries_of(folder)?.filter(|entry| match entry {
+        Ok(entry) => {
+            entry.file_type().is_ok_and(|kind| kind.is_dir()) && entry.file_name() != INCOMING
+        }
+        Err(_) => true,
+    }))
+}
+
+fn failed(operation: &'static str, key: &BlobKey, error: io::Error) -> BlobError {
+    if is_no_space(&error) {
+        return BlobError::Full(key.clone());
+    }
+    if operation == "open" && is_missing(&error) {
+        return BlobError::Missing(key.clone());
+    }
+    BlobError::Unavailable { operation, key: key.to_string(), source: error.into() }
+}
+
+#[cfg(test)]
+mod tests;

@@ -15,6 +15,7 @@ use crate::staging::SealedFile;
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;
+#[cfg(test)]
 pub mod memory;
 
 /// A store of blobs under predictable keys, with versions.
@@ -56,8 +57,8 @@ pub trait BlobStore: Debug + Send + Sync {
     /// [`BlobError`] where the store can't answer.
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError>;
 
-    /// Shows every blob, in no order, until `visit` breaks off. Blobs that come or go
-    /// meanwhile may be shown or not.
+    /// Shows every blob, in no order, until `visit` breaks off. `visit` may call the store.
+    /// Blobs that come or go meanwhile may be shown or not.
     ///
     /// # Errors
     /// [`BlobError`] where the store can't answer.
@@ -73,6 +74,8 @@ pub struct About {
     pub digest: Digest,
     /// Upstream's `Content-Type`.
     pub content_type: Option<String>,
+    /// Upstream's `Content-Encoding`.
+    pub content_encoding: Option<String>,
     /// Upstream's validators.
     pub validators: Validators,
     /// When the bytes came from upstream.

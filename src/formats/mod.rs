@@ -3,7 +3,7 @@
 //! A format answers questions about paths; it does no I/O and never handles a request. A new
 //! format is one file here and one line in [`FORMATS`].
 
-use std::fmt::Debug;
+use std::fmt::{self, Debug};
 
 use crate::artifact::{ArtifactPath, Checksum};
 
@@ -25,22 +25,42 @@ pub enum Class {
     Uncacheable,
 }
 
+impl fmt::Display for Class {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Head => "head",
+            Self::Member => "member",
+            Self::Immutable => "immutable",
+            Self::Uncacheable => "uncacheable",
+        })
+    }
+}
+
 /// Knowledge of one kind of repository.
+///
+/// Paths are matched as they are after one decoding, by case, and without their query: what
+/// a query says never makes a file a package or an index.
 pub trait PackageFormat: Debug + Send + Sync {
     /// The name that remotes.yaml uses under `package`.
     fn name(&self) -> &'static str;
 
-    /// The class of a path; a file that the format does not know is a head if it may change.
+    /// The class of a path. A path that ends in `/` is a head in every format. A file that the
+    /// format does not know is a head: to ask again is safe, to keep it for ever is not; only
+    /// `generic`, which knows no names, takes it for immutable.
     fn classify(&self, path: &ArtifactPath) -> Class;
 
     /// Whether the path is part of the repository's own index, which clients need whatever
-    /// packages the operator's patterns name.
+    /// packages the operator's patterns name: heads that the format knows, members, index files
+    /// under their checksum, signatures and keys. Never a package, never an unknown file.
     fn is_index(&self, path: &ArtifactPath) -> bool;
 
-    /// The heads that may name this member, most likely first; empty for other classes.
+    /// The heads that may name this member, most likely first, a handful at most; empty for
+    /// other classes. A query of the member is kept: it is the client's key to both. A member
+    /// whose path is so long that no head fits beside it within
+    /// [`ARTIFACT_PATH_MAX`](crate::artifact::ARTIFACT_PATH_MAX) has none.
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath>;
 
-    /// The checksum that the name itself carries.
+    /// The checksum that the name itself carries, if it is one that proves something.
     fn digest_in(&self, path: &ArtifactPath) -> Option<Checksum>;
 
     /// Paths with their classes: tested, and printed in the documentation.
@@ -54,4 +74,200 @@ pub const FORMATS: &[&dyn PackageFormat] =
 /// The format that remotes.yaml calls `name`.
 pub fn named(name: &str) -> Option<&'static dyn PackageFormat> {
     FORMATS.iter().copied().find(|format| format.name() == name)
+}
+
+/// The examples of every format as a table in Markdown, for the documentation.
+///
+/// ```
+/// let table = artifactapi::formats::markdown();
+/// assert!(table.contains("| alpine | head | `v3.20/main/x86_64/APKINDEX.tar.gz` |"));
+/// ```
+pub fn markdown() -> String {
+    let mut table = String::from("| format | class | example |\n|---|---|---|\n");
+    for format in FORMATS {
+        for (path, class) in format.examples() {
+            table.push_str(&format!("| {} | {class} | `{path}` |\n", format.name()));
+        }
+    }
+    table
+}
+
+/// Whether the path names a folder, which only a listing made at the moment can answer.
+fn is_folder(path: &ArtifactPath) -> bool {
+    path.file_name().is_empty()
+}
+
+/// Everything before the file name: empty, or ending in `/`.
+fn folder(path: &ArtifactPath) -> &str {
+    let path = path.without_query();
+    path.rfind('/').map_or("", |at| &path[..=at])
+}
+
+/// The last segment of a folder that is empty or ends in `/`.
+fn last_segment(folder: &str) -> &str {
+    let folder = folder.strip_suffix('/').unwrap_or(folder);
+    folder.rsplit_once('/').map_or(folder, |(_, segment)| segment)
+}
+
+/// The path of `name` in `folder` with the query of `member`; `None` where that is too long.
+fn in_folder(folder: &str, name: &str, member: &ArtifactPath) -> Option<ArtifactPath> {
+    let query = &member.as_str()[member.without_query().len()..];
+    ArtifactPath::from_canonical(format!("{folder}{name}{query}")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_example_has_the_class_that_it_is_listed_with() {
+        for format in FORMATS {
+            for (text, class) in format.examples() {
+                let path = ArtifactPath::from_canonical(*text).expect(text);
+                assert_eq!(format.classify(&path), *class, "{}: {text}", format.name());
+            }
+        }
+    }
+
+    #[test]
+    fn the_examples_show_every_class_that_a_format_has() {
+        let check = |name: &str, classes: &[Class]| {
+            let format = named(name).expect("a format of this name");
+            for class in [Class::Head, Class::Member, Class::Immutable, Class::Uncacheable] {
+                let shown = format.examples().iter().any(|(_, shown)| *shown == class);
+                assert_eq!(shown, classes.contains(&class), "{name}: {class}");
+            }
+        };
+        check("generic", &[Class::Head, Class::Immutable]);
+        check("alpine", &[Class::Head, Class::Immutable]);
+        check("rpm", &[Class::Head, Class::Member, Class::Immutable]);
+        check("deb", &[Class::Head, Class::Member, Class::Immutable]);
+        assert!(named("Alpine").is_none());
+    }
+
+    #[test]
+    fn a_query_never_changes_the_answer() {
+        for format in FORMATS {
+            for (text, class) in format.examples().iter().filter(|(text, _)| !text.contains('?')) {
+                for query in ["x=a.rpm", "/repodata/repomd.xml", "/pool/a_1.deb", "a.apk"] {
+                    let path = ArtifactPath::from_canonical(format!("{text}?{query}")).unwrap();
+                    assert_eq!(format.classify(&path), *class, "{}: {path}", format.name());
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_member_whose_head_would_be_too_long_has_none() {
+        let max = crate::artifact::ARTIFACT_PATH_MAX;
+        let longest = format!("{}/repodata/a", "x".repeat(max - "/repodata/a".len()));
+        let path = ArtifactPath::from_canonical(longest).unwrap();
+        let rpm = named("rpm").unwrap();
+        assert_eq!((rpm.classify(&path), rpm.heads_of(&path)), (Class::Member, Vec::new()));
+    }
+
+    /// Segments that formats look for, so that generated paths come near to real ones.
+    const SEGMENTS: &[&str] = &[
+        "dists",
+        "bookworm",
+        "main",
+        "binary-amd64",
+        "source",
+        "by-hash",
+        "SHA256",
+        "MD5Sum",
+        "pool",
+        "repodata",
+        "media.1",
+        "mirrorlist",
+        "Packages.diff",
+        "Index",
+        "Release",
+        "InRelease",
+        "Release.gpg",
+        "Packages",
+        "Packages.gz",
+        "Sources.xz",
+        "Contents-all.gz",
+        "Translation-en",
+        "T-2-F-1.gz",
+        "x_1.deb",
+        "x.deb",
+        "x_1.tar.gz",
+        "x.rpm",
+        "x.apk",
+        "repomd.xml",
+        "repomd.xml.asc",
+        "primary.xml.gz",
+        "APKINDEX.tar.gz",
+        ".treeinfo",
+        "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855",
+        "da39a3ee5e6b4b0d3255bfef95601890afd80709-comps.xml",
+        "é",
+        "-",
+        ".diff",
+        "x.diff",
+    ];
+
+    /// How packages end, by format.
+    const PACKAGES: &[(&str, &[&str])] = &[
+        ("generic", &[""]),
+        ("alpine", &[".apk"]),
+        ("rpm", &[".rpm", ".drpm"]),
+        ("deb", &[".deb", ".udeb", ".dsc"]),
+    ];
+
+    fn any_path() -> impl Strategy<Value = ArtifactPath> {
+        let near = (
+            prop::collection::vec(prop::sample::select(SEGMENTS), 1..8),
+            prop::sample::select(&["", "/", "?", "?a=/b", "/?x"]),
+        )
+            .prop_map(|(segments, end)| segments.join("/") + end);
+        prop_oneof![4 => near, 1 => ".{1,60}"]
+            .prop_filter_map("not a path", |text| ArtifactPath::from_canonical(text).ok())
+    }
+
+    proptest! {
+        #[test]
+        fn heads_and_members_fit_each_other(path in any_path()) {
+            for format in FORMATS {
+                let heads = format.heads_of(&path);
+                prop_assert_eq!(format.classify(&path) == Class::Member, !heads.is_empty());
+                for head in heads {
+                    prop_assert_eq!(format.classify(&head), Class::Head, "{}", head);
+                    prop_assert!(format.is_index(&head), "{}", head);
+                }
+            }
+        }
+
+        #[test]
+        fn a_name_with_a_checksum_is_immutable(path in any_path()) {
+            for format in FORMATS {
+                if format.digest_in(&path).is_some() {
+                    prop_assert_eq!(format.classify(&path), Class::Immutable);
+                }
+            }
+        }
+
+        #[test]
+        fn a_folder_is_a_head_and_no_index(path in any_path()) {
+            let folder = format!("{}/", path.without_query().trim_end_matches('/'));
+            let folder = ArtifactPath::from_canonical(folder).unwrap();
+            for format in FORMATS {
+                prop_assert_eq!(format.classify(&folder), Class::Head);
+                prop_assert!(!format.is_index(&folder));
+            }
+        }
+
+        #[test]
+        fn packages_are_no_index(path in any_path()) {
+            for (name, ends) in PACKAGES {
+                if ends.iter().any(|end| path.file_name().ends_with(end)) {
+                    prop_assert!(!named(name).unwrap().is_index(&path), "{}: {}", name, path);
+                }
+            }
+        }
+    }
 }

@@ -1,1 +1,499 @@
-//! To come.
+//! The index in one SQLite file, `DATA_DIR/index.sqlite`, for the `sqlite3` command too.
+//!
+//! One writer behind a lock and a few readers, which never wait for it (write-ahead log).
+//! Commits are not synced one by one: after a power failure the last of them may be missing,
+//! which costs refetches; the file stays whole. What the blobs may have lost by the same
+//! power failure is the affair of [`doubt`], whose head says why it counts and asks no clock.
+//!
+//! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
+//! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).
+
+mod doubt;
+mod lock;
+mod open;
+
+use std::io;
+use std::ops::{ControlFlow, Deref};
+use std::path::{Path, PathBuf};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use crossbeam_channel::{Receiver, Sender};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
+
+use self::doubt::{Doubts, span_of};
+pub use self::lock::{DataDirLock, LockError, lock_data_dir};
+pub use self::open::OpenIndexError;
+use super::micros::{micros_of, time_of};
+use super::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use crate::artifact::{
+    ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Entry, RemoteName, Validators,
+};
+
+/// Connections that read. A read takes microseconds, so this is about cores, not clients.
+const READERS: usize = 8;
+/// How long a read waits for one of them: longer than any page of a scan takes.
+const READER_WAIT: Duration = Duration::from_secs(5);
+/// Rows that a scan holds in memory. Between pages it holds no connection, so that a slow
+/// visitor neither keeps readers out nor the write-ahead log from being folded back.
+const SCAN_PAGE_ROWS: usize = 256;
+/// Uses in one transaction: a put waits for no more than these.
+const TOUCH_BATCH: usize = 500;
+
+const GET: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
+        content_encoding, head, stored_at, validated_at, generation, unproven
+    FROM artifact WHERE remote = ?1 AND path = ?2";
+const INSERT: &str = "INSERT INTO artifact (remote, path, blob, version, size, sha256,
+        content_type, etag, last_modified, content_encoding, head, stored_at, validated_at,
+        generation, unproven)
+    VALUES (:remote, :path, :blob, :version, :size, :sha256,
+        :content_type, :etag, :last_modified, :content_encoding, :head, :stored_at, :validated_at,
+        :generation, :unproven)
+    ON CONFLICT DO NOTHING";
+const UPDATE: &str = "UPDATE artifact SET blob = :blob, version = :version, size = :size,
+        sha256 = :sha256, content_type = :content_type, etag = :etag,
+        last_modified = :last_modified, content_encoding = :content_encoding, head = :head,
+        stored_at = :stored_at, validated_at = :validated_at,
+        generation = :generation, unproven = :unproven
+    WHERE remote = :remote AND path = :path AND generation = :replaces";
+const REMOVE: &str = "DELETE FROM artifact WHERE remote = ?1 AND path = ?2 AND generation = ?3";
+// The sum can't leave SQLite's integers, where a STRICT column would refuse it.
+const TOUCH: &str = "UPDATE artifact SET hits = min(hits, 9223372036854775807 - ?3) + ?3,
+        last_used = max(coalesce(last_used, ?4), ?4)
+    WHERE remote = ?1 AND path = ?2";
+const NEXT_REMOTE: &str = "SELECT min(remote) FROM artifact WHERE remote > ?1";
+const SCAN_FROM: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
+        content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used, hits
+    FROM artifact WHERE remote = ?1 AND path >= ?2 ORDER BY path LIMIT ?3";
+const SCAN_BEHIND: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
+        content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used, hits
+    FROM artifact WHERE remote = ?1 AND path > ?2 ORDER BY path LIMIT ?3";
+
+/// The index in a file of the local disk.
+///
+/// Times are kept to the microsecond. [`Entry::unproven`] is set for a row whose blob a crash
+/// of the machine may have taken, and stays set when such an entry is put again as it is: who
+/// has hashed the blob puts it with `unproven: false`.
+#[derive(Debug)]
+pub struct EmbeddedIndex {
+    file: PathBuf,
+    doubts: Doubts,
+    readers: (Sender<Connection>, Receiver<Connection>),
+    // Guards the order of generations: drawn and committed under it. `None` once closed.
+    // Readers are taken under it, never the other way round.
+    writer: Mutex<Option<Writer>>,
+}
+
+#[derive(Debug)]
+struct Writer {
+    connection: Connection,
+    run: u64,
+    last_generation: u64,
+    /// Whether no sync has failed. The kernel reports lost pages once and then calls them
+    /// clean, so that after a failure a later success proves nothing.
+    vouches: bool,
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("it is closed")]
+struct Closed;
+
+#[derive(Debug, thiserror::Error)]
+#[error("all {READERS} readers are busy")]
+struct ReadersBusy;
+
+/// What makes a row unreadable.
+struct Damage(String);
+
+impl<E: std::error::Error> From<E> for Damage {
+    fn from(error: E) -> Self {
+        Self(error.to_string())
+    }
+}
+
+impl EmbeddedIndex {
+    /// Opens the index in `data_dir`, creating or migrating it if need be; nothing is scanned.
+    /// Begins a run: what an earlier run that did not end by [`EmbeddedIndex::close_cleanly`]
+    /// put after its last sync is unproven from now on.
+    ///
+    /// # Errors
+    /// [`OpenIndexError`], which names the file and what to do.
+    pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
+        let opened = open::open(data_dir, READERS)?;
+        let (give, take) = crossbeam_channel::bounded(READERS);
+        for reader in opened.readers {
+            give.send(reader).expect("there is room for all of them, and the other end is here");
+        }
+        let writer = Writer {
+            connection: opened.writer,
+            run: opened.run,
+            last_generation: span_of(opened.run).first,
+            vouches: true,
+        };
+        Ok(Self {
+            file: opened.file,
+            doubts: opened.doubts,
+            readers: (give, take),
+            writer: Mutex::new(Some(writer)),
+        })
+    }
+
+    /// Runs `flush`, which must bring every blob that was published before to the disk, and
+    /// records that the rows of these blobs need not be doubted after a crash. Call it
+    /// periodically; writers go on meanwhile. Once it has failed, this run records no more.
+    ///
+    /// # Errors
+    /// What `flush` said, or why the record was not written.
+    pub fn sync(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), IndexError> {
+        const OPERATION: &str = "record that the blobs are on the disk";
+        // Before `flush`: a row that is put during it may mean a blob that came too late.
+        let reached = open_writer(&mut self.writer(), OPERATION)?.last_generation;
+        let flushed = flush();
+        let mut writer = self.writer();
+        let writer = open_writer(&mut writer, OPERATION)?;
+        if let Err(error) = flushed {
+            writer.vouches = false;
+            return Err(unavailable(OPERATION)(error));
+        }
+        if writer.vouches {
+            self.vouch(&writer.connection, reached, OPERATION)?;
+        }
+        Ok(())
+    }
+
+    /// Ends the run so that the next one doubts nothing: refuses writes from now on, runs
+    /// `flush` as [`EmbeddedIndex::sync`] does, and records the end. Reads still work.
+    ///
+    /// # Errors
+    /// What `flush` said, or why the record was not written; the index is closed all the same.
+    pub fn close_cleanly(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), IndexError> {
+        const OPERATION: &str = "end its run cleanly";
+        // Held over `flush`, so that no row comes after it: at the end of a run only.
+        let mut writer = self.writer();
+        let Writer { connection, run, vouches, .. } =
+            writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
+        flush().map_err(unavailable(OPERATION))?;
+        if vouches {
+            self.vouch(&connection, span_of(run).last, OPERATION)?;
+        }
+        Ok(())
+    }
+
+    fn vouch(
+        &self,
+        connection: &Connection,
+        generation: u64,
+        operation: &'static str,
+    ) -> Result<(), IndexError> {
+        // Two syncs may overlap: the later record must not take back what the earlier says.
+        let mut statement = connection
+            .prepare_cached("UPDATE run SET vouched = max(vouched, ?1)")
+            .map_err(self.failed(operation))?;
+        statement.execute([sql_int(generation)]).map_err(self.failed(operation))?;
+        Ok(())
+    }
+
+    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
+        // A panic under the lock rolled its statement or transaction back.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn reader(&self, operation: &'static str) -> Result<Reader<'_>, IndexError> {
+        let (give_back, take) = &self.readers;
+        match take.recv_timeout(READER_WAIT) {
+            Ok(connection) => Ok(Reader { connection: Some(connection), give_back }),
+            Err(_) => Err(unavailable(operation)(ReadersBusy)),
+        }
+    }
+
+    fn failed(&self, operation: &'static str) -> impl Fn(rusqlite::Error) -> IndexError {
+        let file = self.file.clone();
+        move |error| unavailable(operation)(OpenIndexError::of(&file, error))
+    }
+
+    fn entry_of(&self, row: &rusqlite::Row<'_>) -> Result<Entry, Damage> {
+        let blob: String = row.get(0)?;
+        let blob = BlobKey::from_listing(&blob)
+            .ok_or_else(|| Damage(format!("{blob:?} is not a blob's key")))?;
+        let generation: u64 = row.get(11)?;
+        Ok(Entry {
+            blob,
+            version: BlobVersion(row.get(1)?),
+            size: row.get(2)?,
+            digest: row.get_ref(3)?.as_str()?.parse()?,
+            content_type: row.get(4)?,
+            validators: Validators { etag: row.get(5)?, last_modified: row.get(6)? },
+            content_encoding: row.get(7)?,
+            head: row.get_ref(8)?.as_str_or_null()?.map(str::parse).transpose()?,
+            stored_at: time_of(row.get(9)?),
+            validated_at: time_of(row.get(10)?),
+            generation,
+            unproven: row.get(12)? || self.doubts.has(generation),
+        })
+    }
+
+    fn shown_row(&self, remote: &RemoteName, row: &rusqlite::Row<'_>) -> Result<Row, Damage> {
+        let path = ArtifactPath::from_canonical(row.get::<_, String>(13)?)?;
+        let entry = self.entry_of(row)?;
+        let last_used = row.get::<_, Option<i64>>(14)?.map_or(entry.stored_at, time_of);
+        let key = ArtifactKey { remote: remote.clone(), path };
+        Ok(Row { key, entry, last_used, hits: row.get(15)? })
+    }
+
+    fn find(
+        &self,
+        connection: &Connection,
+        key: &ArtifactKey,
+        operation: &'static str,
+    ) -> Result<Option<Entry>, IndexError> {
+        let mut statement = connection.prepare_cached(GET).map_err(self.failed(operation))?;
+        let found = statement
+            .query_row([key.remote.as_str(), key.path.as_str()], |row| Ok(self.entry_of(row)))
+            .optional()
+            .map_err(self.failed(operation))?;
+        found
+            .transpose()
+            .map_err(|Damage(reason)| IndexError::Corrupt { key: key.to_string(), reason })
+    }
+
+    fn scan_remote(
+        &self,
+        remote: &RemoteName,
+        query: &Scan,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, IndexError> {
+        // The prefix itself is a path that begins with it; a path that was shown is not to be
+        // shown again.
+        let mut from = match &query.after {
+            Some(after) if after.as_str() >= query.prefix.as_str() => (SCAN_BEHIND, after.clone()),
+            _ => (SCAN_FROM, query.prefix.clone()),
+        };
+        loop {
+            let page = self.scan_page(remote, from.0, &from.1)?;
+            let is_last = page.rows < SCAN_PAGE_ROWS;
+            for row in page.readable {
+                if !row.key.path.as_str().starts_with(&query.prefix) {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if visit(row).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            match page.last_path {
+                Some(last) if !is_last => from = (SCAN_BEHIND, last),
+                _ => return Ok(ControlFlow::Continue(())),
+            }
+        }
+    }
+
+    fn scan_page(
+        &self,
+        remote: &RemoteName,
+        sql: &'static str,
+        from: &str,
+    ) -> Result<Page, IndexError> {
+        const OPERATION: &str = "list rows";
+        let reader = self.reader(OPERATION)?;
+        let mut statement = reader.prepare_cached(sql).map_err(self.failed(OPERATION))?;
+        let mut rows = statement
+            .query(params![remote.as_str(), from, SCAN_PAGE_ROWS])
+            .map_err(self.failed(OPERATION))?;
+        let mut page = Page { readable: Vec::new(), rows: 0, last_path: None };
+        while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
+            page.rows += 1;
+            let path: String = row.get(13).map_err(self.failed(OPERATION))?;
+            match self.shown_row(remote, row) {
+                Ok(row) => page.readable.push(row),
+                // One row that was tampered with must not hide all that follow it.
+                Err(Damage(reason)) => {
+                    tracing::warn!(%remote, path, reason, "passing over a damaged row of the index");
+                }
+            }
+            page.last_path = Some(path);
+        }
+        Ok(page)
+    }
+
+    /// The first remote behind `name` that has rows: one step in the index, however many rows
+    /// lie between.
+    fn remote_behind(&self, name: &str) -> Result<Option<String>, IndexError> {
+        const OPERATION: &str = "list remotes";
+        let reader = self.reader(OPERATION)?;
+        let mut statement = reader.prepare_cached(NEXT_REMOTE).map_err(self.failed(OPERATION))?;
+        statement.query_row([name], |row| row.get(0)).map_err(self.failed(OPERATION))
+    }
+}
+
+impl ArtifactIndex for EmbeddedIndex {
+    fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
+        const OPERATION: &str = "look a row up";
+        self.find(&*self.reader(OPERATION)?, key, OPERATION)
+    }
+
+    fn put(
+        &self,
+        key: &ArtifactKey,
+        entry: &Entry,
+        replaces: Option<u64>,
+    ) -> Result<Put, IndexError> {
+        const OPERATION: &str = "write a row";
+        let mut writer = self.writer();
+        let writer = open_writer(&mut writer, OPERATION)?;
+        writer.last_generation += 1;
+        let generation = writer.last_generation;
+        let sql = if replaces.is_some() { UPDATE } else { INSERT };
+        let mut statement =
+            writer.connection.prepare_cached(sql).map_err(self.failed(OPERATION))?;
+        let values = named_params! {
+            ":remote": key.remote.as_str(),
+            ":path": key.path.as_str(),
+            ":blob": entry.blob.as_str(),
+            ":version": entry.version.0,
+            ":size": entry.size,
+            ":sha256": entry.digest.to_string(),
+            ":content_type": entry.content_type,
+            ":etag": entry.validators.etag,
+            ":last_modified": entry.validators.last_modified,
+            ":content_encoding": entry.content_encoding,
+            ":head": entry.head.map(|digest| digest.to_string()),
+            ":stored_at": micros_of(entry.stored_at),
+            ":validated_at": micros_of(entry.validated_at),
+            ":generation": sql_int(generation),
+            ":unproven": entry.unproven,
+        };
+        let written = match replaces {
+            None => statement.execute(values),
+            Some(replaced) => {
+                let replaced = sql_int(replaced);
+                let mut all = values.to_vec();
+                all.push((":replaces", &replaced));
+                statement.execute(&all[..])
+            }
+        };
+        if written.map_err(self.failed(OPERATION))? == 1 {
+            return Ok(Put::Stored(generation));
+        }
+        drop(statement);
+        Ok(Put::Superseded(self.find(&writer.connection, key, OPERATION)?))
+    }
+
+    fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError> {
+        const OPERATION: &str = "remove a row";
+        let mut writer = self.writer();
+        let writer = open_writer(&mut writer, OPERATION)?;
+        let mut statement =
+            writer.connection.prepare_cached(REMOVE).map_err(self.failed(OPERATION))?;
+        let removed = statement
+            .execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)])
+            .map_err(self.failed(OPERATION))?;
+        Ok(removed == 1)
+    }
+
+    fn scan(
+        &self,
+        query: &Scan,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        if let Some(remote) = &query.remote {
+            return self.scan_remote(remote, query, visit).map(|_broken_off| ());
+        }
+        let mut behind = String::new();
+        while let Some(name) = self.remote_behind(&behind)? {
+            match name.parse() {
+                Ok(remote) => {
+                    if self.scan_remote(&remote, query, visit)?.is_break() {
+                        break;
+                    }
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "passing over damaged rows of the index");
+                }
+            }
+            behind = name;
+        }
+        Ok(())
+    }
+
+    fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
+        const OPERATION: &str = "add up uses";
+        for batch in uses.chunks(TOUCH_BATCH) {
+            let mut writer = self.writer();
+            let writer = open_writer(&mut writer, OPERATION)?;
+            let transaction = writer
+                .connection
+                .transaction_with_behavior(TransactionBehavior::Immediate)
+                .map_err(self.failed(OPERATION))?;
+            let mut statement =
+                transaction.prepare_cached(TOUCH).map_err(self.failed(OPERATION))?;
+            for used in batch {
+                let (remote, path) = (used.key.remote.as_str(), used.key.path.as_str());
+                statement
+                    .execute(params![remote, path, sql_int(used.hits), micros_of(used.last)])
+                    .map_err(self.failed(OPERATION))?;
+            }
+            drop(statement);
+            transaction.commit().map_err(self.failed(OPERATION))?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> Result<(), IndexError> {
+        const OPERATION: &str = "answer";
+        self.reader(OPERATION)?
+            .query_row("SELECT number FROM run", [], |_| Ok(()))
+            .map_err(self.failed(OPERATION))
+    }
+}
+
+/// A page of a scan.
+struct Page {
+    readable: Vec<Row>,
+    /// How many rows it had, readable or not.
+    rows: usize,
+    last_path: Option<String>,
+}
+
+/// A reading connection, given back when dropped.
+struct Reader<'a> {
+    connection: Option<Connection>,
+    give_back: &'a Sender<Connection>,
+}
+
+impl Deref for Reader<'_> {
+    type Target = Connection;
+
+    fn deref(&self) -> &Connection {
+        self.connection.as_ref().expect("it is there until the drop")
+    }
+}
+
+impl Drop for Reader<'_> {
+    fn drop(&mut self) {
+        if let Some(connection) = self.connection.take() {
+            let given_back = self.give_back.try_send(connection);
+            debug_assert!(given_back.is_ok(), "there is room: it was taken from here");
+        }
+    }
+}
+
+fn open_writer<'a>(
+    writer: &'a mut Option<Writer>,
+    operation: &'static str,
+) -> Result<&'a mut Writer, IndexError> {
+    writer.as_mut().ok_or_else(|| unavailable(operation)(Closed))
+}
+
+fn unavailable<E: std::error::Error + Send + Sync + 'static>(
+    operation: &'static str,
+) -> impl Fn(E) -> IndexError {
+    move |error| IndexError::Unavailable { operation, source: Box::new(error) }
+}
+
+/// A number as SQLite can hold it. No stored one is that high, so that cutting it off at the
+/// end makes it no other's equal.
+fn sql_int(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

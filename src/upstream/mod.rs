@@ -2,14 +2,96 @@
 //!
 //! [`Upstream`] is the port: one question, one answer. `http` is the real one (ureq),
 //! `scripted` the tests'. What is done about a failure (another try, a mirror, a pause) is a
-//! wrapper that is an `Upstream` as well, written once. This room knows nothing of stores,
+//! wrapper that is an `Upstream` as well, written once: `patient`, with a `breaker` for each
+//! base URL. [`connect`] puts them together for a remote. This room knows nothing of stores,
 //! clients or flights.
 
 use std::fmt::Debug;
 use std::io::Read;
+use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::artifact::{ArtifactPath, Validators};
+use crate::clock::Clock;
+use crate::config::Origin;
+
+pub mod address;
+pub mod breaker;
+pub mod http;
+pub mod patient;
+pub mod proxy;
+pub mod redirect;
+#[cfg(test)]
+pub mod scripted;
+
+use self::http::HttpUpstream;
+use self::patient::{Patient, Pause};
+pub use self::proxy::ProxyEnv;
+
+/// How much is done for one request before it fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Redirects that are followed in a row; 0 follows none.
+    pub redirects_max: u32,
+    /// Further tries after quick failures, over all base URLs together.
+    pub retries_max: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { redirects_max: 10, retries_max: 3 }
+    }
+}
+
+/// Makes the upstream of a remote: its base URLs, in order, with retries and breakers.
+/// Nothing is connected before the first request.
+///
+/// # Errors
+/// [`SetupError`] where the configuration can't be put to work.
+pub fn connect(
+    origin: &Origin,
+    limits: &Limits,
+    proxies: &ProxyEnv,
+    clock: &Clock,
+) -> Result<Arc<dyn Upstream>, SetupError> {
+    let mut upstreams = Vec::with_capacity(origin.bases.len());
+    for base in &origin.bases {
+        let upstream = HttpUpstream::new(origin, base, limits.redirects_max, proxies, clock)?;
+        upstreams.push((http::host_of(base), Arc::new(upstream) as Arc<dyn Upstream>));
+    }
+    if upstreams.is_empty() {
+        return Err(SetupError::NoBase);
+    }
+    Ok(Arc::new(Patient::new(upstreams, limits.retries_max, clock.clone(), Pause::real())))
+}
+
+/// Why an upstream can't be set up as configured.
+#[derive(Debug, thiserror::Error)]
+pub enum SetupError {
+    /// There is no base URL.
+    #[error("an upstream needs a base URL")]
+    NoBase,
+    /// `auth` can't be sent.
+    #[error("auth can't be used: {0}")]
+    Auth(String),
+    /// `ca_file` can't be used.
+    #[error("ca_file {} can't be used: {why}", file.display())]
+    CaFile {
+        /// The file.
+        file: PathBuf,
+        /// What is wrong with it.
+        why: String,
+    },
+    /// A proxy can't be used.
+    #[error("the proxy of {name} {why}")]
+    Proxy {
+        /// The configuration key or environment variable.
+        name: String,
+        /// What is wrong with it.
+        why: &'static str,
+    },
+}
 
 /// One upstream of one remote: its base URL, or that with everything that stands in for it.
 pub trait Upstream: Debug + Send + Sync {
@@ -80,6 +162,10 @@ pub struct UpstreamHead {
     pub validators: Validators,
     /// `Content-Type`.
     pub content_type: Option<String>,
+    /// `Content-Encoding`, where it is not `identity`. We ask for none; an upstream that
+    /// encodes all the same has its bytes kept as they came, and whoever serves them must
+    /// say so.
+    pub content_encoding: Option<String>,
 }
 
 /// A body that says at its end how it ended.
@@ -172,5 +258,33 @@ impl UpstreamError {
             Self::Blocked { retry_after, .. } => Some(*retry_after),
             _ => None,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use url::Url;
+
+    use super::*;
+    use crate::config::Timeouts;
+
+    #[test]
+    fn a_remote_without_a_base_url_is_an_error_and_one_with_mirrors_is_not() {
+        let make = |bases: &[&str]| {
+            let origin = Origin {
+                bases: bases.iter().map(|base| Url::parse(base).unwrap()).collect(),
+                auth: None,
+                ca_file: None,
+                proxy: None,
+                timeouts: Timeouts::default(),
+                offline: false,
+                allow_private_redirects: false,
+            };
+            connect(&origin, &Limits::default(), &ProxyEnv::default(), &Clock::system())
+        };
+        assert!(matches!(make(&[]), Err(SetupError::NoBase)));
+        let upstream = make(&["http://a.example.org/", "https://b.example.org/m/"]).unwrap();
+        let shown = format!("{upstream:?}");
+        assert!(shown.contains("a.example.org") && shown.contains("b.example.org"), "{shown}");
     }
 }

@@ -1,0 +1,39 @@
+//! What the cache counts; `ops::metrics` gives the counters their names and prints them.
+
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+
+use crate::artifact::RemoteName;
+
+/// Labels of what is counted per remote. Remotes are configured, so they are bounded.
+pub type ByRemote = Family<Vec<(&'static str, String)>, Counter>;
+
+/// The counters of one cache.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Fetches that asked upstream, by remote.
+    pub fetches: ByRemote,
+    /// Fetches that failed, by remote.
+    pub fetch_failures: ByRemote,
+    /// Bytes that came from upstream, by remote.
+    pub fetched_bytes: ByRemote,
+    /// Bodies that were cut and went on with a Range request.
+    pub resumed: Counter,
+    /// Bodies that came whole but could not be stored.
+    pub unstored: Counter,
+    /// Entries whose blob was missing, replaced or damaged, and that were forgotten.
+    pub healed: Counter,
+    /// Questions that the index did not answer.
+    pub index_errors: Counter,
+    /// Questions that the store did not answer.
+    pub blob_errors: Counter,
+    /// Blobs without a row that a sweep removed.
+    pub orphans_removed: Counter,
+    /// Uses that were not recorded because too many artifacts were used between two batches.
+    pub uses_dropped: Counter,
+}
+
+/// The counter of a remote.
+pub fn of(family: &ByRemote, remote: &RemoteName) -> Counter {
+    family.get_or_create_owned(&vec![("remote", remote.to_string())])
+}

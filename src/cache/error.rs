@@ -1,0 +1,99 @@
+//! Why there is nothing to serve, split by what the caller does about it.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::blob::BlobError;
+use crate::staging::{SealError, StagingError};
+use crate::upstream::UpstreamError;
+
+/// Why there is nothing to serve.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum CacheError {
+    /// There is no such artifact.
+    #[error("there is no such artifact")]
+    Absent,
+    /// It is not stored, and upstream must not be asked.
+    #[error("the artifact is not cached and the remote is offline")]
+    Offline,
+    /// Fetching it failed.
+    #[error(transparent)]
+    Fetch(Arc<FetchError>),
+    /// The store can't answer, and there is no upstream to ask.
+    #[error("the store does not answer: {0}")]
+    Store(String),
+    /// It kept changing while this request tried to open it.
+    #[error("the artifact kept changing while it was opened")]
+    Unsettled,
+}
+
+/// Why a fetch failed.
+#[derive(Debug, thiserror::Error)]
+pub enum FetchError {
+    /// Upstream gave nothing.
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// The body broke off after so many bytes.
+    #[error("upstream's body broke off after {written} bytes: {reason}")]
+    Cut {
+        /// How many bytes came.
+        written: u64,
+        /// What ended it.
+        reason: String,
+        /// Whether it was a silence that ended it.
+        is_timeout: bool,
+    },
+    /// It could not be staged.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    /// It came, but it is not what it should be.
+    #[error("upstream's body is wrong: {0}")]
+    Sealing(#[from] SealError),
+    /// Too many fetches wait already.
+    #[error("too many fetches are waiting")]
+    Overloaded,
+    /// Upstream's answer did not begin in time.
+    #[error("upstream's answer did not begin within {0:?}")]
+    Late(Duration),
+    /// The fetch ended without saying how.
+    #[error("the fetch was abandoned")]
+    Abandoned,
+}
+
+/// Why a found artifact can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// It is gone or was replaced meanwhile; it was forgotten: find it again.
+    #[error("the artifact is not there any more")]
+    Gone,
+    /// The store can't answer: only upstream can help.
+    #[error(transparent)]
+    Store(BlobError),
+    /// The fetch failed before a byte of it came.
+    #[error(transparent)]
+    Fetch(Arc<FetchError>),
+}
+
+impl FetchError {
+    /// Whether a stored copy may stand in: upstream failed, rather than meaning its answer.
+    pub fn is_failure(&self) -> bool {
+        match self {
+            Self::Upstream(error) => error.is_failure(),
+            Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
+            Self::Staging(_) | Self::Abandoned => true,
+        }
+    }
+}
+
+/// An error with everything that led to it, on one line.
+pub fn chain(error: &dyn Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(": ");
+        text.push_str(&cause.to_string());
+        source = cause.source();
+    }
+    text
+}

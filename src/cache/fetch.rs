@@ -1,0 +1,623 @@
+//! Fetches: from upstream's first byte to a row in the index.
+//!
+//! A fetch runs on its own fixed pool, so that clients who wait for it hold none of its threads.
+//! It answers to its flight alone: no client's speed or leaving touches it. The order is the
+//! cache's promise: stage, seal, publish, record, mark fresh, land.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime};
+
+use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
+use threadpool::ThreadPool;
+
+use super::counters::{self, Counters};
+use super::flight::{End, FlightHead, FlightWriter};
+use super::{CacheBounds, FetchError, Ports, chain, stored_head};
+use crate::artifact::{ArtifactKey, BlobKey, Entry, Validators};
+use crate::blob::{About, BlobError};
+use crate::body::Piece;
+use crate::config::Remote;
+use crate::coord::{Acquired, Lease, Mark};
+use crate::formats::Class;
+use crate::index::{IndexError, Put};
+use crate::staging::{Expect, SealedFile, StagedFile};
+use crate::upstream::{
+    Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
+};
+
+/// Bytes that are read from upstream at a time.
+const READ_BYTES: usize = 128 << 10;
+/// How often one body that was cut is continued.
+const RESUMES_MAX: usize = 3;
+/// How often a row that another writer changed meanwhile is written again.
+const PUTS_MAX: usize = 4;
+/// How often a replica without the lease looks for what the other one stored.
+const LEASE_POLL: Duration = Duration::from_millis(100);
+
+/// What a flight is to find out.
+#[derive(Debug, Clone)]
+pub(super) enum Task {
+    /// Nothing is stored: fetch it.
+    Fetch,
+    /// Ask whether the stored copy is still right, and fetch what is.
+    Revalidate(Entry),
+    /// Hash the stored copy, and fetch it again if it is damaged.
+    Prove(Entry),
+}
+
+impl Task {
+    fn stored(&self) -> Option<&Entry> {
+        match self {
+            Self::Fetch => None,
+            Self::Revalidate(entry) | Self::Prove(entry) => Some(entry),
+        }
+    }
+
+    pub(super) fn generation(&self) -> Option<u64> {
+        self.stored().map(|entry| entry.generation)
+    }
+}
+
+/// One flight's work.
+#[derive(Debug)]
+pub(super) struct Job {
+    pub(super) writer: FlightWriter,
+    pub(super) key: ArtifactKey,
+    pub(super) class: Class,
+    pub(super) task: Task,
+    pub(super) remote: Arc<Remote>,
+    pub(super) upstream: Option<Arc<dyn Upstream>>,
+}
+
+/// The threads that fetch.
+#[derive(Debug)]
+pub(super) struct FetchPool {
+    jobs: Sender<Job>,
+    _threads: ThreadPool,
+}
+
+impl FetchPool {
+    pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
+        let (jobs, waiting) = bounded(bounds.fetch_queue_max);
+        let threads = threadpool::Builder::new()
+            .num_threads(bounds.fetch_threads)
+            .thread_name("fetch".to_owned())
+            .build();
+        let fetcher = Arc::new(Fetcher { ports, counters, lease_ttl: bounds.lease_ttl });
+        for _ in 0..bounds.fetch_threads {
+            let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
+            threads.execute(move || run_jobs(&fetcher, &waiting));
+        }
+        Self { jobs, _threads: threads }
+    }
+
+    /// Queues a job; where there is no room, its flight fails as overloaded.
+    pub(super) fn submit(&self, job: Job) {
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+            self.jobs.try_send(job)
+        {
+            job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
+        }
+    }
+
+    pub(super) fn queued(&self) -> usize {
+        self.jobs.len()
+    }
+}
+
+fn run_jobs(fetcher: &Fetcher, waiting: &Receiver<Job>) {
+    let mut buffer = Vec::new();
+    while let Ok(job) = waiting.recv() {
+        // A bug in one fetch must not cost a thread. The writer is dropped on the way, so the
+        // flight's readers learn of it.
+        let run = || fetcher.run(job, &mut buffer);
+        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+            tracing::error!("a fetch panicked; its flight failed");
+        }
+    }
+}
+
+struct Fetcher {
+    ports: Ports,
+    counters: Arc<Counters>,
+    lease_ttl: Duration,
+}
+
+/// A fetch under way.
+struct Fetch<'a> {
+    key: &'a ArtifactKey,
+    class: Class,
+    remote: &'a Remote,
+    upstream: &'a dyn Upstream,
+    writer: &'a FlightWriter,
+    stored: Option<Entry>,
+    lease: Option<Lease>,
+    lease_renewed: Instant,
+}
+
+impl Fetcher {
+    fn run(&self, job: Job, buffer: &mut Vec<u8>) {
+        let Job { writer, key, class, task, remote, upstream } = job;
+        let end = match self.prepare(&key, task) {
+            Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
+            Prepared::Ask(stored) => match upstream.as_deref() {
+                Some(upstream) => {
+                    let lease_renewed = Instant::now();
+                    let (key, remote, writer) = (&key, &*remote, &writer);
+                    let fetch = Fetch {
+                        key,
+                        class,
+                        remote,
+                        upstream,
+                        writer,
+                        stored,
+                        lease: None,
+                        lease_renewed,
+                    };
+                    self.fetch(fetch, buffer)
+                }
+                None => Ok(End::Absent),
+            },
+        };
+        writer.end(end.unwrap_or_else(|why| {
+            counters::of(&self.counters.fetch_failures, &key.remote).inc();
+            tracing::warn!(artifact = %key, error = chain(&why), "fetch failed");
+            End::Failed(Arc::new(why))
+        }));
+    }
+
+    /// Hashes a stored copy that a crash may have hurt, whatever the task is.
+    fn prepare(&self, key: &ArtifactKey, task: Task) -> Prepared {
+        let wants_proof_only = matches!(task, Task::Prove(_));
+        match task {
+            Task::Fetch => Prepared::Ask(None),
+            Task::Revalidate(entry) | Task::Prove(entry) if entry.unproven => {
+                match self.prove(key, entry) {
+                    Some(proven) if wants_proof_only => Prepared::Proven(proven),
+                    proven => Prepared::Ask(proven),
+                }
+            }
+            Task::Revalidate(entry) => Prepared::Ask(Some(entry)),
+            Task::Prove(entry) => Prepared::Proven(entry),
+        }
+    }
+
+    fn prove(&self, key: &ArtifactKey, entry: Entry) -> Option<Entry> {
+        let generation = entry.generation;
+        let verdict = self.hash_blob(&entry).map(|digest| digest == entry.digest);
+        match verdict {
+            Ok(true) => {
+                let proven = Entry { unproven: false, ..entry };
+                return match self.ports.index.put(key, &proven, Some(generation)) {
+                    Ok(Put::Stored(generation)) => Some(Entry { generation, ..proven }),
+                    Ok(Put::Superseded(newer)) => newer,
+                    Err(error) => {
+                        self.index_failed(key, &error, "cannot record that a blob is whole");
+                        Some(proven)
+                    }
+                };
+            }
+            Ok(false) => {
+                tracing::warn!(artifact = %key, "a crash damaged a blob; fetching it again")
+            }
+            Err(error) => {
+                tracing::warn!(artifact = %key, error = %error, "a crash damaged a blob; fetching it again");
+            }
+        }
+        self.counters.healed.inc();
+        match self.ports.index.remove(key, generation) {
+            Ok(_) => None,
+            Err(error) => {
+                self.index_failed(key, &error, "cannot forget a damaged blob");
+                None
+            }
+        }
+    }
+
+    fn hash_blob(&self, entry: &Entry) -> Result<crate::artifact::Digest, String> {
+        let open = self.ports.blobs.open(&entry.blob, &entry.version, 0..entry.size);
+        let mut body = open.map_err(|error| chain(&error))?;
+        let mut hasher = Hashing::default();
+        while let Some(piece) = body.next_piece().map_err(|error| chain(&error))? {
+            hasher.add(&piece).map_err(|error| error.to_string())?;
+        }
+        Ok(hasher.digest())
+    }
+
+    fn fetch(&self, mut fetch: Fetch<'_>, buffer: &mut Vec<u8>) -> Result<End, FetchError> {
+        if let Some(end) = self.take_lease(&mut fetch) {
+            return Ok(end);
+        }
+        let began = Instant::now();
+        counters::of(&self.counters.fetches, &fetch.key.remote).inc();
+        let validators = fetch.stored.as_ref().map(|stored| &stored.validators);
+        let request = UpstreamRequest {
+            path: &fetch.key.path,
+            unless: validators.filter(|validators| !validators.is_empty()),
+            part: None,
+        };
+        let reply = fetch.upstream.get(&request)?;
+        let head_ms = began.elapsed().as_millis() as u64;
+        match reply {
+            UpstreamReply::Absent => {
+                self.mark_absent(&fetch);
+                log_fetch(&fetch, "absent", 0, head_ms, began);
+                Ok(End::Absent)
+            }
+            UpstreamReply::NotModified(head) => {
+                let Some(stored) = fetch.stored.take() else {
+                    return Err(FetchError::Upstream(UpstreamError::Protocol {
+                        host: fetch.remote.name.to_string(),
+                        reason: "a 304 to a request without conditions".to_owned(),
+                    }));
+                };
+                let entry = self.renew(&fetch, stored, &head);
+                log_fetch(&fetch, "not modified", 0, head_ms, began);
+                Ok(End::Confirmed(entry))
+            }
+            UpstreamReply::Found(head, body) => {
+                let (end, bytes) = self.fill(&mut fetch, head, body, buffer)?;
+                let what = match &end {
+                    End::Stored(_) => "stored",
+                    _ => "not stored",
+                };
+                log_fetch(&fetch, what, bytes, head_ms, began);
+                Ok(end)
+            }
+        }
+    }
+
+    /// Takes the lease, or waits for what the replica that has it stores. The lease saves a
+    /// second fetch and guards nothing: after one ttl the fetch goes on without it.
+    fn take_lease(&self, fetch: &mut Fetch<'_>) -> Option<End> {
+        let deadline = Instant::now() + self.lease_ttl;
+        let before = fetch.stored.as_ref().map(|entry| entry.generation);
+        loop {
+            match self.ports.leases.try_acquire(fetch.key, self.lease_ttl) {
+                Acquired::Granted(token) => {
+                    let leases = Arc::clone(&self.ports.leases);
+                    let key = fetch.key.clone();
+                    fetch.lease = Some(Lease::new(leases, key, token, self.lease_ttl));
+                    fetch.lease_renewed = Instant::now();
+                    return self.stored_meanwhile(fetch, before);
+                }
+                Acquired::Unknown => return None,
+                Acquired::Held if Instant::now() >= deadline => return None,
+                Acquired::Held => {
+                    if let Some(end) = self.stored_meanwhile(fetch, before) {
+                        return Some(end);
+                    }
+                    std::thread::sleep(LEASE_POLL);
+                }
+            }
+        }
+    }
+
+    fn stored_meanwhile(&self, fetch: &Fetch<'_>, before: Option<u64>) -> Option<End> {
+        let entry = self.ports.index.get(fetch.key).ok()??;
+        (Some(entry.generation) != before).then_some(End::Confirmed(entry))
+    }
+
+    /// Streams a body into the store. Gives the end and how many bytes came.
+    fn fill(
+        &self,
+        fetch: &mut Fetch<'_>,
+        head: UpstreamHead,
+        mut body: Box<dyn UpstreamBody>,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(End, u64), FetchError> {
+        let answered_at = self.ports.clock.now();
+        let checksum = fetch.remote.format.digest_in(&fetch.key.path);
+        let mut staged = self.ports.staging.begin(Expect { len: head.len, checksum })?;
+        fetch.writer.start(FlightHead {
+            file: staged.share(),
+            len: head.len,
+            validators: head.validators.clone(),
+            content_type: head.content_type.clone(),
+            content_encoding: head.content_encoding.clone(),
+            answered_at,
+            is_checked: checksum.is_some(),
+        });
+        let mut resumes = 0;
+        while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
+            let FetchError::Cut { .. } = cut else { return Err(cut) };
+            match self.resume(fetch, &head, staged.written()) {
+                Some(rest) if resumes < RESUMES_MAX => body = rest,
+                _ => return Err(cut),
+            }
+            resumes += 1;
+            self.counters.resumed.inc();
+        }
+        let is_framed = body.is_framed();
+        let written = staged.written();
+        let sealed = staged.seal()?;
+        fetch.writer.whole();
+        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max);
+        if !is_framed || too_large {
+            self.counters.unstored.inc();
+            return Ok((End::Unstored, written));
+        }
+        Ok((self.store(fetch, head, &sealed, answered_at), written))
+    }
+
+    /// Moves a body into the scratch file until it ends.
+    fn pump(
+        &self,
+        fetch: &mut Fetch<'_>,
+        body: &mut dyn UpstreamBody,
+        staged: &mut StagedFile,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), FetchError> {
+        buffer.resize(READ_BYTES, 0);
+        let fetched = counters::of(&self.counters.fetched_bytes, &fetch.key.remote);
+        loop {
+            let read = match body.read(buffer) {
+                Ok(0) => break,
+                Ok(read) => read,
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => continue,
+                Err(error) => {
+                    return Err(FetchError::Cut {
+                        written: staged.written(),
+                        reason: error.to_string(),
+                        is_timeout: error.kind() == std::io::ErrorKind::TimedOut,
+                    });
+                }
+            };
+            staged.append(&buffer[..read])?;
+            fetched.inc_by(read as u64);
+            fetch.writer.grew(staged.written());
+            self.keep_lease(fetch);
+        }
+        match staged.expect().len {
+            Some(len) if staged.written() < len => Err(FetchError::Cut {
+                written: staged.written(),
+                reason: format!("{len} bytes were announced"),
+                is_timeout: false,
+            }),
+            _ => Ok(()),
+        }
+    }
+
+    fn keep_lease(&self, fetch: &mut Fetch<'_>) {
+        if let Some(lease) = &fetch.lease
+            && fetch.lease_renewed.elapsed() > self.lease_ttl / 3
+        {
+            // A lost lease changes nothing: this fetch is under way, the other one is a waste.
+            lease.renew();
+            fetch.lease_renewed = Instant::now();
+        }
+    }
+
+    /// The rest of a body that was cut, if upstream still has the same version of known length.
+    fn resume(
+        &self,
+        fetch: &Fetch<'_>,
+        head: &UpstreamHead,
+        written: u64,
+    ) -> Option<Box<dyn UpstreamBody>> {
+        let len = head.len?;
+        let of = version_of(&head.validators)?;
+        let part = Some(Part { from: written, to: None, of: Some(of) });
+        let request = UpstreamRequest { path: &fetch.key.path, unless: None, part };
+        match fetch.upstream.get(&request) {
+            Ok(UpstreamReply::Found(rest, body)) => {
+                let fits = rest.part_from == Some(written)
+                    && rest.full_len.is_none_or(|full| full == len)
+                    && is_same_version(&rest.validators, &head.validators);
+                fits.then_some(body)
+            }
+            Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) => None,
+            Err(error) => {
+                tracing::warn!(artifact = %fetch.key, error = chain(&error), "a cut body could not be continued");
+                None
+            }
+        }
+    }
+
+    /// Publishes and records. The clients have their bytes; what fails here costs a refetch.
+    fn store(
+        &self,
+        fetch: &Fetch<'_>,
+        head: UpstreamHead,
+        sealed: &SealedFile,
+        stored_at: SystemTime,
+    ) -> End {
+        let key = fetch.key;
+        let blob = BlobKey::of(key);
+        let about = About {
+            artifact: key.clone(),
+            digest: sealed.digest(),
+            content_type: head.content_type.clone(),
+            content_encoding: head.content_encoding.clone(),
+            validators: head.validators.clone(),
+            stored_at,
+        };
+        let version = match self.ports.blobs.publish(&blob, sealed, &about) {
+            Ok(version) => version,
+            Err(error) => {
+                self.blob_failed(key, &error);
+                return End::Unstored;
+            }
+        };
+        let entry = Entry {
+            blob,
+            version,
+            size: sealed.len(),
+            digest: sealed.digest(),
+            content_type: head.content_type,
+            content_encoding: head.content_encoding,
+            validators: head.validators,
+            stored_at,
+            validated_at: stored_at,
+            head: self.head_digest(fetch),
+            generation: 0,
+            unproven: false,
+        };
+        match self.record(key, entry, fetch.stored.as_ref()) {
+            Some(entry) => {
+                self.mark_fresh(fetch);
+                End::Stored(entry)
+            }
+            None => {
+                self.counters.unstored.inc();
+                End::Unstored
+            }
+        }
+    }
+
+    /// Writes the row of a blob that was just published. If another writer was first, its blob
+    /// was under this same key and has been replaced by ours, so ours is the row to have.
+    fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
+        let mut replaces = stored.map(|stored| stored.generation);
+        for _ in 0..PUTS_MAX {
+            match self.ports.index.put(key, &entry, replaces) {
+                Ok(Put::Stored(generation)) => return Some(Entry { generation, ..entry }),
+                Ok(Put::Superseded(newer)) => replaces = newer.map(|newer| newer.generation),
+                Err(error) => {
+                    self.index_failed(key, &error, "a stored artifact was not recorded");
+                    return None;
+                }
+            }
+        }
+        tracing::warn!(artifact = %key, "a stored artifact was not recorded: its row kept changing");
+        None
+    }
+
+    /// Records that upstream confirmed the stored copy.
+    fn renew(&self, fetch: &Fetch<'_>, stored: Entry, head: &UpstreamHead) -> Entry {
+        let confirmed = Entry {
+            validated_at: self.ports.clock.now(),
+            // RFC 9111, section 3.2: a 304's validators replace the stored ones.
+            validators: Validators {
+                etag: head.validators.etag.clone().or(stored.validators.etag),
+                last_modified: head
+                    .validators
+                    .last_modified
+                    .clone()
+                    .or(stored.validators.last_modified),
+            },
+            head: self.head_digest(fetch),
+            ..stored
+        };
+        match self.ports.index.put(fetch.key, &confirmed, Some(confirmed.generation)) {
+            Ok(Put::Stored(generation)) => {
+                self.mark_fresh(fetch);
+                Entry { generation, ..confirmed }
+            }
+            // Somebody stored or confirmed something newer: that is what stands there now.
+            Ok(Put::Superseded(Some(newer))) => newer,
+            Ok(Put::Superseded(None)) => confirmed,
+            Err(error) => {
+                self.index_failed(fetch.key, &error, "a confirmation was not recorded");
+                confirmed
+            }
+        }
+    }
+
+    fn head_digest(&self, fetch: &Fetch<'_>) -> Option<crate::artifact::Digest> {
+        match fetch.class {
+            Class::Member => stored_head(&*self.ports.index, fetch.remote, &fetch.key.path),
+            _ => None,
+        }
+    }
+
+    fn mark_fresh(&self, fetch: &Fetch<'_>) {
+        let index_ttl = fetch.remote.lifetimes.index_ttl;
+        if fetch.class != Class::Immutable && !index_ttl.is_zero() {
+            self.ports.freshness.set(fetch.key, Mark::Fresh, index_ttl);
+        }
+        if !fetch.remote.lifetimes.negative_ttl.is_zero() {
+            self.ports.freshness.clear(fetch.key, Mark::Absent);
+        }
+    }
+
+    fn mark_absent(&self, fetch: &Fetch<'_>) {
+        let negative_ttl = fetch.remote.lifetimes.negative_ttl;
+        if !negative_ttl.is_zero() {
+            self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
+        }
+        if fetch.class == Class::Member {
+            // The head that named it can't be right any more.
+            for path in fetch.remote.format.heads_of(&fetch.key.path) {
+                let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
+                self.ports.freshness.clear(&head, Mark::Fresh);
+            }
+        }
+    }
+
+    fn index_failed(&self, key: &ArtifactKey, error: &IndexError, what: &'static str) {
+        self.counters.index_errors.inc();
+        tracing::warn!(artifact = %key, error = chain(error), "{what}");
+    }
+
+    fn blob_failed(&self, key: &ArtifactKey, error: &BlobError) {
+        self.counters.blob_errors.inc();
+        self.counters.unstored.inc();
+        tracing::warn!(artifact = %key, error = chain(error), "an artifact was served but not stored");
+    }
+}
+
+enum Prepared {
+    Proven(Entry),
+    Ask(Option<Entry>),
+}
+
+/// What names a version in `If-Range`: a strong ETag, else the date (RFC 9110, section 13.1.5).
+pub(super) fn version_of(validators: &Validators) -> Option<&str> {
+    validators.strong_etag().or(validators.last_modified.as_deref())
+}
+
+/// Whether a part belongs to the version whose head was seen.
+pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
+    match (part.strong_etag(), whole.strong_etag()) {
+        (Some(part), Some(whole)) => part == whole,
+        _ => part.last_modified == whole.last_modified,
+    }
+}
+
+/// SHA-256 over the pieces of a body.
+#[derive(Default)]
+struct Hashing {
+    sha256: sha2::Sha256,
+    buffer: Vec<u8>,
+}
+
+impl Hashing {
+    fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+        use sha2::Digest as _;
+        use std::os::unix::fs::FileExt;
+        match piece {
+            Piece::Bytes(bytes) => self.sha256.update(bytes),
+            Piece::Region { file, offset, len } => {
+                self.buffer.resize(READ_BYTES, 0);
+                let end = offset + len;
+                let mut at = *offset;
+                while at < end {
+                    let want = (end - at).min(READ_BYTES as u64) as usize;
+                    file.read_exact_at(&mut self.buffer[..want], at)?;
+                    self.sha256.update(&self.buffer[..want]);
+                    at += want as u64;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn digest(self) -> crate::artifact::Digest {
+        use sha2::Digest as _;
+        crate::artifact::Digest(self.sha256.finalize().into())
+    }
+}
+
+fn log_fetch(fetch: &Fetch<'_>, what: &'static str, bytes: u64, head_ms: u64, began: Instant) {
+    tracing::info!(
+        target: "fetch",
+        remote = %fetch.key.remote,
+        path = %fetch.key.path,
+        outcome = what,
+        bytes,
+        head_ms,
+        ms = began.elapsed().as_millis() as u64,
+        "fetch"
+    );
+}

@@ -1,0 +1,435 @@
+//! Flights: one fetch of an artifact, and everybody who reads along.
+//!
+//! A flight lives in the table from [`Flights::join`] until its writer ends. The writer fills a
+//! scratch file; readers follow it at any offset and at their own speed, so no reader can slow
+//! or abort the fetch. Every end, a dropped writer included, takes the flight out of the table
+//! first and wakes the readers then: a newcomer finds the flight, or what it left behind.
+//!
+//! Locks: the table's and a flight's own, never one inside the other, none across I/O.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard};
+use std::time::{Duration, Instant, SystemTime};
+
+use super::FetchError;
+use crate::artifact::{ArtifactKey, Entry, Validators};
+use crate::body::{BodyError, Piece, Source};
+
+/// How much of the end is held back while a body's checksum is not yet known to be right. Small
+/// bodies are held back whole, which lets a wrong one be answered with an error.
+pub const HOLD_BACK_BYTES: u64 = 64 << 10;
+
+/// The flights in the air.
+#[derive(Debug, Default)]
+pub struct Flights {
+    table: Mutex<HashMap<ArtifactKey, Arc<Flight>>>,
+}
+
+/// What became of a [`Flights::join`].
+#[derive(Debug)]
+pub enum Joined {
+    /// There was none: the caller leads and must see to the fetch.
+    Lead(FlightWriter),
+    /// There is one already.
+    Follow(FlightReader),
+}
+
+impl Flights {
+    /// Joins the flight of an artifact, or begins one.
+    pub fn join(self: &Arc<Self>, key: &ArtifactKey) -> Joined {
+        let mut table = lock(&self.table);
+        if let Some(flight) = table.get(key) {
+            return Joined::Follow(FlightReader { flight: Arc::clone(flight) });
+        }
+        let flight = Arc::new(Flight::default());
+        table.insert(key.clone(), Arc::clone(&flight));
+        Joined::Lead(FlightWriter { flights: Arc::clone(self), key: key.clone(), flight })
+    }
+
+    /// How many there are.
+    pub fn count(&self) -> usize {
+        lock(&self.table).len()
+    }
+}
+
+/// Nothing panics while it holds one of these locks; if something did, the state is still one
+/// that every reader can live with.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+#[derive(Debug, Default)]
+struct Flight {
+    // Guards the state below; nothing else is taken while it is held.
+    state: Mutex<State>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    head: Option<Arc<FlightHead>>,
+    written: u64,
+    whole: bool,
+    end: Option<End>,
+}
+
+/// What is known once upstream's answer has begun.
+#[derive(Debug)]
+pub struct FlightHead {
+    /// The growing file.
+    pub file: Arc<File>,
+    /// The length, where upstream announced it.
+    pub len: Option<u64>,
+    /// Upstream's validators.
+    pub validators: Validators,
+    /// Upstream's `Content-Type`.
+    pub content_type: Option<String>,
+    /// Upstream's `Content-Encoding`, where it insisted on one.
+    pub content_encoding: Option<String>,
+    /// When upstream answered.
+    pub answered_at: SystemTime,
+    /// Whether the end is held back until the bytes are known to be right.
+    pub is_checked: bool,
+}
+
+/// How a flight ended.
+#[derive(Debug, Clone)]
+pub enum End {
+    /// The bytes are stored.
+    Stored(Entry),
+    /// The bytes came whole but are not kept.
+    Unstored,
+    /// What was stored before (here or by another replica) is right.
+    Confirmed(Entry),
+    /// Upstream has no such file.
+    Absent,
+    /// It failed.
+    Failed(Arc<FetchError>),
+}
+
+/// The one who fills a flight.
+#[derive(Debug)]
+pub struct FlightWriter {
+    flights: Arc<Flights>,
+    key: ArtifactKey,
+    flight: Arc<Flight>,
+}
+
+impl FlightWriter {
+    /// A reader of this flight.
+    pub fn reader(&self) -> FlightReader {
+        FlightReader { flight: Arc::clone(&self.flight) }
+    }
+
+    /// Upstream's answer has begun: readers may look at the head and at the file.
+    pub fn start(&self, head: FlightHead) {
+        self.update(|state| state.head = Some(Arc::new(head)));
+    }
+
+    /// The file has `written` bytes now.
+    pub fn grew(&self, written: u64) {
+        self.update(|state| state.written = written);
+    }
+
+    /// Every byte is there and right: nothing is held back any longer.
+    pub fn whole(&self) {
+        self.update(|state| state.whole = true);
+    }
+
+    /// Ends the flight.
+    pub fn end(self, end: End) {
+        self.land(end);
+    }
+
+    fn update(&self, change: impl FnOnce(&mut State)) {
+        change(&mut lock(&self.flight.state));
+        self.flight.changed.notify_all();
+    }
+
+    fn land(&self, end: End) {
+        // Out of the table first: who is woken by a failure must not join it again.
+        let mut table = lock(&self.flights.table);
+        if table.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight)) {
+            table.remove(&self.key);
+        }
+        drop(table);
+        self.update(|state| {
+            state.end.get_or_insert(end);
+        });
+    }
+}
+
+impl Drop for FlightWriter {
+    fn drop(&mut self) {
+        self.land(End::Failed(Arc::new(FetchError::Abandoned)));
+    }
+}
+
+/// One who reads along.
+#[derive(Debug, Clone)]
+pub struct FlightReader {
+    flight: Arc<Flight>,
+}
+
+/// What a reader learns when it waits for the beginning.
+#[derive(Debug, Clone)]
+pub enum Begun {
+    /// The bytes come, or came.
+    Head(Arc<FlightHead>),
+    /// It ended without bytes of its own.
+    Ended(End),
+    /// Nothing happened in time.
+    TimedOut,
+}
+
+impl FlightReader {
+    /// Waits for upstream's answer, at most until `deadline`.
+    pub fn head(&self, deadline: Instant) -> Begun {
+        let mut state = lock(&self.flight.state);
+        loop {
+            match (&state.head, &state.end) {
+                (_, Some(End::Failed(why))) => return Begun::Ended(End::Failed(Arc::clone(why))),
+                (Some(head), _) => return Begun::Head(Arc::clone(head)),
+                (None, Some(end)) => return Begun::Ended(end.clone()),
+                (None, None) => {}
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return Begun::TimedOut;
+            }
+            state = wait_timeout(&self.flight.changed, state, left);
+        }
+    }
+
+    /// Waits until the byte at `offset` can be read, or there is none; a fetch that fails
+    /// before that can still be answered with an error. The wait ends at the latest when the
+    /// fetch runs into its own timeouts, since a writer always ends.
+    ///
+    /// # Errors
+    /// Why the fetch failed.
+    pub fn wait_for(&self, offset: u64) -> Result<(), Arc<FetchError>> {
+        self.readable_from(offset).map(drop)
+    }
+
+    /// Waits for the end of the flight, which always comes: see [`FlightReader::wait_for`].
+    pub fn landing(&self) -> End {
+        let mut state = lock(&self.flight.state);
+        loop {
+            if let Some(end) = &state.end {
+                return end.clone();
+            }
+            state = wait(&self.flight.changed, state);
+        }
+    }
+
+    /// How many bytes the file has.
+    pub fn written(&self) -> u64 {
+        lock(&self.flight.state).written
+    }
+
+    /// How the flight ended, if it did.
+    pub fn ended(&self) -> Option<End> {
+        lock(&self.flight.state).end.clone()
+    }
+
+    /// The bytes from `from` on, up to `to` or the end, as they come.
+    pub fn follow(&self, head: Arc<FlightHead>, from: u64, to: Option<u64>) -> FlightSource {
+        FlightSource { reader: self.clone(), head, offset: from, to }
+    }
+
+    /// Waits for bytes behind `offset` and says where they end now; `offset` itself where the
+    /// body ends there.
+    fn readable_from(&self, offset: u64) -> Result<u64, Arc<FetchError>> {
+        let mut state = lock(&self.flight.state);
+        loop {
+            let readable = state.readable();
+            if readable > offset {
+                return Ok(readable);
+            }
+            if state.whole {
+                return Ok(offset);
+            }
+            match &state.end {
+                Some(End::Failed(why)) => return Err(Arc::clone(why)),
+                Some(_) => return Ok(offset),
+                None => {}
+            }
+            state = wait(&self.flight.changed, state);
+        }
+    }
+}
+
+fn wait<'a>(changed: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
+    changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
+}
+
+fn wait_timeout<'a>(
+    changed: &Condvar,
+    state: MutexGuard<'a, State>,
+    left: Duration,
+) -> MutexGuard<'a, State> {
+    changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0
+}
+
+impl State {
+    fn readable(&self) -> u64 {
+        match &self.head {
+            Some(head) if head.is_checked && !self.whole => {
+                self.written.saturating_sub(HOLD_BACK_BYTES)
+            }
+            _ => self.written,
+        }
+    }
+}
+
+/// A body that follows a flight.
+#[derive(Debug)]
+pub struct FlightSource {
+    reader: FlightReader,
+    head: Arc<FlightHead>,
+    offset: u64,
+    to: Option<u64>,
+}
+
+impl Source for FlightSource {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        if self.to.is_some_and(|to| self.offset >= to) {
+            return Ok(None);
+        }
+        let readable = self
+            .reader
+            .readable_from(self.offset)
+            .map_err(|why| BodyError::Cut(format!("the fetch failed: {why}")))?;
+        let end = self.to.map_or(readable, |to| readable.min(to));
+        let (offset, len) = (self.offset, end - self.offset);
+        self.offset = end;
+        Ok((len > 0).then_some(Piece::Region { file: &self.head.file, offset, len }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::ArtifactPath;
+    use crate::body::{Body, read_to_vec};
+    use std::io::Write;
+
+    fn key() -> ArtifactKey {
+        let path = ArtifactPath::from_canonical("a/b").unwrap();
+        ArtifactKey { remote: "r".parse().unwrap(), path }
+    }
+
+    fn soon() -> Instant {
+        Instant::now() + Duration::from_secs(20)
+    }
+
+    fn lead(flights: &Arc<Flights>) -> FlightWriter {
+        match flights.join(&key()) {
+            Joined::Lead(writer) => writer,
+            Joined::Follow(_) => panic!("somebody else leads"),
+        }
+    }
+
+    fn head(file: &File, len: Option<u64>, is_checked: bool) -> FlightHead {
+        FlightHead {
+            file: Arc::new(file.try_clone().unwrap()),
+            len,
+            validators: Validators::default(),
+            content_type: None,
+            content_encoding: None,
+            answered_at: SystemTime::UNIX_EPOCH,
+            is_checked,
+        }
+    }
+
+    fn begun(reader: &FlightReader) -> Arc<FlightHead> {
+        match reader.head(soon()) {
+            Begun::Head(head) => head,
+            other => panic!("no head: {other:?}"),
+        }
+    }
+
+    #[test]
+    fn the_first_leads_and_everybody_else_follows_until_it_lands() {
+        let flights = Arc::new(Flights::default());
+        let writer = lead(&flights);
+        assert!(matches!(flights.join(&key()), Joined::Follow(_)));
+        assert_eq!(flights.count(), 1);
+        writer.end(End::Absent);
+        assert_eq!(flights.count(), 0);
+        assert!(matches!(flights.join(&key()), Joined::Lead(_)));
+    }
+
+    #[test]
+    fn readers_get_every_byte_though_they_begin_at_other_times_and_places() {
+        let flights = Arc::new(Flights::default());
+        let mut file = tempfile::tempfile().unwrap();
+        let bytes: Vec<u8> = (0..100_000u32).map(|n| n as u8).collect();
+        let writer = lead(&flights);
+        let readers: Vec<_> = [0u64, 1, 50_000, 99_999]
+            .into_iter()
+            .map(|from| {
+                let reader = writer.reader();
+                std::thread::spawn(move || {
+                    let head = begun(&reader);
+                    let mut body =
+                        Body::new(Some(100_000 - from), Box::new(reader.follow(head, from, None)));
+                    (from, read_to_vec(&mut body, 1 << 20).unwrap())
+                })
+            })
+            .collect();
+        writer.start(head(&file, Some(100_000), false));
+        let mut written = 0;
+        for chunk in bytes.chunks(777) {
+            file.write_all(chunk).unwrap();
+            written += chunk.len() as u64;
+            writer.grew(written);
+        }
+        writer.whole();
+        writer.end(End::Unstored);
+        for reader in readers {
+            let (from, got) = reader.join().unwrap();
+            assert!(got == bytes[from as usize..], "the reader from {from}");
+        }
+    }
+
+    #[test]
+    fn the_end_of_a_checked_body_is_held_back_until_it_is_whole() {
+        let flights = Arc::new(Flights::default());
+        let mut file = tempfile::tempfile().unwrap();
+        let len = HOLD_BACK_BYTES + 10;
+        file.write_all(&vec![7; len as usize]).unwrap();
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        writer.start(head(&file, Some(len), true));
+        writer.grew(len);
+        let mut source = reader.follow(begun(&reader), 0, None);
+        assert_eq!(source.next_piece().unwrap().unwrap().len(), 10);
+        writer.whole();
+        assert_eq!(source.next_piece().unwrap().unwrap().len(), HOLD_BACK_BYTES);
+        assert!(source.next_piece().unwrap().is_none());
+    }
+
+    #[test]
+    fn a_dropped_writer_is_a_failure_that_every_reader_sees() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        writer.start(head(&file, None, false));
+        let mut source = reader.follow(begun(&reader), 0, None);
+        drop(writer);
+        assert!(matches!(source.next_piece(), Err(BodyError::Cut(_))));
+        assert!(reader.wait_for(0).is_err());
+        assert!(matches!(reader.head(soon()), Begun::Ended(End::Failed(_))));
+        assert_eq!(flights.count(), 0);
+    }
+
+    #[test]
+    fn waiting_for_a_head_has_a_bound() {
+        let flights = Arc::new(Flights::default());
+        let writer = lead(&flights);
+        assert!(matches!(writer.reader().head(Instant::now()), Begun::TimedOut));
+    }
+}

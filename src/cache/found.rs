@@ -1,0 +1,90 @@
+//! What a request found: what is known of the artifact, and the way to its bytes.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::flight::{FlightHead, FlightReader};
+use super::pass::Passing;
+use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
+
+/// How a request was met. One of these becomes the log line, the counter and `Cache-Status`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Outcome {
+    /// From the store, fresh.
+    Hit,
+    /// From the store although it lapsed: upstream failed, or must not be asked.
+    Stale,
+    /// From the store, after upstream confirmed it.
+    Revalidated,
+    /// Fetched for this request.
+    Miss,
+    /// Fetched for another request, which this one joined.
+    Collapsed,
+    /// Passed through without being stored.
+    Pass,
+}
+
+/// An artifact that can be served.
+#[derive(Debug)]
+pub struct Found {
+    /// How it was met, and what is known of it.
+    pub met: Met,
+    /// The way to its bytes.
+    pub bytes: Bytes,
+}
+
+/// How a request was met.
+#[derive(Debug)]
+pub struct Met {
+    /// From where.
+    pub outcome: Outcome,
+    /// What is known of it.
+    pub about: Representation,
+    /// How long it is fresh; negative seconds where it is stale; `None` for ever or unknown.
+    pub ttl_s: Option<i64>,
+    /// Whether it is, or is being, stored.
+    pub is_stored: bool,
+}
+
+/// The way to an artifact's bytes: give it to [`super::Cache::open`].
+#[derive(Debug)]
+pub struct Bytes {
+    pub(super) key: ArtifactKey,
+    pub(super) from: From,
+}
+
+impl Bytes {
+    /// The same way once more, for another range; `None` where the bytes can be had only once.
+    pub fn again(&self) -> Option<Self> {
+        let from = match &self.from {
+            From::Store(entry) => From::Store(entry.clone()),
+            From::Flight(reader, head) => From::Flight(reader.clone(), Arc::clone(head)),
+            From::Passing(_) => return None,
+        };
+        Some(Self { key: self.key.clone(), from })
+    }
+}
+
+/// What a client learns of an artifact before its bytes.
+#[derive(Debug, Clone, Default)]
+pub struct Representation {
+    /// Its length, where that is known yet.
+    pub len: Option<u64>,
+    /// Its digest, where that is known yet.
+    pub digest: Option<Digest>,
+    /// Validators for clients: upstream's, or an ETag made of the digest.
+    pub validators: Validators,
+    /// Upstream's `Content-Type`.
+    pub content_type: Option<String>,
+    /// Upstream's `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// How long ago upstream sent or confirmed it.
+    pub age: Duration,
+}
+
+#[derive(Debug)]
+pub(super) enum From {
+    Store(Box<Entry>),
+    Flight(FlightReader, Arc<FlightHead>),
+    Passing(Passing),
+}

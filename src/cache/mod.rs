@@ -1,0 +1,544 @@
+//! The cache: one request from judgement to bytes.
+//!
+//! [`Cache::find`] is the request on one screen. A miss is a flight: the fetch runs on its own
+//! pool ([`fetch`]) and every client, the first included, reads along ([`flight`]). This room
+//! knows no HTTP towards clients and no backend by name.
+
+use std::ops::Range;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::blob::{BlobError, BlobStore};
+use crate::body::{Body, Source};
+use crate::clock::Clock;
+use crate::config::{Kind, Remote};
+use crate::coord::{Freshness, Leases, Mark};
+use crate::formats::Class;
+use crate::index::{ArtifactIndex, Row, Scan};
+use crate::policy::{self, Decision, Facts, Reach};
+use crate::staging::{Staging, StagingError};
+use crate::upstream::Upstream;
+
+pub mod counters;
+mod error;
+mod fetch;
+pub mod flight;
+mod found;
+mod pass;
+pub mod sweep;
+#[cfg(test)]
+mod tests;
+mod uses;
+
+pub use error::{CacheError, FetchError, OpenError, chain};
+pub use found::{Bytes, Found, Met, Outcome, Representation};
+
+use counters::Counters;
+use fetch::{FetchPool, Job, Task};
+use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
+use found::From;
+use uses::Uses;
+
+/// How long a request waits for upstream's answer to begin, queueing included.
+const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
+/// How often one request starts again because the ground moved under it: a flight that landed
+/// while it was joining, a blob that was replaced.
+const ROUNDS_MAX: usize = 4;
+/// A range that begins further than this behind what a flight has is asked of upstream on its
+/// own, while the fill goes on.
+const FAR_AHEAD_BYTES: u64 = 1 << 20;
+
+/// The backends of a cache.
+#[derive(Debug, Clone)]
+pub struct Ports {
+    /// Where bytes are.
+    pub blobs: Arc<dyn BlobStore>,
+    /// What is known of them.
+    pub index: Arc<dyn ArtifactIndex>,
+    /// What is fresh.
+    pub freshness: Arc<dyn Freshness>,
+    /// Which replica fetches.
+    pub leases: Arc<dyn Leases>,
+    /// Bytes on their way in.
+    pub staging: Staging,
+    /// What time it is.
+    pub clock: Clock,
+}
+
+/// Bounds of a cache.
+#[derive(Debug, Clone)]
+pub struct CacheBounds {
+    /// Threads that fetch.
+    pub fetch_threads: usize,
+    /// Fetches that may wait for a thread; one more is refused.
+    pub fetch_queue_max: usize,
+    /// How long a replica's lease on a fetch holds without being renewed.
+    pub lease_ttl: Duration,
+}
+
+/// A remote with the way to its upstream.
+#[derive(Debug)]
+pub struct Target {
+    /// The remote.
+    pub remote: Arc<Remote>,
+    /// Its upstream; `None` for a local repository.
+    pub upstream: Option<Arc<dyn Upstream>>,
+}
+
+impl Target {
+    fn reach(&self) -> Reach {
+        match &self.remote.kind {
+            Kind::Local => Reach::Local,
+            Kind::Remote(origin) if origin.offline => Reach::Offline,
+            Kind::Remote(_) => Reach::Online,
+        }
+    }
+
+    fn class(&self, path: &ArtifactPath) -> Class {
+        if self.remote.patterns.is_mutable(path) {
+            return Class::Head;
+        }
+        self.remote.format.classify(path)
+    }
+}
+
+/// The cache.
+#[derive(Debug)]
+pub struct Cache {
+    ports: Ports,
+    flights: Arc<Flights>,
+    fetches: FetchPool,
+    uses: Uses,
+    counters: Arc<Counters>,
+}
+
+impl Cache {
+    /// A cache over these backends; starts the fetch threads.
+    pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
+        let counters = Arc::new(Counters::default());
+        let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
+        Self { ports, flights: Arc::default(), fetches, uses: Uses::default(), counters }
+    }
+
+    /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
+    /// upstream. Blocks until its head is known.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn find(&self, target: &Target, path: &ArtifactPath) -> Result<Found, CacheError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let class = target.class(path);
+        for _ in 0..ROUNDS_MAX {
+            let stored = self.lookup(&key);
+            let decision = self.judge(target, &key, class, stored.as_ref());
+            let task = match (decision, stored) {
+                (Decision::Hit(left), Some(entry)) => {
+                    return Ok(self.found_stored(key, entry, Outcome::Hit, left.map(seconds)));
+                }
+                (Decision::Stale, Some(entry)) => {
+                    return Ok(self.stand_in(target, key, class, entry));
+                }
+                (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Prove, Some(entry)) => Task::Prove(entry),
+                (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
+                (Decision::Fetch, _) => Task::Fetch,
+                _ if target.reach() == Reach::Offline => return Err(CacheError::Offline),
+                _ => return Err(CacheError::Absent),
+            };
+            if let Some(found) = self.join(target, &key, task)? {
+                return Ok(found);
+            }
+        }
+        Err(CacheError::Unsettled)
+    }
+
+    /// Opens bytes of a found artifact of length `len`; `range` lies inside it, `None` is all.
+    /// Blocks until the first byte can be read, so that a failure before it can be answered.
+    ///
+    /// # Errors
+    /// [`OpenError`]; after `Gone`, find it again.
+    pub fn open(
+        &self,
+        target: &Target,
+        bytes: Bytes,
+        len: Option<u64>,
+        range: Option<Range<u64>>,
+    ) -> Result<Body, OpenError> {
+        let (from, to) = match (&range, len) {
+            (Some(range), _) => (range.start, Some(range.end)),
+            (None, len) => (0, len),
+        };
+        match bytes.from {
+            From::Store(entry) => {
+                let range = from..to.unwrap_or(entry.size);
+                self.open_blob(&bytes.key, &entry, range)
+            }
+            From::Flight(reader, head) => {
+                if from > reader.written() + FAR_AHEAD_BYTES
+                    && let Some(body) = self.pass_part(target, &bytes.key, &head, from, to)
+                {
+                    return Ok(body);
+                }
+                reader.wait_for(from).map_err(OpenError::Fetch)?;
+                let source: Box<dyn Source> = Box::new(reader.follow(head, from, to));
+                Ok(Body::new(to.map(|to| to - from), source))
+            }
+            From::Passing(passing) => passing.open(from, to).map_err(OpenError::Fetch),
+        }
+    }
+
+    /// Finds an artifact again whose opening failed: anew where it was forgotten, at upstream
+    /// where the store does not answer, and a stale copy where the fetch failed.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn recover(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        why: OpenError,
+    ) -> Result<Found, CacheError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        match why {
+            OpenError::Gone => self.find(target, path),
+            OpenError::Store(error) if target.reach() != Reach::Online => {
+                Err(CacheError::Store(chain(&error)))
+            }
+            OpenError::Store(error) => {
+                tracing::warn!(artifact = %key, error = chain(&error), "passing through: the store does not answer");
+                self.pass(target, key)
+            }
+            OpenError::Fetch(why) => self.after_failure(target, &key, why),
+        }
+    }
+
+    /// Fetches without storing: when there is no room to stage, or the store does not answer.
+    fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
+        let upstream = target.upstream.as_deref().ok_or(CacheError::Absent)?;
+        counters::of(&self.counters.fetches, &key.remote).inc();
+        let (about, passing) = pass::start(upstream, &key.path)?;
+        let met = Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false };
+        Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })
+    }
+
+    /// Waits until a flight has landed, so that the digest is known; for a client that asks
+    /// for it. A found artifact that is no flight, or whose bytes are not kept, is given back
+    /// as it is.
+    ///
+    /// # Errors
+    /// Why the fetch failed.
+    pub fn settle(&self, found: Found) -> Result<Found, CacheError> {
+        let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
+        match reader.landing() {
+            End::Stored(entry) => {
+                Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
+            }
+            End::Failed(why) => Err(CacheError::Fetch(why)),
+            End::Unstored | End::Confirmed(_) | End::Absent => Ok(found),
+        }
+    }
+
+    /// What the cache counts.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Fetches in the air.
+    pub fn flight_count(&self) -> usize {
+        self.flights.count()
+    }
+
+    /// Fetches that wait for a thread.
+    pub fn fetches_queued(&self) -> usize {
+        self.fetches.queued()
+    }
+
+    /// The backends, for what reports on them.
+    pub fn ports(&self) -> &Ports {
+        &self.ports
+    }
+
+    /// Shows the stored artifacts of a scan, and for each how long it is fresh.
+    ///
+    /// # Errors
+    /// The index's.
+    pub fn list(
+        &self,
+        target: &Target,
+        scan: &Scan,
+        visit: &mut dyn FnMut(Row, Decision) -> std::ops::ControlFlow<()>,
+    ) -> Result<(), crate::index::IndexError> {
+        self.ports.index.scan(scan, &mut |row| {
+            let class = target.class(&row.key.path);
+            let decision = self.judge(target, &row.key, class, Some(&row.entry));
+            visit(row, decision)
+        })
+    }
+
+    /// Writes down which artifacts were used since the last call.
+    pub fn record_uses(&self) {
+        self.uses.flush(&*self.ports.index);
+    }
+
+    fn judge(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        class: Class,
+        stored: Option<&Entry>,
+    ) -> Decision {
+        let marks = &self.ports.freshness;
+        let reach = target.reach();
+        // Only what can change, or is not there, is worth asking marks for.
+        let may_change = class != Class::Immutable && reach != Reach::Local;
+        let fresh = match stored {
+            Some(_) if may_change => marks.remaining(key, Mark::Fresh),
+            _ => None,
+        };
+        let may_be_absent = reach == Reach::Online
+            && fresh.is_none()
+            && (stored.is_none() || class != Class::Immutable)
+            && !target.remote.lifetimes.negative_ttl.is_zero();
+        let facts = Facts {
+            class,
+            stored,
+            fresh,
+            absent: may_be_absent && marks.remaining(key, Mark::Absent).is_some(),
+            head: match (class, stored) {
+                (Class::Member, Some(_)) => {
+                    stored_head(&*self.ports.index, &target.remote, &key.path)
+                }
+                _ => None,
+            },
+            reach,
+        };
+        policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
+    }
+
+    /// The row, or what the stored object says about itself where the index can't answer.
+    fn lookup(&self, key: &ArtifactKey) -> Option<Entry> {
+        match self.ports.index.get(key) {
+            Ok(entry) => entry,
+            Err(error) => {
+                self.counters.index_errors.inc();
+                tracing::warn!(error = chain(&error), artifact = %key, "looking at the stored object instead of its row");
+                self.entry_from_blob(key)
+            }
+        }
+    }
+
+    fn entry_from_blob(&self, key: &ArtifactKey) -> Option<Entry> {
+        let blob = BlobKey::of(key);
+        let meta = self.ports.blobs.stat(&blob).ok()??;
+        let about = meta.about.filter(|about| about.artifact == *key)?;
+        Some(Entry {
+            blob,
+            version: meta.version,
+            size: meta.size,
+            digest: about.digest,
+            content_type: about.content_type,
+            content_encoding: about.content_encoding,
+            validators: about.validators,
+            stored_at: about.stored_at,
+            validated_at: about.stored_at,
+            head: None,
+            generation: 0,
+            unproven: false,
+        })
+    }
+
+    /// Leads or follows a flight; `None` where the ground moved and the request starts again.
+    fn join(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        task: Task,
+    ) -> Result<Option<Found>, CacheError> {
+        let (reader, outcome) = match self.flights.join(key) {
+            Joined::Follow(reader) => (reader, Outcome::Collapsed),
+            Joined::Lead(writer) => {
+                // A flight may have landed between our look at the index and this lead.
+                if self.lookup(key).map(|entry| entry.generation) != task.generation() {
+                    writer.end(End::Failed(Arc::new(FetchError::Abandoned)));
+                    return Ok(None);
+                }
+                let reader = writer.reader();
+                let job = Job {
+                    writer,
+                    key: key.clone(),
+                    class: target.class(&key.path),
+                    task,
+                    remote: Arc::clone(&target.remote),
+                    upstream: target.upstream.clone(),
+                };
+                // A full queue drops the job, and with it the writer: the readers learn why.
+                self.fetches.submit(job);
+                (reader, Outcome::Miss)
+            }
+        };
+        match reader.head(Instant::now() + HEAD_WAIT_MAX) {
+            Begun::Head(head) => Ok(Some(self.found_flying(key, outcome, reader, head))),
+            Begun::TimedOut => {
+                let late = Arc::new(FetchError::Late(HEAD_WAIT_MAX));
+                self.after_failure(target, key, late).map(Some)
+            }
+            Begun::Ended(End::Confirmed(entry)) => {
+                let left = self.freshness_left(target, key);
+                let outcome = match outcome {
+                    Outcome::Miss => Outcome::Revalidated,
+                    other => other,
+                };
+                Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
+            }
+            Begun::Ended(End::Absent) => Err(CacheError::Absent),
+            Begun::Ended(End::Failed(why)) if matches!(*why, FetchError::Abandoned) => Ok(None),
+            Begun::Ended(End::Failed(why)) => self.after_failure(target, key, why).map(Some),
+            // A flight that stored bytes had a head.
+            Begun::Ended(End::Stored(_) | End::Unstored) => Ok(None),
+        }
+    }
+
+    /// The stored copy, if it may stand in for a fetch that failed; upstream's bytes unstored
+    /// where there was only no room to stage them.
+    fn after_failure(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        why: Arc<FetchError>,
+    ) -> Result<Found, CacheError> {
+        if matches!(*why, FetchError::Staging(StagingError::Full { .. })) {
+            return self.pass(target, key.clone());
+        }
+        let (now, class) = (self.ports.clock.now(), target.class(&key.path));
+        let stored = self.lookup(key).filter(|entry| {
+            why.is_failure() && policy::may_stand_in(now, &target.remote.lifetimes, class, entry)
+        });
+        match stored {
+            Some(entry) => {
+                tracing::warn!(artifact = %key, error = chain(&*why), "serving a stale copy");
+                Ok(self.stand_in(target, key.clone(), class, entry))
+            }
+            None => Err(CacheError::Fetch(why)),
+        }
+    }
+
+    fn stand_in(&self, target: &Target, key: ArtifactKey, class: Class, entry: Entry) -> Found {
+        let now = self.ports.clock.now();
+        let stale_for = policy::staleness(now, &target.remote.lifetimes, class, &entry);
+        self.found_stored(key, entry, Outcome::Stale, Some(-seconds(stale_for)))
+    }
+
+    fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
+        match target.class(&key.path) {
+            Class::Immutable => target.remote.lifetimes.file_ttl.map(seconds),
+            _ => self.ports.freshness.remaining(key, Mark::Fresh).map(seconds),
+        }
+    }
+
+    fn found_stored(
+        &self,
+        key: ArtifactKey,
+        entry: Entry,
+        outcome: Outcome,
+        ttl_s: Option<i64>,
+    ) -> Found {
+        let now = self.ports.clock.now();
+        self.uses.record(&key, now, &self.counters.uses_dropped);
+        let about = Representation {
+            len: Some(entry.size),
+            digest: Some(entry.digest),
+            validators: client_validators(&entry.validators, Some(entry.digest)),
+            content_type: entry.content_type.clone(),
+            content_encoding: entry.content_encoding.clone(),
+            age: policy::age(now, &entry),
+        };
+        let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
+        Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
+    }
+
+    fn found_flying(
+        &self,
+        key: &ArtifactKey,
+        outcome: Outcome,
+        reader: FlightReader,
+        head: Arc<FlightHead>,
+    ) -> Found {
+        let digest = match reader.ended() {
+            Some(End::Stored(entry)) => Some(entry.digest),
+            _ => None,
+        };
+        let about = Representation {
+            len: head.len,
+            digest,
+            validators: client_validators(&head.validators, digest),
+            content_type: head.content_type.clone(),
+            content_encoding: head.content_encoding.clone(),
+            age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
+        };
+        let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
+        Found { met: Met { outcome, about, ttl_s: None, is_stored: true }, bytes }
+    }
+
+    fn open_blob(
+        &self,
+        key: &ArtifactKey,
+        entry: &Entry,
+        range: Range<u64>,
+    ) -> Result<Body, OpenError> {
+        self.ports.blobs.open(&entry.blob, &entry.version, range).map_err(|error| {
+            if !error.is_gone() {
+                self.counters.blob_errors.inc();
+                return OpenError::Store(error);
+            }
+            self.counters.healed.inc();
+            tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");
+            // The row goes only if it still means that version; then there is nothing to heal.
+            if let Err(error) = self.ports.index.remove(key, entry.generation) {
+                self.counters.index_errors.inc();
+                tracing::warn!(artifact = %key, error = chain(&error), "cannot forget the entry");
+                return OpenError::Store(BlobError::Missing(entry.blob.clone()));
+            }
+            OpenError::Gone
+        })
+    }
+
+    fn pass_part(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        head: &FlightHead,
+        from: u64,
+        to: Option<u64>,
+    ) -> Option<Body> {
+        let upstream = target.upstream.as_deref()?;
+        counters::of(&self.counters.fetches, &key.remote).inc();
+        pass::part(upstream, &key.path, head, from, to)
+    }
+}
+
+/// The digest of the head that names a member, as it is stored now.
+fn stored_head(
+    index: &dyn ArtifactIndex,
+    remote: &Remote,
+    member: &ArtifactPath,
+) -> Option<Digest> {
+    let key = |path| ArtifactKey { remote: remote.name.clone(), path };
+    let heads = remote.format.heads_of(member);
+    heads.into_iter().find_map(|path| index.get(&key(path)).ok()?).map(|entry| entry.digest)
+}
+
+/// What clients are given to recognise a version by: upstream's Last-Modified, and upstream's
+/// ETag if it is strong, otherwise one made of the digest once that is known.
+fn client_validators(upstream: &Validators, digest: Option<Digest>) -> Validators {
+    let etag = match (upstream.strong_etag(), digest) {
+        (Some(etag), _) => Some(etag.to_owned()),
+        (None, Some(digest)) => Some(format!("\"sha256:{digest}\"")),
+        (None, None) => None,
+    };
+    Validators { etag, last_modified: upstream.last_modified.clone() }
+}
+
+fn seconds(duration: Duration) -> i64 {
+    i64::try_from(duration.as_secs()).unwrap_or(i64::MAX)
+}

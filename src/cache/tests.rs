@@ -1,0 +1,534 @@
+//! The cache over backends in memory and a scripted upstream.
+
+use std::io::ErrorKind;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+use super::*;
+use crate::artifact::Digest;
+use crate::blob::memory::MemoryBlobs;
+use crate::body::read_to_vec;
+use crate::config::file::{Around, parse};
+use crate::coord::local::{LocalFreshness, LocalLeases};
+use crate::coord::{Acquired, LeaseToken};
+use crate::index::memory::MemoryIndex;
+use crate::upstream::scripted::{File, Gate, Scripted, refused, status};
+
+const MIB: usize = 1 << 20;
+
+/// A cache with everything that a test may want to look at.
+struct World {
+    cache: Arc<Cache>,
+    clock: Clock,
+    upstream: Scripted,
+    target: Arc<Target>,
+    staging: Staging,
+    ports: Ports,
+    _folder: Arc<tempfile::TempDir>,
+}
+
+/// A remote of generic files: `index/` is mutable, everything else immutable.
+const GENERIC: &str = "package: generic\n    mutable_patterns: ['^index/']";
+
+impl World {
+    fn new(upstream: Scripted) -> Self {
+        Self::with(upstream, GENERIC, 1 << 30)
+    }
+
+    fn with(upstream: Scripted, keys: &str, staging_bytes_max: u64) -> Self {
+        let folder = Arc::new(tempfile::tempdir().unwrap());
+        let clock = Clock::set_by_hand(SystemTime::now());
+        let staging = Staging::open(folder.path(), staging_bytes_max).unwrap();
+        let ports = Ports {
+            blobs: Arc::new(MemoryBlobs::new()),
+            index: Arc::new(MemoryIndex::new()),
+            freshness: Arc::new(LocalFreshness::new(clock.clone())),
+            leases: Arc::new(LocalLeases::new(clock.clone())),
+            staging: staging.clone(),
+            clock: clock.clone(),
+        };
+        let yaml = format!(
+            "remotes:\n  r:\n    base_url: https://files.example.org\n    type: remote\n    include_patterns: ['.']\n    {keys}\n    cache: {{ file_ttl: 0, index_ttl: 100, negative_ttl: 10 }}\n"
+        );
+        let around = Around { regex_size_max: 1 << 20, env: &|_| None };
+        let (remotes, _) =
+            parse(&yaml, "remotes.yaml", &around).expect("the test's configuration is right");
+        let remote = remotes.by_name.values().next().expect("there is one").clone();
+        let target = Target { remote, upstream: Some(Arc::new(upstream.clone())) };
+        let cache = replica(&ports);
+        Self { cache, clock, upstream, target: Arc::new(target), staging, ports, _folder: folder }
+    }
+
+    fn path(path: &str) -> ArtifactPath {
+        ArtifactPath::from_canonical(path).unwrap()
+    }
+
+    fn find(&self, path: &str) -> Result<Found, CacheError> {
+        self.cache.find(&self.target, &Self::path(path))
+    }
+
+    /// What a client gets: how it was met and the bytes.
+    fn get(&self, path: &str) -> Result<(Outcome, Vec<u8>), String> {
+        get(&self.cache, &self.target, path)
+    }
+
+    #[track_caller]
+    fn check(&self, path: &str, outcome: Outcome, bytes: &[u8]) {
+        let (met, got) = self.get(path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        assert_eq!(met, outcome, "{path}");
+        assert!(got == bytes, "{path}: {} bytes, {} expected", got.len(), bytes.len());
+    }
+
+    /// Waits until every fetch has landed, and holds what must be true then.
+    #[track_caller]
+    fn settle(&self) {
+        wait_until(|| self.cache.flight_count() == 0);
+        wait_until(|| self.staging.reserved_bytes() == 0);
+    }
+
+    fn stored(&self, path: &str) -> Option<Entry> {
+        let key = ArtifactKey { remote: self.target.remote.name.clone(), path: Self::path(path) };
+        self.ports.index.get(&key).unwrap()
+    }
+}
+
+fn replica(ports: &Ports) -> Arc<Cache> {
+    let bounds =
+        CacheBounds { fetch_threads: 4, fetch_queue_max: 4, lease_ttl: Duration::from_secs(20) };
+    Arc::new(Cache::new(ports.clone(), &bounds))
+}
+
+fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>), String> {
+    let found = cache.find(target, &World::path(path)).map_err(|error| chain(&error))?;
+    let len = found.met.about.len;
+    let outcome = found.met.outcome;
+    let mut body = cache.open(target, found.bytes, len, None).map_err(|error| chain(&error))?;
+    let bytes = read_to_vec(&mut body, 64 * MIB).map_err(|error| chain(&error))?;
+    Ok((outcome, bytes))
+}
+
+#[track_caller]
+fn wait_until(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !condition() {
+        assert!(Instant::now() < deadline, "it did not come to pass within 20 s");
+        thread::yield_now();
+    }
+}
+
+fn bytes(len: usize) -> Vec<u8> {
+    (0..len).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect()
+}
+
+#[test]
+fn a_miss_is_stored_and_the_next_request_is_a_hit() {
+    let body = bytes(3 * MIB + 7);
+    let world = World::new(Scripted::new().file("a.bin", File::of(body.clone()).etag("\"v1\"")));
+    world.check("a.bin", Outcome::Miss, &body);
+    world.settle();
+    world.check("a.bin", Outcome::Hit, &body);
+    assert_eq!(world.upstream.count("a.bin"), 1);
+    let about = world.find("a.bin").unwrap().met.about;
+    assert_eq!(about.digest, Some(Digest::of(&body)));
+    assert_eq!(about.validators.etag.as_deref(), Some("\"v1\""));
+}
+
+#[test]
+fn an_empty_file_and_one_of_unknown_length_are_stored_too() {
+    let body = bytes(MIB);
+    let upstream = Scripted::new()
+        .file("empty", File::of(""))
+        .file("chunked", File::of(body.clone()).chunked());
+    let world = World::new(upstream);
+    for (path, body) in [("empty", &Vec::new()), ("chunked", &body)] {
+        world.check(path, Outcome::Miss, body);
+        world.settle();
+        world.check(path, Outcome::Hit, body);
+    }
+}
+
+#[test]
+fn a_herd_costs_one_fetch_and_everybody_gets_every_byte() {
+    let body = bytes(2 * MIB);
+    let gate = Gate::at(1000);
+    let world = World::new(Scripted::new().file("a", File::of(body.clone()).held_by(&gate)));
+    let clients: Vec<_> = (0..16)
+        .map(|_| {
+            let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+            thread::spawn(move || get(&cache, &target, "a").unwrap())
+        })
+        .collect();
+    gate.wait_until_held();
+    gate.open();
+    let met: Vec<_> = clients
+        .into_iter()
+        .map(|client| {
+            let (outcome, got) = client.join().unwrap();
+            assert!(got == body);
+            outcome
+        })
+        .collect();
+    assert_eq!(met.iter().filter(|outcome| **outcome == Outcome::Miss).count(), 1, "{met:?}");
+    assert_eq!(world.upstream.count("a"), 1);
+}
+
+#[test]
+fn the_first_bytes_are_read_before_the_last_ones_come() {
+    let body = bytes(MIB);
+    let gate = Gate::at(1000);
+    let world = World::new(Scripted::new().file("a", File::of(body.clone()).held_by(&gate)));
+    let found = world.find("a").unwrap();
+    let mut stream = world.cache.open(&world.target, found.bytes, Some(MIB as u64), None).unwrap();
+    let first = stream.next_piece().unwrap().unwrap().len();
+    assert!((1..=1000).contains(&first), "{first}");
+    // The client leaves; the fetch goes on to its end.
+    drop(stream);
+    gate.open();
+    world.settle();
+    world.check("a", Outcome::Hit, &body);
+    assert_eq!(world.upstream.count("a"), 1);
+}
+
+#[test]
+fn a_mutable_file_is_revalidated_once_its_time_is_over() {
+    let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.check("index/a", Outcome::Hit, b"one");
+    world.clock.advance(Duration::from_secs(101));
+    world.check("index/a", Outcome::Revalidated, b"one");
+    world.check("index/a", Outcome::Hit, b"one");
+    assert_eq!(world.upstream.count("index/a"), 2);
+    world.upstream.put("index/a", File::of("two").etag("\"2\""));
+    world.clock.advance(Duration::from_secs(101));
+    world.check("index/a", Outcome::Miss, b"two");
+    world.settle();
+    world.check("index/a", Outcome::Hit, b"two");
+    let asked = world.upstream.requests();
+    assert_eq!(asked[1].unless.as_ref().unwrap().etag.as_deref(), Some("\"1\""));
+    assert_eq!(asked[2].unless.as_ref().unwrap().etag.as_deref(), Some("\"1\""));
+}
+
+#[test]
+fn a_stale_copy_stands_in_for_an_upstream_that_fails_but_not_for_one_that_means_it() {
+    let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(150));
+    world.upstream.go_down();
+    world.check("index/a", Outcome::Stale, b"one");
+    assert_eq!(world.find("index/a").unwrap().met.ttl_s, Some(-50));
+    world.upstream.come_back();
+    let upstream = world.upstream.clone().on("index/a", |_, _| Err(status(503)));
+    world.check("index/a", Outcome::Stale, b"one");
+    let upstream = upstream.on("index/a", |_, _| Err(status(401)));
+    assert!(world.get("index/a").unwrap_err().contains("401"));
+    upstream.remove("index/a");
+    assert!(matches!(world.find("index/a"), Err(CacheError::Absent)));
+}
+
+#[test]
+fn absence_is_remembered_for_a_while() {
+    let world = World::new(Scripted::new());
+    assert!(matches!(world.find("a"), Err(CacheError::Absent)));
+    assert!(matches!(world.find("a"), Err(CacheError::Absent)));
+    assert_eq!(world.upstream.count("a"), 1);
+    world.upstream.put("a", File::of("now"));
+    world.clock.advance(Duration::from_secs(11));
+    world.check("a", Outcome::Miss, b"now");
+}
+
+#[test]
+fn a_cut_body_goes_on_where_it_broke_off() {
+    let body = bytes(MIB);
+    let file = File::of(body.clone())
+        .etag("\"v1\"")
+        .broken_at(1000, ErrorKind::ConnectionReset)
+        .broken_at(500_000, ErrorKind::UnexpectedEof);
+    let world = World::new(Scripted::new().file("a", file));
+    world.check("a", Outcome::Miss, &body);
+    world.settle();
+    world.check("a", Outcome::Hit, &body);
+    let parts: Vec<_> = world.upstream.requests().into_iter().map(|asked| asked.part).collect();
+    assert_eq!(parts.len(), 3);
+    let part = parts[1].as_ref().unwrap();
+    assert_eq!((part.from, part.of.as_deref()), (1000, Some("\"v1\"")));
+}
+
+#[test]
+fn a_body_that_changed_while_it_was_cut_is_not_patched_together() {
+    let (old, new) = (bytes(MIB), vec![1; MIB]);
+    let file = File::of(old).etag("\"v1\"").broken_at(1000, ErrorKind::ConnectionReset);
+    let world = World::new(Scripted::new());
+    let fresh = File::of(new.clone()).etag("\"v2\"");
+    let world_upstream = world.upstream.clone().on("a", {
+        let fresh = fresh.clone();
+        move |request, nth| if nth == 1 { file.answer(request) } else { fresh.answer(request) }
+    });
+    assert!(world.get("a").is_err());
+    world.settle();
+    assert_eq!(world.stored("a"), None);
+    assert_eq!(world_upstream.count("a"), 2);
+    world.check("a", Outcome::Miss, &new);
+}
+
+#[test]
+fn a_cut_that_cannot_be_mended_is_an_error_for_everybody_and_leaves_nothing() {
+    let body = bytes(MIB);
+    let file = File::of(body.clone()).broken_at(600_000, ErrorKind::UnexpectedEof);
+    let world = World::new(Scripted::new().file("a", file));
+    let error = world.get("a").unwrap_err();
+    assert!(error.contains("broke off"), "{error}");
+    world.settle();
+    assert_eq!(world.stored("a"), None);
+    world.check("a", Outcome::Miss, &body);
+}
+
+#[test]
+fn a_body_shorter_than_announced_is_an_error_and_not_kept() {
+    let short = File::of(bytes(MIB)).announced_as(MIB as u64 + 5);
+    let world = World::new(Scripted::new().file("short", short));
+    assert!(world.get("short").is_err());
+    world.settle();
+    assert_eq!(world.stored("short"), None);
+}
+
+#[test]
+fn a_body_that_only_the_connection_ends_is_served_and_not_kept() {
+    let body = bytes(MIB);
+    let world = World::new(Scripted::new().file("a", File::of(body.clone()).until_closed()));
+    world.check("a", Outcome::Miss, &body);
+    world.settle();
+    assert_eq!(world.stored("a"), None);
+}
+
+#[test]
+fn a_name_that_carries_its_checksum_is_held_against_the_bytes() {
+    let good = bytes(300_000);
+    let path = format!("repodata/{}-primary.xml.gz", Digest::of(&good));
+    let world =
+        World::with(Scripted::new().file(&path, File::of("wrong")), "package: rpm", 1 << 30);
+    let error = world.get(&path).unwrap_err();
+    assert!(error.contains("checksum"), "{error}");
+    let mut wrong_at_the_end = good.clone();
+    *wrong_at_the_end.last_mut().unwrap() ^= 1;
+    world.upstream.put(&path, File::of(wrong_at_the_end));
+    assert!(world.get(&path).is_err());
+    world.settle();
+    assert_eq!(world.stored(&path), None);
+    world.upstream.put(&path, File::of(good.clone()));
+    world.check(&path, Outcome::Miss, &good);
+}
+
+#[test]
+fn a_client_of_a_checked_body_never_gets_its_end_before_it_is_known_to_be_right() {
+    let good = bytes(300_000);
+    let path = format!("repodata/{}-primary.xml.gz", Digest::of(&good));
+    let mut wrong = good.clone();
+    wrong[0] ^= 1;
+    let world = World::with(Scripted::new().file(&path, File::of(wrong)), "package: rpm", 1 << 30);
+    let mut given = 0;
+    // The fetch may fail before the client has found it, or while it reads along.
+    if let Ok(Found { met, bytes }) = world.find(&path)
+        && let Ok(mut body) = world.cache.open(&world.target, bytes, met.about.len, None)
+    {
+        while let Ok(Some(piece)) = body.next_piece() {
+            given += piece.len();
+        }
+    }
+    assert!(given <= 300_000 - flight::HOLD_BACK_BYTES, "{given} bytes were given");
+}
+
+#[test]
+fn what_is_too_large_or_finds_no_room_is_served_unstored() {
+    let body = bytes(2 * MIB);
+    let large = World::with(
+        Scripted::new().file("a", File::of(body.clone())),
+        "package: generic\n    max_bytes: 1Mi",
+        1 << 30,
+    );
+    let (_, got) = large.get("a").unwrap();
+    assert!(got == body);
+    large.settle();
+    assert_eq!(large.stored("a"), None);
+    let full = World::with(Scripted::new().file("a", File::of(body.clone())), GENERIC, MIB as u64);
+    full.check("a", Outcome::Pass, &body);
+    full.settle();
+    assert_eq!(full.stored("a"), None);
+}
+
+#[test]
+fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
+    let body = bytes(8 * MIB);
+    let gate = Gate::at(1000);
+    let file = File::of(body.clone()).etag("\"v1\"");
+    let held = file.clone().held_by(&gate);
+    let world = World::new(Scripted::new().on("a", move |request, _| {
+        if request.part.is_some() { file.answer(request) } else { held.answer(request) }
+    }));
+    let found = world.find("a").unwrap();
+    let (from, to) = (6 * MIB as u64, 6 * MIB as u64 + 100);
+    let len = found.met.about.len;
+    let mut part = world.cache.open(&world.target, found.bytes, len, Some(from..to)).unwrap();
+    assert_eq!(read_to_vec(&mut part, MIB).unwrap(), body[from as usize..to as usize]);
+    gate.open();
+    world.settle();
+    world.check("a", Outcome::Hit, &body);
+}
+
+#[test]
+fn a_member_is_asked_for_again_once_its_head_has_changed() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let upstream = Scripted::new()
+        .file(head, File::of("head 1").etag("\"h1\""))
+        .file(member, File::of("member 1").etag("\"m1\""));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    let get = |path: &str, outcome, body: &str| {
+        world.check(path, outcome, body.as_bytes());
+        world.settle();
+    };
+    get(head, Outcome::Miss, "head 1");
+    get(member, Outcome::Miss, "member 1");
+    get(member, Outcome::Hit, "member 1");
+    world.clock.advance(Duration::from_secs(60));
+    world.upstream.put(head, File::of("head 2").etag("\"h2\""));
+    world.upstream.put(member, File::of("member 2").etag("\"m2\""));
+    get(member, Outcome::Hit, "member 1");
+    world.clock.advance(Duration::from_secs(60));
+    get(head, Outcome::Miss, "head 2");
+    get(member, Outcome::Miss, "member 2");
+    get(member, Outcome::Hit, "member 2");
+    // A member that is gone makes its head stale at once.
+    world.upstream.remove("repodata/other.xml.gz");
+    assert!(matches!(world.find("repodata/other.xml.gz"), Err(CacheError::Absent)));
+    get(head, Outcome::Revalidated, "head 2");
+}
+
+#[test]
+fn replicas_share_one_fetch_through_the_lease() {
+    let body = bytes(MIB);
+    let gate = Gate::at(1000);
+    let world = World::new(Scripted::new().file("a", File::of(body.clone()).held_by(&gate)));
+    let other = replica(&world.ports);
+    let ask = |cache: &Arc<Cache>| {
+        let (cache, target) = (Arc::clone(cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, "a").unwrap().1)
+    };
+    let first = ask(&world.cache);
+    gate.wait_until_held();
+    let second = ask(&other);
+    wait_until(|| other.flight_count() == 1);
+    gate.open();
+    assert!(first.join().unwrap() == body);
+    assert!(second.join().unwrap() == body);
+    assert_eq!(world.upstream.count("a"), 1);
+}
+
+#[test]
+fn a_lease_is_held_while_a_fetch_runs_and_given_back_after_it() {
+    let gate = Gate::at(10);
+    let world = World::new(Scripted::new().file("a", File::of(bytes(100)).held_by(&gate)));
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("a") };
+    let found = world.find("a").unwrap();
+    let ttl = Duration::from_secs(1);
+    assert_eq!(world.ports.leases.try_acquire(&key, ttl), Acquired::Held);
+    gate.open();
+    drop(found);
+    world.settle();
+    let granted = world.ports.leases.try_acquire(&key, ttl);
+    assert!(matches!(granted, Acquired::Granted(LeaseToken(_))), "{granted:?}");
+}
+
+#[test]
+fn an_entry_whose_blob_is_gone_heals_itself() {
+    let body = bytes(1000);
+    let world = World::new(Scripted::new().file("a", File::of(body.clone())));
+    world.check("a", Outcome::Miss, &body);
+    world.settle();
+    let entry = world.stored("a").unwrap();
+    world.ports.blobs.remove(&entry.blob).unwrap();
+    let found = world.find("a").unwrap();
+    let why = world.cache.open(&world.target, found.bytes, Some(1000), None).unwrap_err();
+    assert!(matches!(why, OpenError::Gone), "{why}");
+    let found = world.cache.recover(&world.target, &World::path("a"), why).unwrap();
+    assert_eq!(found.met.outcome, Outcome::Miss);
+    world.settle();
+    world.check("a", Outcome::Hit, &body);
+    assert_eq!(world.cache.counters().healed.get(), 1);
+}
+
+#[test]
+fn an_upstream_that_was_never_reached_is_an_error_that_says_so() {
+    let world = World::new(Scripted::new().on("a", |_, _| Err(refused())));
+    let error = world.get("a").unwrap_err();
+    assert!(error.contains("cannot connect"), "{error}");
+    world.settle();
+}
+
+#[test]
+fn a_full_fetch_queue_refuses_at_once() {
+    let gate = Gate::at(0);
+    let mut upstream = Scripted::new();
+    for n in 0..9 {
+        upstream = upstream.file(&format!("{n}"), File::of("x").head_held_by(&gate));
+    }
+    let world = World::new(upstream);
+    // Four fetches run and four wait.
+    let waiting: Vec<_> = (0..8)
+        .map(|n| {
+            let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+            let client = thread::spawn(move || get(&cache, &target, &n.to_string()).unwrap());
+            wait_until(|| world.cache.flight_count() == n + 1);
+            if n == 3 {
+                wait_until(|| world.cache.fetches_queued() == 0);
+            }
+            client
+        })
+        .collect();
+    wait_until(|| world.cache.fetches_queued() == 4);
+    match world.find("8") {
+        Err(CacheError::Fetch(why)) => assert!(matches!(*why, FetchError::Overloaded), "{why}"),
+        other => panic!("{other:?}"),
+    }
+    gate.open();
+    for client in waiting {
+        client.join().unwrap();
+    }
+}
+
+#[test]
+fn a_sweep_removes_what_no_row_means_once_it_is_old() {
+    let world =
+        World::new(Scripted::new().file("kept", File::of("k")).file("orphan", File::of("o")));
+    world.check("kept", Outcome::Miss, b"k");
+    world.check("orphan", Outcome::Miss, b"o");
+    world.settle();
+    let orphan = world.stored("orphan").unwrap();
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("orphan") };
+    assert!(world.ports.index.remove(&key, orphan.generation).unwrap());
+    assert_eq!(world.cache.sweep_orphans(), Ok(0));
+    let published = world.ports.blobs.stat(&orphan.blob).unwrap().unwrap().published_at;
+    let age = published.duration_since(world.clock.now()).unwrap_or_default();
+    world.clock.advance(age + sweep::ORPHAN_AGE);
+    assert_eq!(world.cache.sweep_orphans(), Ok(1));
+    assert_eq!(world.ports.blobs.stat(&orphan.blob).unwrap(), None);
+    world.check("kept", Outcome::Hit, b"k");
+}
+
+#[test]
+fn uses_are_written_down_in_batches() {
+    let world = World::new(Scripted::new().file("a", File::of("a")));
+    world.check("a", Outcome::Miss, b"a");
+    world.settle();
+    world.check("a", Outcome::Hit, b"a");
+    world.check("a", Outcome::Hit, b"a");
+    world.cache.record_uses();
+    let mut hits = Vec::new();
+    let collect = &mut |row: Row, _| {
+        hits.push(row.hits);
+        std::ops::ControlFlow::Continue(())
+    };
+    world.cache.list(&world.target, &Scan::default(), collect).unwrap();
+    assert_eq!(hits, [2]);
+}

@@ -1,0 +1,247 @@
+//! Replies: what a client is told, and the one place where a failure becomes a status.
+
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD as BASE64;
+
+use super::wire::Reply;
+use crate::artifact::{ArtifactPath, BadPath, Digest};
+use crate::body::Body;
+use crate::cache::{CacheError, FetchError, Met, Outcome};
+use crate::staging::StagingError;
+use crate::upstream::UpstreamError;
+
+/// What `Retry-After` says where nothing better is known.
+const RETRY_AFTER: Duration = Duration::from_secs(1);
+/// What a file is whose kind nothing tells.
+const UNKNOWN_TYPE: &str = "application/octet-stream";
+
+/// A refusal or a failure on its way to a client.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Problem {
+    /// The status code.
+    pub(super) status: u16,
+    /// What happened and what helps, for a person.
+    pub(super) detail: String,
+    /// When to try again.
+    pub(super) retry_after: Option<Duration>,
+}
+
+impl Problem {
+    /// A problem without a time to try again.
+    pub(super) fn new(status: u16, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into(), retry_after: None }
+    }
+
+    /// There is no room: try again soon.
+    pub(super) fn overload() -> Self {
+        let detail = "the server is overloaded: try again";
+        Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
+    }
+
+    /// As a reply.
+    pub(super) fn reply(&self) -> Reply {
+        let reply = json(self.status, &serde_json::json!({ "detail": self.detail }));
+        match self.retry_after {
+            // Rounded up: a client that comes a moment early is refused again.
+            Some(after) => reply.header("Retry-After", after.as_secs_f64().ceil().to_string()),
+            None => reply,
+        }
+    }
+}
+
+impl From<BadPath> for Problem {
+    fn from(why: BadPath) -> Self {
+        Self::new(400, why.to_string())
+    }
+}
+
+impl From<&CacheError> for Problem {
+    fn from(error: &CacheError) -> Self {
+        let detail = error.to_string();
+        match error {
+            CacheError::Absent | CacheError::Offline => Self::new(404, detail),
+            CacheError::Store(_) | CacheError::Unsettled => {
+                Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
+            }
+            CacheError::Fetch(why) => {
+                let (status, retry_after) = status_of(why);
+                Self { status, detail, retry_after }
+            }
+        }
+    }
+}
+
+/// The status that tells a client how a fetch failed.
+fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
+    match why {
+        FetchError::Upstream(UpstreamError::Blocked { retry_after, .. }) => {
+            (503, Some(*retry_after))
+        }
+        FetchError::Upstream(UpstreamError::Timeout { .. }) | FetchError::Late(_) => (504, None),
+        FetchError::Upstream(error) => (502, error.retry_after()),
+        FetchError::Cut { is_timeout: true, .. } => (504, None),
+        FetchError::Staging(StagingError::Full { .. }) => (507, None),
+        FetchError::Staging(StagingError::Io { .. }) => (500, None),
+        FetchError::Staging(StagingError::TooLong(_)) => (502, None),
+        FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
+        FetchError::Overloaded => (503, Some(RETRY_AFTER)),
+    }
+}
+
+/// A JSON reply.
+pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
+    let text = format!("{value}\n");
+    Reply::new(status, Body::from_bytes(text)).header("Content-Type", "application/json")
+}
+
+/// Adds what every reply about an artifact says of it. 206 and 304 say it as well (RFC 9110,
+/// sections 15.3.7 and 15.4.5).
+pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
+    let about = &met.about;
+    let source = match met.outcome {
+        Outcome::Hit | Outcome::Stale | Outcome::Revalidated => "cache",
+        Outcome::Miss | Outcome::Collapsed | Outcome::Pass => "remote",
+    };
+    let mut reply = reply
+        .header("X-Artifact-Source", source)
+        .header("Cache-Status", cache_status(met))
+        .header("Accept-Ranges", "bytes");
+    if source == "cache" {
+        reply = reply.header("Age", about.age.as_secs().to_string());
+    }
+    if let Some(digest) = about.digest {
+        reply = reply
+            .header("Repr-Digest", repr_digest(digest))
+            .header("X-Checksum-Sha256", digest.to_string());
+    }
+    if let Some(etag) = &about.validators.etag {
+        reply = reply.header("ETag", etag.as_str());
+    }
+    if let Some(last_modified) = &about.validators.last_modified {
+        reply = reply.header("Last-Modified", last_modified.as_str());
+    }
+    if let Some(encoding) = &about.content_encoding {
+        reply = reply.header("Content-Encoding", encoding.as_str());
+    }
+    match path.file_name() {
+        "" => reply,
+        name => reply.header("Content-Disposition", content_disposition(name)),
+    }
+}
+
+/// The type by the file's name, then upstream's, then none in particular.
+pub(super) fn content_type(path: &ArtifactPath, upstream: Option<&str>) -> String {
+    let by_name = mime_guess::from_path(path.file_name()).first_raw();
+    by_name.or(upstream).unwrap_or(UNKNOWN_TYPE).to_owned()
+}
+
+/// RFC 9211. A stale copy has a negative ttl.
+fn cache_status(met: &Met) -> String {
+    let ttl = met.ttl_s.map(|ttl| format!("; ttl={ttl}")).unwrap_or_default();
+    let stored = if met.is_stored { "; stored" } else { "" };
+    match met.outcome {
+        Outcome::Hit | Outcome::Stale => format!("artifactapi; hit{ttl}"),
+        Outcome::Revalidated => format!("artifactapi; fwd=stale; fwd-status=304{ttl}"),
+        Outcome::Miss => format!("artifactapi; fwd=uri-miss{stored}"),
+        Outcome::Collapsed => format!("artifactapi; fwd=uri-miss{stored}; collapsed"),
+        Outcome::Pass => "artifactapi; fwd=bypass".to_owned(),
+    }
+}
+
+/// RFC 9530, section 3.
+fn repr_digest(digest: Digest) -> String {
+    format!("sha-256=:{}:", BASE64.encode(digest.0))
+}
+
+/// RFC 6266: a quoted name for every client, and the exact one (RFC 8187) where they differ.
+fn content_disposition(name: &str) -> String {
+    let is_plain =
+        |c: char| c.is_ascii() && !c.is_ascii_control() && c != '"' && c != '\\' && c != '%';
+    let plain: String = name.chars().map(|c| if is_plain(c) { c } else { '_' }).collect();
+    if plain == name {
+        return format!("attachment; filename=\"{plain}\"");
+    }
+    let exact = percent_encoding::utf8_percent_encode(name, EXTENDED_VALUE);
+    format!("attachment; filename=\"{plain}\"; filename*=UTF-8''{exact}")
+}
+
+/// All but the `attr-char` of RFC 8187.
+const EXTENDED_VALUE: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHANUMERIC
+    .remove(b'!')
+    .remove(b'#')
+    .remove(b'$')
+    .remove(b'&')
+    .remove(b'+')
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'^')
+    .remove(b'_')
+    .remove(b'`')
+    .remove(b'|')
+    .remove(b'~');
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::Arc;
+
+    #[test]
+    fn failures_become_their_statuses() {
+        let host = || "upstream.example.org".to_owned();
+        let check = |why: FetchError, status: u16, retry_after: Option<u64>| {
+            let problem = Problem::from(&CacheError::Fetch(Arc::new(why)));
+            let after = retry_after.map(Duration::from_secs);
+            assert_eq!((problem.status, problem.retry_after), (status, after), "{problem:?}");
+        };
+        let after = |seconds| Duration::from_secs(seconds);
+        check(UpstreamError::Connect { host: host(), reason: "refused".into() }.into(), 502, None);
+        check(
+            UpstreamError::Timeout { host: host(), during: "connecting", after: after(1) }.into(),
+            504,
+            None,
+        );
+        check(
+            UpstreamError::Status { host: host(), status: 429, retry_after: Some(after(7)) }.into(),
+            502,
+            Some(7),
+        );
+        check(UpstreamError::Blocked { host: host(), retry_after: after(9) }.into(), 503, Some(9));
+        check(FetchError::Overloaded, 503, Some(1));
+        check(FetchError::Late(after(1)), 504, None);
+        check(StagingError::Full { wanted: 1, reserved: 1, bytes_max: 1 }.into(), 507, None);
+        let cut = |is_timeout| FetchError::Cut { written: 1, reason: String::new(), is_timeout };
+        check(cut(true), 504, None);
+        check(cut(false), 502, None);
+        assert_eq!(Problem::from(&CacheError::Absent).status, 404);
+        assert_eq!(Problem::from(&CacheError::Offline).status, 404);
+    }
+
+    #[test]
+    fn a_retry_after_is_rounded_up() {
+        let problem =
+            Problem { retry_after: Some(Duration::from_millis(1200)), ..Problem::overload() };
+        assert!(problem.reply().headers().contains(&("Retry-After", "2".to_owned())));
+    }
+
+    #[test]
+    fn names_survive_the_content_disposition() {
+        let check = |name, value| assert_eq!(content_disposition(name), value);
+        check("a-1.2.deb", "attachment; filename=\"a-1.2.deb\"");
+        check("a\"b", "attachment; filename=\"a_b\"; filename*=UTF-8''a%22b");
+        check("é%41", "attachment; filename=\"__41\"; filename*=UTF-8''%C3%A9%2541");
+    }
+
+    #[test]
+    fn the_type_comes_from_the_name_then_from_upstream() {
+        let check = |path: &str, upstream, value| {
+            let path = ArtifactPath::from_canonical(path).unwrap();
+            assert_eq!(content_type(&path, upstream), value, "{path}");
+        };
+        check("a/b.tar.gz", Some("text/html"), "application/gzip");
+        check("a/b", Some("text/html"), "text/html");
+        check("simple/b/", Some("text/html"), "text/html");
+        check("a/b", None, "application/octet-stream");
+    }
+}

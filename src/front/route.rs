@@ -1,0 +1,97 @@
+//! Routes: what a target asks for, and which methods that takes.
+
+/// What a target means.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Route<'a> {
+    /// `/`: name, version, remotes, endpoints.
+    Root,
+    /// `/health`.
+    Health,
+    /// `/metrics`.
+    Metrics,
+    /// `/config`.
+    Config,
+    /// `/artifacts/{remote}`: what is cached.
+    Artifacts {
+        /// The remote's name as sent.
+        remote: &'a str,
+        /// The query as sent.
+        query: &'a str,
+    },
+    /// `/api/{remote}/{path}`.
+    Artifact {
+        /// The remote's name as sent.
+        remote: &'a str,
+        /// The path as sent, still encoded.
+        path: &'a str,
+        /// The query as sent.
+        query: Option<&'a str>,
+    },
+    /// Nothing that this program has.
+    Unknown,
+}
+
+impl<'a> Route<'a> {
+    /// Reads a target, which begins with `/`.
+    pub(super) fn of(target: &'a str) -> Self {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        if let Some(rest) = path.strip_prefix("/api/") {
+            let (remote, path) = rest.split_once('/').unwrap_or((rest, ""));
+            return Self::Artifact { remote, path, query };
+        }
+        if let Some(remote) = path.strip_prefix("/artifacts/") {
+            return Self::Artifacts { remote, query: query.unwrap_or_default() };
+        }
+        match path {
+            "/" => Self::Root,
+            "/health" => Self::Health,
+            "/metrics" => Self::Metrics,
+            "/config" => Self::Config,
+            _ => Self::Unknown,
+        }
+    }
+
+    /// The methods that the route takes, as `Allow` lists them.
+    pub(super) fn allowed(&self) -> &'static [&'static str] {
+        &["GET", "HEAD"]
+    }
+}
+
+/// The values of a query, percent-decoded, `+` being a space.
+pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
+    url::form_urlencoded::parse(query.as_bytes())
+        .find(|(key, _)| key == name)
+        .map(|(_, value)| value.into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_lead_to_their_routes() {
+        let check = |target, route| assert_eq!(Route::of(target), route, "{target}");
+        let artifact = |remote, path, query| Route::Artifact { remote, path, query };
+        check("/", Route::Root);
+        check("/?x", Route::Root);
+        check("/health", Route::Health);
+        check("/health/", Route::Unknown);
+        check("/api/r/a/b", artifact("r", "a/b", None));
+        check("/api/r/a%2Fb?c=d?e", artifact("r", "a%2Fb", Some("c=d?e")));
+        check("/api/r/", artifact("r", "", None));
+        check("/api/r", artifact("r", "", None));
+        check("/api//a", artifact("", "a", None));
+        check("/artifacts/r?limit=1", Route::Artifacts { remote: "r", query: "limit=1" });
+        check("/apis/r", Route::Unknown);
+        check("//api/r/a", Route::Unknown);
+    }
+
+    #[test]
+    fn query_values_are_decoded() {
+        assert_eq!(query_value("a=1&b=x%2By+z", "b").as_deref(), Some("x+y z"));
+        assert_eq!(query_value("a=1", "b"), None);
+    }
+}

@@ -1,0 +1,300 @@
+//! What only the file can show: runs that end badly, damage, migrations.
+
+use std::fs;
+use std::time::UNIX_EPOCH;
+
+use super::*;
+use crate::artifact::Digest;
+
+crate::index::conformance::index_conformance!(|| {
+    let data_dir = tempfile::tempdir().unwrap();
+    (EmbeddedIndex::open(data_dir.path()).unwrap(), data_dir)
+});
+
+fn key(path: &str) -> ArtifactKey {
+    let path = ArtifactPath::from_canonical(path).unwrap();
+    ArtifactKey { remote: "remote".parse().unwrap(), path }
+}
+
+fn entry(key: &ArtifactKey) -> Entry {
+    Entry {
+        blob: BlobKey::of(key),
+        version: BlobVersion("1-2.3".to_owned()),
+        size: 1,
+        digest: Digest::of(b"x"),
+        content_type: None,
+        content_encoding: None,
+        head: None,
+        validators: Validators::default(),
+        stored_at: UNIX_EPOCH,
+        validated_at: UNIX_EPOCH,
+        generation: 0,
+        unproven: false,
+    }
+}
+
+fn put(index: &EmbeddedIndex, path: &str) -> u64 {
+    let key = key(path);
+    let replaces = index.get(&key).unwrap().map(|entry| entry.generation);
+    match index.put(&key, &entry(&key), replaces).unwrap() {
+        Put::Stored(generation) => generation,
+        superseded => panic!("{superseded:?}"),
+    }
+}
+
+/// The paths of the rows that are unproven, as `get` and as `scan` see them.
+fn unproven(index: &EmbeddedIndex) -> Vec<String> {
+    let mut unproven = Vec::new();
+    let mut visit = |row: Row| {
+        assert_eq!(index.get(&row.key).unwrap(), Some(row.entry.clone()));
+        if row.entry.unproven {
+            unproven.push(row.key.path.as_str().to_owned());
+        }
+        ControlFlow::Continue(())
+    };
+    index.scan(&Scan::default(), &mut visit).unwrap();
+    unproven
+}
+
+fn no_space() -> io::Result<()> {
+    Err(io::ErrorKind::StorageFull.into())
+}
+
+#[test]
+fn after_an_unclean_end_what_came_after_the_last_sync_is_unproven() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "synced");
+    put(&index, "synced, then put again");
+    index.sync(|| Ok(())).unwrap();
+    put(&index, "late");
+    put(&index, "synced, then put again");
+    assert!(unproven(&index).is_empty(), "the run itself doubts nothing that it put");
+    drop(index);
+
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    assert_eq!(unproven(&index), ["late", "synced, then put again"]);
+    put(&index, "late");
+    put(&index, "new");
+    assert_eq!(unproven(&index), ["synced, then put again"]);
+}
+
+#[test]
+fn a_clean_end_leaves_no_doubt_and_a_run_that_put_nothing_adds_none() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "a");
+    index.sync(|| Ok(())).unwrap();
+    put(&index, "b");
+    index.close_cleanly(|| Ok(())).unwrap();
+    drop(index);
+    for _ in 0..3 {
+        assert!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()).is_empty());
+    }
+}
+
+#[test]
+fn doubt_outlasts_syncs_and_clean_ends_until_the_row_is_put_again() {
+    let data_dir = tempfile::tempdir().unwrap();
+    put(&EmbeddedIndex::open(data_dir.path()).unwrap(), "doubted");
+    for _ in 0..3 {
+        let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+        index.sync(|| Ok(())).unwrap();
+        assert_eq!(unproven(&index), ["doubted"]);
+        index.close_cleanly(|| Ok(())).unwrap();
+    }
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "doubted");
+    index.close_cleanly(|| Ok(())).unwrap();
+    drop(index);
+    assert!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()).is_empty());
+}
+
+#[test]
+fn a_row_that_is_put_as_unproven_stays_so() {
+    // A 304 renews a row without anybody having looked at its blob.
+    let data_dir = tempfile::tempdir().unwrap();
+    put(&EmbeddedIndex::open(data_dir.path()).unwrap(), "renewed");
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let doubted = index.get(&key("renewed")).unwrap().unwrap();
+    let put = index.put(&key("renewed"), &doubted, Some(doubted.generation)).unwrap();
+    assert!(matches!(put, Put::Stored(_)));
+    assert_eq!(unproven(&index), ["renewed"]);
+    index.close_cleanly(|| Ok(())).unwrap();
+    drop(index);
+    assert_eq!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()), ["renewed"]);
+}
+
+#[test]
+fn a_row_that_is_put_while_the_disk_is_synced_is_not_vouched_for() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "before");
+    let meanwhile = || {
+        put(&index, "meanwhile");
+        Ok(())
+    };
+    index.sync(meanwhile).unwrap();
+    drop(index);
+    assert_eq!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()), ["meanwhile"]);
+}
+
+#[test]
+fn once_a_sync_has_failed_the_run_vouches_for_nothing_more() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "a");
+    index.sync(|| Ok(())).unwrap();
+    put(&index, "b");
+    let error = index.sync(no_space).unwrap_err();
+    assert!(error.to_string().contains("on the disk"), "{error}");
+    index.sync(|| Ok(())).unwrap();
+    index.close_cleanly(|| Ok(())).unwrap();
+    drop(index);
+    assert_eq!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()), ["b"]);
+}
+
+#[test]
+fn a_closed_index_reads_and_does_not_write() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let generation = put(&index, "a");
+    let error = index.close_cleanly(no_space).unwrap_err();
+    assert!(error.to_string().contains("cleanly"), "{error}");
+    assert_eq!(unproven(&index), [""; 0]);
+    index.probe().unwrap();
+    let used = Use { key: key("a"), hits: 1, last: UNIX_EPOCH };
+    assert!(index.put(&key("b"), &entry(&key("b")), None).is_err());
+    assert!(index.remove(&key("a"), generation).is_err());
+    assert!(index.touch(&[used]).is_err());
+    assert!(index.sync(|| Ok(())).is_err());
+    assert!(index.close_cleanly(|| Ok(())).is_err());
+    drop(index);
+    assert_eq!(unproven(&EmbeddedIndex::open(data_dir.path()).unwrap()), ["a"]);
+}
+
+#[test]
+fn generations_grow_from_run_to_run() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let mut last = 0;
+    for _ in 0..4 {
+        let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+        for _ in 0..3 {
+            let generation = put(&index, "a");
+            assert!(generation > last);
+            last = generation;
+        }
+    }
+}
+
+#[test]
+fn rows_outlive_their_run() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let stored = Entry { generation: put(&index, "a"), ..entry(&key("a")) };
+    index.close_cleanly(|| Ok(())).unwrap();
+    drop(index);
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    assert_eq!(index.get(&key("a")).unwrap(), Some(stored));
+}
+
+#[test]
+fn a_file_that_is_no_index_is_named_with_the_fix_and_left_as_it_is() {
+    let foreign = tempfile::tempdir().unwrap();
+    let other = Connection::open(foreign.path().join("other.sqlite")).unwrap();
+    other.execute_batch("CREATE TABLE t (a); PRAGMA user_version = 1").unwrap();
+    drop(other);
+    let foreign = fs::read(foreign.path().join("other.sqlite")).unwrap();
+    let mut damaged = foreign.clone();
+    damaged[100..].fill(0x5a);
+    let check = |what: &str, bytes: &[u8]| {
+        let data_dir = tempfile::tempdir().unwrap();
+        let file = data_dir.path().join("index.sqlite");
+        fs::write(&file, bytes).unwrap();
+        let error = EmbeddedIndex::open(data_dir.path()).unwrap_err();
+        assert!(matches!(error, OpenIndexError::Damaged { .. }), "{what}: {error:?}");
+        let said = error.to_string();
+        assert!(said.contains("index.sqlite") && said.contains("artifactapi reindex"), "{said}");
+        assert!(fs::read(&file).unwrap() == bytes, "{what}");
+    };
+    check("text", "not a database, by far ".repeat(100).as_bytes());
+    check("another program's", &foreign);
+    check("damaged", &damaged);
+}
+
+#[test]
+fn a_newer_schema_stops_the_start_with_both_versions() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    index.writer().as_ref().unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
+    drop(index);
+    let error = EmbeddedIndex::open(data_dir.path()).unwrap_err();
+    assert!(matches!(error, OpenIndexError::Newer { found: 99, known: 1, .. }), "{error:?}");
+}
+
+#[test]
+fn a_row_that_was_tampered_with_is_corrupt_and_hides_no_other() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    for path in ["a", "b", "c"] {
+        put(&index, path);
+    }
+    let tamper = |sql: &str| {
+        index.writer().as_ref().unwrap().connection.execute(sql, []).unwrap();
+    };
+    tamper("UPDATE artifact SET sha256 = 'x' WHERE path = 'b'");
+    tamper(
+        "INSERT INTO artifact SELECT ' ', path, blob, version, size, sha256, content_type, etag,
+            last_modified, content_encoding, head, stored_at, validated_at, last_used, hits, generation, unproven
+        FROM artifact WHERE path = 'a'",
+    );
+    let error = index.get(&key("b")).unwrap_err();
+    assert!(matches!(&error, IndexError::Corrupt { key, .. } if key == "remote/b"), "{error}");
+    let mut shown = Vec::new();
+    let mut visit = |row: Row| {
+        shown.push(row.key.path.as_str().to_owned());
+        ControlFlow::Continue(())
+    };
+    index.scan(&Scan::default(), &mut visit).unwrap();
+    assert_eq!(shown, ["a", "c"]);
+}
+
+#[test]
+fn uses_past_what_sqlite_counts_stop_there() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "a");
+    let used = Use { key: key("a"), hits: u64::MAX, last: UNIX_EPOCH };
+    index.touch(&[used.clone(), used]).unwrap();
+    let mut hits = 0;
+    let mut visit = |row: Row| {
+        hits = row.hits;
+        ControlFlow::Continue(())
+    };
+    index.scan(&Scan::default(), &mut visit).unwrap();
+    assert_eq!(hits, i64::MAX as u64);
+}
+
+#[test]
+fn lookups_and_pages_go_by_the_key() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let check = |sql: &str, plan: &str| {
+        let reader = index.reader("explain").unwrap();
+        let mut statement = reader.prepare(&format!("EXPLAIN QUERY PLAN {sql}")).unwrap();
+        let count = statement.parameter_count();
+        let detail: Vec<String> = statement
+            .query_map(rusqlite::params_from_iter(vec!["x"; count]), |row| row.get("detail"))
+            .unwrap()
+            .collect::<Result<_, _>>()
+            .unwrap();
+        assert_eq!(detail, [format!("SEARCH artifact USING PRIMARY KEY {plan}")], "{sql}");
+    };
+    check(GET, "(remote=? AND path=?)");
+    check(UPDATE, "(remote=? AND path=?)");
+    check(REMOVE, "(remote=? AND path=?)");
+    check(TOUCH, "(remote=? AND path=?)");
+    check(SCAN_FROM, "(remote=? AND path>?)");
+    check(SCAN_BEHIND, "(remote=? AND path>?)");
+    check(NEXT_REMOTE, "(remote>?)");
+}

@@ -1,0 +1,159 @@
+//! Views: what is configured and what is cached, as JSON.
+
+use std::ops::ControlFlow;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use regex::{Regex, RegexBuilder};
+use serde_json::{Value, json};
+
+use crate::cache::{Cache, Target};
+use crate::config::{Kind, Remotes};
+use crate::index::{IndexError, Row, Scan};
+use crate::policy::Decision;
+
+/// Rows of a page where the client names no limit, and the most that it gets.
+const LIMIT_DEFAULT: usize = 1000;
+const LIMIT_MAX: usize = 10_000;
+/// Rows that one page looks at for its pattern; the cursor leads on.
+const ROWS_EXAMINED_MAX: usize = 200_000;
+/// Bytes of a client's pattern, and of its compiled form.
+const PATTERN_BYTES_MAX: usize = 1024;
+const PATTERN_SIZE_MAX: usize = 1 << 20;
+
+/// `GET /`.
+pub fn root(remotes: &Remotes) -> Value {
+    let remotes: serde_json::Map<String, Value> = remotes
+        .by_name
+        .values()
+        .map(|remote| {
+            let kind = match remote.kind {
+                Kind::Remote(_) => "remote",
+                Kind::Local => "local",
+            };
+            let value = json!({
+                "type": kind,
+                "package": remote.format.name(),
+                "description": remote.description,
+            });
+            (remote.name.to_string(), value)
+        })
+        .collect();
+    json!({
+        "name": "artifactapi",
+        "version": env!("CARGO_PKG_VERSION"),
+        "remotes": remotes,
+        "endpoints": {
+            "/": "this page",
+            "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it",
+            "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor)",
+            "/config": "GET: the configuration in force, secrets masked",
+            "/health": "GET: the state of each backend",
+            "/metrics": "GET: metrics in the Prometheus text format",
+        },
+    })
+}
+
+/// `GET /config`; `settings` is masked already.
+pub fn config(settings: &Value, remotes: &Remotes) -> Value {
+    json!({ "settings": settings, "remotes": remotes.to_json() })
+}
+
+/// Which artifacts to list.
+#[derive(Debug)]
+pub struct Page {
+    include: Option<Regex>,
+    pattern: Option<String>,
+    prefix: String,
+    limit: usize,
+    after: Option<String>,
+}
+
+impl Page {
+    /// Reads a page's parameters.
+    ///
+    /// # Errors
+    /// What is wrong with one of them, for the client.
+    pub fn parse(
+        pattern: Option<String>,
+        prefix: Option<String>,
+        limit: Option<String>,
+        cursor: Option<String>,
+    ) -> Result<Self, String> {
+        let include = match &pattern {
+            Some(text) if text.len() > PATTERN_BYTES_MAX => {
+                return Err(format!("include_pattern is longer than {PATTERN_BYTES_MAX} bytes"));
+            }
+            Some(text) => {
+                Some(RegexBuilder::new(text).size_limit(PATTERN_SIZE_MAX).build().map_err(
+                    |error| format!("include_pattern is not a regular expression: {error}"),
+                )?)
+            }
+            None => None,
+        };
+        let limit = match limit {
+            None => LIMIT_DEFAULT,
+            Some(text) => match text.parse() {
+                Ok(limit) if (1..=LIMIT_MAX).contains(&limit) => limit,
+                _ => return Err(format!("limit must be a number from 1 to {LIMIT_MAX}")),
+            },
+        };
+        Ok(Self { include, pattern, prefix: prefix.unwrap_or_default(), limit, after: cursor })
+    }
+}
+
+/// `GET /artifacts/{remote}`. `total_objects` counts what the page holds; `next_cursor` is
+/// there where more may follow.
+///
+/// # Errors
+/// The index's.
+pub fn artifacts(cache: &Cache, target: &Target, page: &Page) -> Result<Value, IndexError> {
+    let scan = Scan {
+        remote: Some(target.remote.name.clone()),
+        prefix: page.prefix.clone(),
+        after: page.after.clone(),
+    };
+    let (mut artifacts, mut next, mut examined) = (Vec::new(), None, 0);
+    let mut last = String::new();
+    cache.list(target, &scan, &mut |row, decision| {
+        if artifacts.len() == page.limit || examined == ROWS_EXAMINED_MAX {
+            next = Some(std::mem::take(&mut last));
+            return ControlFlow::Break(());
+        }
+        examined += 1;
+        last = row.key.path.to_string();
+        if page.include.as_ref().is_none_or(|include| include.is_match(&last)) {
+            artifacts.push(artifact(&row, decision));
+        }
+        ControlFlow::Continue(())
+    })?;
+    Ok(json!({
+        "remote": target.remote.name.as_str(),
+        "total_objects": artifacts.len(),
+        "pattern": page.pattern,
+        "artifacts": artifacts,
+        "next_cursor": next,
+    }))
+}
+
+fn artifact(row: &Row, decision: Decision) -> Value {
+    let fresh_for = match decision {
+        Decision::Hit(None) | Decision::Prove => Value::Null,
+        Decision::Hit(Some(left)) => json!(left.as_secs()),
+        _ => json!(0),
+    };
+    json!({
+        "path": row.key.path.as_str(),
+        "size": row.entry.size,
+        "sha256": row.entry.digest.to_string(),
+        "content_type": row.entry.content_type,
+        "cached_at": timestamp(row.entry.stored_at),
+        "last_used": timestamp(row.last_used),
+        "fresh_for_s": fresh_for,
+        "hits": row.hits,
+    })
+}
+
+/// Seconds since 1970, UTC.
+fn timestamp(time: SystemTime) -> u64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs()
+}

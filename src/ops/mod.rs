@@ -1,0 +1,46 @@
+//! Operations: what an operator sees. Metrics, health, the access log and the views of what is
+//! configured and cached. No sockets and no HTTP here.
+
+pub mod access_log;
+pub mod admin;
+pub mod cli;
+pub mod health;
+pub mod metrics;
+
+use crate::cache::Outcome;
+
+/// How a request ended: for the log line and the counter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Answered {
+    /// An artifact, met like this.
+    Cache(Outcome),
+    /// Refused: malformed, not allowed, unknown remote, wrong method.
+    Refused,
+    /// Upstream, or the local repository, has no such file.
+    Absent,
+    /// Something failed.
+    Failed,
+    /// There was no room.
+    Shed,
+    /// One of the program's own pages.
+    Own,
+}
+
+impl Answered {
+    /// The word for it in logs and labels.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cache(Outcome::Hit) => "hit",
+            Self::Cache(Outcome::Stale) => "stale",
+            Self::Cache(Outcome::Revalidated) => "revalidated",
+            Self::Cache(Outcome::Miss) => "miss",
+            Self::Cache(Outcome::Collapsed) => "collapsed",
+            Self::Cache(Outcome::Pass) => "pass",
+            Self::Refused => "refused",
+            Self::Absent => "absent",
+            Self::Failed => "failed",
+            Self::Shed => "shed",
+            Self::Own => "own",
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The ureq agents of one upstream: timeouts, TLS, proxies and pools.
+//!
+//! There are three, each with its own pool. The base URL's own origin is asked through
+//! `home`, whatever its addresses are. Hops that a redirect chose go through the other two
+//! (a proxy can depend on the scheme), which connect to public addresses only unless that
+//! was allowed; a connection of `home` is never used for them.
+
+use std::borrow::Cow;
+use std::path::Path;
+use std::time::Duration;
+
+use ureq::config::Config;
+use ureq::http::Uri;
+use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::DefaultResolver;
+use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::{Agent, Proxy, ProxyProtocol};
+use url::Url;
+
+use super::idle::Watch;
+use super::vetted::PublicOnly;
+use crate::config::{Origin, Timeouts};
+use crate::upstream::SetupError;
+use crate::upstream::proxy::{ProxyChoice, ProxyEnv};
+
+/// What an upstream is told that we are.
+const USER_AGENT: &str = concat!("artifactapi/", env!("CARGO_PKG_VERSION"));
+/// The largest head of an answer, in bytes. An answer has at most 100 fields as well, which
+/// is a bound of ureq's.
+const HEAD_BYTES_MAX: usize = 32 * 1024;
+/// Read buffer of a connection, in bytes; larger than [`HEAD_BYTES_MAX`], which must fit.
+const INPUT_BUFFER_BYTES: usize = 64 * 1024;
+/// Write buffer of a connection, in bytes: a request with the longest path and its
+/// credentials fits.
+const OUTPUT_BUFFER_BYTES: usize = 32 * 1024;
+/// Idle connections that an agent keeps.
+const IDLE_CONNECTIONS_MAX: usize = 32;
+/// For how long it keeps them.
+const IDLE_AGE_MAX: Duration = Duration::from_secs(15);
+
+/// The agents of one upstream.
+#[derive(Debug)]
+pub(super) struct Agents {
+    home: Agent,
+    onward_http: Agent,
+    onward_https: Agent,
+}
+
+/// Which hop of a request it is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Hop {
+    /// The base URL's own origin.
+    Home,
+    /// Wherever a redirect led.
+    Onward,
+}
+
+impl Agents {
+    /// Makes the agents of one of an origin's bases.
+    ///
+    /// # Errors
+    /// [`SetupError`] for a proxy or a `ca_file` that can't be used.
+    pub(super) fn new(
+        origin: &Origin,
+        base: &Url,
+        env: &ProxyEnv,
+        private_allowed: bool,
+    ) -> Result<Self, SetupError> {
+        install_tls_provider();
+        let tls = tls(origin.ca_file.as_deref())?;
+        let config = |scheme: &str| -> Result<Config, SetupError> {
+            let proxy = env.choose(origin.proxy.as_ref(), scheme)?;
+            let proxy = proxy.as_ref().map(proxy_of).transpose()?;
+            Ok(config(&origin.timeouts, &tls, proxy))
+        };
+        let connector = || DefaultConnector::new().chain(Watch { idle: origin.timeouts.idle });
+        let onward = |scheme: &str| -> Result<Agent, SetupError> {
+            let config = config(scheme)?;
+            Ok(if private_allowed {
+                Agent::with_parts(config, connector(), DefaultResolver::default())
+            } else {
+                Agent::with_parts(config, connector(), PublicOnly::default())
+            })
+        };
+        Ok(Self {
+            home: Agent::with_parts(
+                config(base.scheme())?,
+                connector(),
+                DefaultResolver::default(),
+            ),
+            onward_http: onward("http")?,
+            onward_https: onward("https")?,
+        })
+    }
+
+    /// The agent for a hop to a URL.
+    pub(super) fn for_hop(&self, hop: Hop, url: &Url) -> &Agent {
+        match (hop, url.scheme()) {
+            (Hop::Home, _) => &self.home,
+            (Hop::Onward, "https") => &self.onward_https,
+            (Hop::Onward, _) => &self.onward_http,
+        }
+    }
+
+    /// Whether a URL is that of the proxy that a hop would go through. The proxy's address
+    /// is not checked, so a redirect must not lead to the proxy itself.
+    pub(super) fn is_proxy(&self, url: &Url) -> bool {
+        let proxy = self.for_hop(Hop::Onward, url).config().proxy();
+        proxy.is_some_and(|proxy| {
+            Some(proxy.host()) == url.host_str()
+                && Some(proxy.port()) == url.port_or_known_default()
+        })
+    }
+}
+
+fn config(timeouts: &Timeouts, tls: &TlsConfig, proxy: Option<Proxy>) -> Config {
+    Agent::config_builder()
+        .http_status_as_error(false)
+        // We follow ourselves: credentials in fields of any name must stay at home, and every
+        // hop is checked.
+        .max_redirects(0)
+        .proxy(proxy)
+        .tls_config(tls.clone())
+        .user_agent(USER_AGENT)
+        // Bounds of phases, none of the whole: a large file may take hours. `Watch` bounds
+        // the silences of a body.
+        .timeout_resolve(Some(timeouts.connect))
+        .timeout_connect(Some(timeouts.connect))
+        .timeout_send_request(Some(timeouts.first_byte))
+        .timeout_recv_response(Some(timeouts.first_byte))
+        .max_response_header_size(HEAD_BYTES_MAX)
+        .input_buffer_size(INPUT_BUFFER_BYTES)
+        .output_buffer_size(OUTPUT_BUFFER_BYTES)
+        .max_idle_connections(IDLE_CONNECTIONS_MAX)
+        .max_idle_connections_per_host(IDLE_CONNECTIONS_MAX)
+        .max_idle_age(IDLE_AGE_MAX)
+        .build()
+}
+
+/// The process has one TLS provider; whoever comes first installs it.
+fn install_tls_provider() {
+    // An error says that there is one already, which is what we want.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+}
+
+/// The platform's roots, and a file's beside them.
+fn tls(ca_file: Option<&Path>) -> Result<TlsConfig, SetupError> {
+    let roots = match ca_file {
+        None => RootCerts::PlatformVerifier,
+        // ureq takes either the platform's verifier or a list. On Linux the verifier has no
+        // other roots than these, and both honour SSL_CERT_FILE and SSL_CERT_DIR.
+        Some(file) => {
+            let native = rustls_native_certs::load_native_certs();
+            for error in &native.errors {
+                tracing::warn!(%error, "a root certificate of the system can't be read");
+            }
+            let own = certificates(file)?;
+            let native = native.certs.iter().map(|der| Certificate::from_der(der).to_owned());
+            RootCerts::new_with_certs(&native.chain(own).collect::<Vec<_>>())
+        }
+    };
+    Ok(TlsConfig::builder().root_certs(roots).build())
+}
+
+fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, SetupError> {
+    let unusable = |why: String| SetupError::CaFile { file: file.to_owned(), why };
+    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
+    let mut found = Vec::new();
+    for item in parse_pem(&pem) {
+        let item = item.map_err(|_| unusable("it is not PEM".to_owned()))?;
+        if let PemItem::Certificate(certificate) = item {
+            // ureq ignores what it can't use; a CA that has no effect must be an error.
+            let der = rustls::pki_types::CertificateDer::from(certificate.der());
+            rustls::RootCertStore::empty()
+                .add(der)
+                .map_err(|error| unusable(format!("a certificate in it is unusable: {error}")))?;
+            found.push(certificate);
+        }
+    }
+    if found.is_empty() {
+        return Err(unusable("it has no certificate".to_owned()));
+    }
+    Ok(found)
+}
+
+fn proxy_of(choice: &ProxyChoice) -> Result<Proxy, SetupError> {
+    let uri: Uri = choice.url.as_str().parse().map_err(|_| bad_proxy("is not a URL"))?;
+    let protocol = match uri.scheme_str() {
+        Some("https") => ProxyProtocol::Https,
+        _ => ProxyProtocol::Http,
+    };
+    let mut proxy = Proxy::builder(protocol).host(choice.url.host_str().unwrap_or_default());
+    if let Some(port) = choice.url.port_or_known_default() {
+        proxy = proxy.port(port);
+    }
+    if !choice.url.username().is_empty() {
+        proxy = proxy.username(&decoded(choice.url.username())?);
+        proxy = proxy.password(&decoded(choice.url.password().unwrap_or_default())?);
+    }
+    for pattern in &choice.except {
+        proxy = proxy.no_proxy(pattern);
+    }
+    proxy.build().map_err(|_| bad_proxy("can't be used"))
+}
+
+fn decoded(text: &str) -> Result<Cow<'_, str>, SetupError> {
+    let text = percent_encoding::percent_decode_str(text).decode_utf8();
+    text.map_err(|_| bad_proxy("has a user or password that is not text"))
+}
+
+fn bad_proxy(why: &'static str) -> SetupError {
+    SetupError::Proxy { name: "proxy".to_owned(), why }
+}

@@ -1,0 +1,112 @@
+//! TLS over loopback, with a CA that each test makes.
+
+use std::io::{self, Read, Write};
+
+use super::super::HttpUpstream;
+use super::super::raw_server::RawServer;
+use super::{Ending, found, get, origin, read_all, upstream};
+use crate::clock::Clock;
+use crate::config::Origin;
+use crate::upstream::UpstreamError;
+use crate::upstream::proxy::ProxyEnv;
+
+/// A server that speaks TLS with a certificate of its own CA, for `localhost`.
+fn tls_server(answer: &'static str, farewell: Ending) -> (RawServer, String) {
+    let ca_key = rcgen::KeyPair::generate().unwrap();
+    let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+    let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(ca, ca_key);
+    let key = rcgen::KeyPair::generate().unwrap();
+    let names = vec!["localhost".to_owned()];
+    let certificate =
+        rcgen::CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    let key = rustls::pki_types::PrivateKeyDer::Pkcs8(key.serialize_der().into());
+    let provider = std::sync::Arc::new(rustls::crypto::ring::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(vec![certificate.der().clone()], key)
+        .unwrap();
+    let config = std::sync::Arc::new(config);
+    let server = RawServer::start(move |connection, _| {
+        let session = rustls::ServerConnection::new(std::sync::Arc::clone(&config)).unwrap();
+        let mut tls = rustls::StreamOwned::new(session, connection.stream().try_clone().unwrap());
+        let mut head = Vec::new();
+        let mut byte = [0];
+        while !head.ends_with(b"\r\n\r\n") {
+            match tls.read(&mut byte) {
+                Ok(1) => head.push(byte[0]),
+                _ => return,
+            }
+        }
+        tls.write_all(answer.as_bytes()).unwrap();
+        if farewell == Ending::Close {
+            tls.conn.send_close_notify();
+        }
+        tls.flush().unwrap();
+    });
+    (server, ca_pem)
+}
+
+fn tls_origin(server: &RawServer, ca_pem: &str) -> (Origin, tempfile::TempDir) {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("ca.pem");
+    std::fs::write(&file, ca_pem).unwrap();
+    let base = format!("https://localhost:{}/", server.address().port());
+    (Origin { ca_file: Some(file), ..origin(&base) }, folder)
+}
+
+#[test]
+fn a_certificate_of_the_ca_file_is_trusted_and_no_other() {
+    let (server, ca) =
+        tls_server("HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello", Ending::Close);
+    let (trusting, _folder) = tls_origin(&server, &ca);
+    let (_, mut body) = found(get(&upstream(&trusting), "f"));
+    assert_eq!(read_all(body.as_mut()), (b"hello".to_vec(), None));
+
+    let doubting = Origin { ca_file: None, ..trusting };
+    let error = get(&upstream(&doubting), "f").unwrap_err();
+    assert!(matches!(error, UpstreamError::Connect { .. }), "{error:?}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+#[test]
+fn a_body_that_tls_does_not_end_is_cut() {
+    let check = |answer, farewell, end| {
+        let (server, ca) = tls_server(answer, farewell);
+        let (origin, _folder) = tls_origin(&server, &ca);
+        let (_, mut body) = found(get(&upstream(&origin), "f"));
+        assert_eq!(read_all(body.as_mut()), (b"hello".to_vec(), end), "{answer:?}");
+    };
+    let until_closed = "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\nhello";
+    check(until_closed, Ending::Close, None);
+    check(until_closed, Ending::Reset, Some(io::ErrorKind::ConnectionReset));
+    let cut = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello";
+    check(cut, Ending::Reset, Some(io::ErrorKind::ConnectionReset));
+}
+
+#[test]
+fn a_ca_file_without_a_usable_certificate_is_an_error_at_the_start() {
+    let check = |content: Option<&str>, why: &str| {
+        let folder = tempfile::tempdir().unwrap();
+        let file = folder.path().join("ca.pem");
+        if let Some(content) = content {
+            std::fs::write(&file, content).unwrap();
+        }
+        let origin = Origin { ca_file: Some(file), ..origin("https://a.example.org/") };
+        let made = HttpUpstream::new(
+            &origin,
+            &origin.bases[0],
+            10,
+            &ProxyEnv::default(),
+            &Clock::system(),
+        );
+        let error = made.unwrap_err().to_string();
+        assert!(error.contains("ca.pem") && error.contains(why), "{error}");
+    };
+    check(None, "No such file");
+    check(Some("not PEM"), "no certificate");
+    check(Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "unusable");
+}

@@ -1,0 +1,18 @@
+//! The end-to-end tests: one binary, which drives the real server over sockets.
+//!
+//! Each room's own tests stand beside its code; here stands what only the whole can show.
+
+mod api;
+mod collapse;
+mod crash;
+mod failure;
+mod floors;
+mod formats;
+mod hit_miss;
+mod paths;
+mod ranges;
+mod regressions;
+mod reload;
+mod shutdown;
+mod support;
+mod upstreams;

@@ -1,0 +1,368 @@
+//! The real server as a process: started with a folder of its own, watched, stopped, killed.
+//!
+//! The process gets an environment of its own too, so that no variable of the person who
+//! runs the tests changes them. Its log is read all the time and shown when a test fails.
+
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Condvar, Mutex};
+use std::time::{Duration, Instant};
+
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+use super::client::{Ask, Connection, Incoming, Received};
+use super::remotes::{Remote, remotes_yaml};
+use super::{PATIENCE, eventually};
+
+/// The program under test.
+pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_artifactapi");
+
+/// Least time between two connections to one server. The tiny_http listener loses the wake-up
+/// of a worker when many connect in the same moment, and would leave a client without answer.
+const CONNECT_SPACING: Duration = Duration::from_millis(20);
+
+/// What a server starts with.
+#[derive(Debug, Default)]
+pub(crate) struct Setup {
+    remotes: Vec<(&'static str, Remote)>,
+    env: Vec<(String, String)>,
+}
+
+impl Setup {
+    /// No remotes, every variable at its default.
+    pub(crate) fn new() -> Self {
+        Self::default()
+    }
+
+    /// One remote called `files`: what most tests need.
+    pub(crate) fn files(remote: Remote) -> Self {
+        Self::new().remote("files", remote)
+    }
+
+    /// Adds a remote.
+    pub(crate) fn remote(mut self, name: &'static str, remote: Remote) -> Self {
+        self.remotes.push((name, remote));
+        self
+    }
+
+    /// Sets an environment variable.
+    pub(crate) fn env(mut self, name: &str, value: impl ToString) -> Self {
+        self.env.push((name.to_owned(), value.to_string()));
+        self
+    }
+
+    /// Starts the server and waits until it listens.
+    pub(crate) fn start(self) -> Server {
+        self.try_start().unwrap_or_else(|log| panic!("the server does not listen: {log:#?}"))
+    }
+
+    /// The same for a server that may refuse to start.
+    ///
+    /// # Errors
+    /// What it logged, if it ended without listening.
+    pub(crate) fn try_start(self) -> Result<Server, Vec<String>> {
+        let folder = tempfile::tempdir().expect("a folder for the test can be made");
+        let config = folder.path().join("remotes.yaml");
+        std::fs::write(&config, remotes_yaml(&self.remotes)).expect("the folder takes a file");
+        let process = Process::start(folder.path(), &self.env);
+        let addr = process.wait_listening()?;
+        Ok(Server { process, addr, env: self.env, folder, last_connect: Mutex::new(None) })
+    }
+}
+
+/// A running server. Killed when dropped.
+#[derive(Debug)]
+pub(crate) struct Server {
+    process: Process,
+    addr: SocketAddr,
+    env: Vec<(String, String)>,
+    folder: TempDir,
+    last_connect: Mutex<Option<Instant>>,
+}
+
+impl Server {
+    /// Where it listens.
+    pub(crate) fn addr(&self) -> SocketAddr {
+        self.addr
+    }
+
+    /// Its `DATA_DIR`.
+    pub(crate) fn data_dir(&self) -> PathBuf {
+        data_dir(self.folder.path())
+    }
+
+    /// Its `CONFIG_PATH`.
+    pub(crate) fn config_path(&self) -> PathBuf {
+        config_path(self.folder.path())
+    }
+
+    /// Writes another remotes.yaml in place of the present one, at once.
+    pub(crate) fn rewrite_config(&self, yaml: &str) {
+        let beside = self.config_path().with_extension("new");
+        std::fs::write(&beside, yaml).expect("the folder takes a file");
+        std::fs::rename(&beside, self.config_path()).expect("a file can replace another");
+    }
+
+    /// Connects, not too soon after the connection before.
+    pub(crate) fn connect(&self) -> Connection {
+        self.try_connect().unwrap_or_else(|error| panic!("cannot connect: {error}"))
+    }
+
+    /// Connects if the server still takes connections.
+    ///
+    /// # Errors
+    /// What the system says.
+    pub(crate) fn try_connect(&self) -> std::io::Result<Connection> {
+        let mut last = self.last_connect.lock().expect("nobody panics while holding it");
+        if let Some(last) = *last {
+            std::thread::sleep((last + CONNECT_SPACING).saturating_duration_since(Instant::now()));
+        }
+        let connection = Connection::open(self.addr);
+        *last = Some(Instant::now());
+        connection
+    }
+
+    /// Sends a request on a new connection and reads the head of its answer.
+    #[track_caller]
+    pub(crate) fn begin(&self, ask: &Ask) -> Incoming {
+        self.connect().begin(ask).unwrap_or_else(|why| panic!("no answer to {ask:?}: {why}"))
+    }
+
+    /// Sends a request on a new connection and reads the whole answer.
+    #[track_caller]
+    pub(crate) fn ask(&self, ask: &Ask) -> Received {
+        self.begin(ask).finish()
+    }
+
+    /// `GET target` on a new connection.
+    #[track_caller]
+    pub(crate) fn get(&self, target: &str) -> Received {
+        self.ask(&Ask::get(target))
+    }
+
+    /// The value of a metric with exactly these labels; 0 if it is not there yet.
+    #[track_caller]
+    pub(crate) fn metric(&self, name_and_labels: &str) -> f64 {
+        let answer = self.get("/metrics");
+        answer.expect_status(200);
+        let text = answer.text();
+        let mut values = text.lines().filter_map(|line| {
+            let (name, value) = line.rsplit_once(' ')?;
+            (name == name_and_labels).then(|| value.parse::<f64>().expect("a metric is a number"))
+        });
+        values.next().unwrap_or(0.0)
+    }
+
+    /// Waits until so many workers are serving requests.
+    pub(crate) fn wait_busy_workers(&self, count: usize) {
+        eventually(&format!("{count} workers are busy"), || {
+            self.metric("artifactapi_busy_workers") >= count as f64
+        });
+    }
+
+    /// Everything that it logged so far, one line each.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.process.log()
+    }
+
+    /// Waits until it has logged a line that has all of these in it.
+    pub(crate) fn wait_logged(&self, parts: &[&str]) {
+        eventually(&format!("the log has a line with {parts:?}"), || {
+            self.log().iter().any(|line| parts.iter().all(|part| line.contains(part)))
+        });
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        self.process.signal(signal);
+    }
+
+    /// Waits until it has ended.
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
+        self.process.wait_exit()
+    }
+
+    /// Kills it with SIGKILL and waits until it is gone. The folder stays.
+    pub(crate) fn kill(&mut self) {
+        self.process.kill();
+    }
+
+    /// Starts it again on the same folder; it must have ended.
+    pub(crate) fn start_again(&mut self) {
+        assert!(self.process.has_ended(), "the server still runs");
+        self.process = Process::start(self.folder.path(), &self.env);
+        self.addr = self.process.wait_listening().expect("it listened before");
+    }
+
+    /// Starts a second process on the same folder.
+    pub(crate) fn start_beside(&self) -> Process {
+        Process::start(self.folder.path(), &self.env)
+    }
+
+    /// Its peak of resident memory so far, in bytes.
+    pub(crate) fn memory_peak(&self) -> u64 {
+        self.process.status_number("VmHWM:") << 10
+    }
+
+    /// How many threads it has.
+    pub(crate) fn threads(&self) -> u64 {
+        self.process.status_number("Threads:")
+    }
+
+    /// How many descriptors it has open.
+    pub(crate) fn descriptors(&self) -> usize {
+        let folder = format!("/proc/{}/fd", self.process.child.id());
+        std::fs::read_dir(folder).expect("the process runs").count()
+    }
+
+    /// Files below `DATA_DIR/staging`.
+    pub(crate) fn staging_files(&self) -> Vec<PathBuf> {
+        files_below(&self.data_dir().join("staging"))
+    }
+
+    /// Files below `DATA_DIR/blobs`.
+    pub(crate) fn blob_files(&self) -> Vec<PathBuf> {
+        files_below(&self.data_dir().join("blobs"))
+    }
+}
+
+/// Files below a folder, at any depth; none where there is no such folder.
+pub(crate) fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let Ok(entries) = std::fs::read_dir(folder) else { return Vec::new() };
+    let mut files = Vec::new();
+    for path in entries.map(|entry| entry.expect("a folder of the test can be read").path()) {
+        if path.is_dir() {
+            files.extend(files_below(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files
+}
+
+fn data_dir(folder: &Path) -> PathBuf {
+    folder.join("data")
+}
+
+fn config_path(folder: &Path) -> PathBuf {
+    folder.join("remotes.yaml")
+}
+
+/// The process and its log.
+#[derive(Debug)]
+pub(crate) struct Process {
+    child: Child,
+    log: Arc<Log>,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    state: Mutex<LogState>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct LogState {
+    lines: Vec<String>,
+    has_ended: bool,
+}
+
+impl Process {
+    fn start(folder: &Path, env: &[(String, String)]) -> Self {
+        let mut child = Command::new(PROGRAM)
+            .env_clear()
+            .env("LISTEN_ADDR", "127.0.0.1:0")
+            .env("DATA_DIR", data_dir(folder))
+            .env("CONFIG_PATH", config_path(folder))
+            .env("RUST_BACKTRACE", "1")
+            .envs(env.iter().map(|(name, value)| (name, value)))
+            .current_dir(folder)
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap_or_else(|error| panic!("cannot start {PROGRAM}: {error}"));
+        let stderr = child.stderr.take().expect("stderr is piped");
+        let log = Arc::<Log>::default();
+        let writer = Arc::clone(&log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
+                let line = String::from_utf8_lossy(&line).into_owned();
+                writer.state.lock().expect("nobody panics while holding it").lines.push(line);
+                writer.changed.notify_all();
+            }
+            writer.state.lock().expect("nobody panics while holding it").has_ended = true;
+            writer.changed.notify_all();
+        });
+        Self { child, log }
+    }
+
+    fn wait_listening(&self) -> Result<SocketAddr, Vec<String>> {
+        let state = self.log.state.lock().expect("nobody panics while holding it");
+        let is_waiting =
+            |state: &mut LogState| !state.has_ended && listening_address(&state.lines).is_none();
+        let (state, _) = self
+            .log
+            .changed
+            .wait_timeout_while(state, PATIENCE, is_waiting)
+            .expect("nobody panics while holding it");
+        listening_address(&state.lines).ok_or_else(|| state.lines.clone())
+    }
+
+    /// Everything that it logged so far, one line each.
+    pub(crate) fn log(&self) -> Vec<String> {
+        self.log.state.lock().expect("nobody panics while holding it").lines.clone()
+    }
+
+    /// Waits until it has ended and its log is complete.
+    pub(crate) fn wait_exit(&mut self) -> ExitStatus {
+        eventually("the server has ended", || self.has_ended());
+        let state = self.log.state.lock().expect("nobody panics while holding it");
+        let ended = self.log.changed.wait_timeout_while(state, PATIENCE, |state| !state.has_ended);
+        drop(ended.expect("nobody panics while holding it"));
+        self.child.wait().expect("a child can be waited for")
+    }
+
+    fn has_ended(&mut self) -> bool {
+        self.child.try_wait().expect("a child can be waited for").is_some()
+    }
+
+    fn signal(&self, signal: Signal) {
+        kill_process(Pid::from_child(&self.child), signal).expect("the process is ours");
+    }
+
+    fn kill(&mut self) {
+        self.child.kill().expect("the process is ours");
+        self.wait_exit();
+    }
+
+    fn status_number(&self, field: &str) -> u64 {
+        let path = format!("/proc/{}/status", self.child.id());
+        let status = std::fs::read_to_string(path).expect("the process runs");
+        let line = status.lines().find_map(|line| line.strip_prefix(field));
+        let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+        number.unwrap_or_else(|| panic!("no {field} in {status}"))
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        if std::thread::panicking() {
+            eprintln!("--- the server's log:\n{}\n---", self.log().join("\n"));
+        }
+    }
+}
+
+fn listening_address(lines: &[String]) -> Option<SocketAddr> {
+    lines.iter().find_map(|line| {
+        let (_, rest) = line.split_once("listening on ")?;
+        let is_part = |c: &char| c.is_ascii_digit() || matches!(c, '.' | ':');
+        rest.chars().take_while(is_part).collect::<String>().parse().ok()
+    })
+}
