@@ -31,7 +31,7 @@ fn the_root_names_the_program_its_remotes_and_its_endpoints() {
 
 #[test]
 fn health_tells_the_state_of_every_backend() {
-    let server = Setup::new().start();
+    let server = Setup::files(Remote::at_url("https://files.example.org")).start();
     let answer = server.get("/health");
     answer.expect_status(200);
     let health = answer.json().to_string();
@@ -95,7 +95,8 @@ fn stocked() -> (Upstream, Server) {
     let server = Setup::files(Remote::at(&upstream)).start();
     for (number, path) in ["a/1.zip", "a/2.zip", "b/3.zip", "b/4.txt", "c.zip"].iter().enumerate() {
         let bytes = noise(number as u64, 1000 * (number + 1));
-        upstream.serve(&format!("/{path}"), Answer::file(&bytes));
+        let file = Answer::file(&bytes).header("Content-Type", "application/zip");
+        upstream.serve(&format!("/{path}"), file);
         server.get(&format!("/api/files/{path}")).expect(200, &bytes);
     }
     eventually("all are listed", || listed(&server, "").len() == 5);

@@ -247,7 +247,6 @@ fn a_failing_upstream_leaves_the_stale_copy_in_service() {
         ("500", Answer::status(500)),
         ("503", Answer::status(503)),
         ("429", Answer::status(429)),
-        ("cut", Answer::file(&noise(13, 1000)).cut_at(500)),
     ] {
         let (path, target) = (format!("/{name}"), format!("/api/files/{name}"));
         upstream.serve(&path, Answer::file(name.as_bytes()).etag("\"v1\""));
@@ -266,6 +265,25 @@ fn a_failing_upstream_leaves_the_stale_copy_in_service() {
         status.starts_with("artifactapi; hit") && status.contains("ttl=-")
     });
     server.wait_logged(&["stale"]);
+}
+
+#[test]
+fn a_new_version_that_breaks_off_leaves_the_old_one() {
+    let (upstream, old, new) = (Upstream::start(), noise(16, 100_000), noise(13, LARGE));
+    upstream.serve("/a", Answer::file(&old).etag("\"v1\""));
+    let server = Setup::files(Remote::at(&upstream).always_revalidated()).start();
+    server.get("/api/files/a").expect(200, &old);
+    upstream.serve("/a", Answer::file(&new).ignoring_ranges().cut_at(FAULT_AT));
+    let answer = server.get("/api/files/a");
+    if answer.looks_whole() {
+        answer.expect(200, &old);
+    } else {
+        assert_same_bytes(&answer.body, &new[..answer.body.len()]);
+    }
+    upstream.serve("/a", Answer::status(500));
+    server.get("/api/files/a").expect(200, &old);
+    upstream.serve("/a", Answer::file(&new).etag("\"v2\""));
+    eventually("the new version is served", || server.get("/api/files/a").body == new);
 }
 
 #[test]

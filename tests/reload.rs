@@ -125,7 +125,7 @@ fn check_names_file_line_key_value_and_fix() {
     let (code, text) = run_check(&remotes_yaml(&[("files", bad_pattern)]));
     assert_eq!(code, Some(1), "{text}");
     let named =
-        ["some-remotes.yaml:6: remotes.files.include_patterns[0]", ".*/x86_64/(.*$", "escape"];
+        ["some-remotes.yaml:7: remotes.files.include_patterns[0]", ".*/x86_64/(.*$", "escape"];
     for part in named {
         assert!(text.contains(part), "no {part:?} in {text}");
     }
@@ -139,9 +139,9 @@ fn check_names_file_line_key_value_and_fix() {
 #[test]
 fn check_warns_of_what_is_probably_not_meant() {
     for (remote, sign) in [
-        (Remote::at_url("https://files.example.org").include(&["a.zip"]), "anchor"),
-        (Remote::at_url("https://files.example.org").include(&[".*"]), "match"),
-        (Remote::at_url("http://files.example.org"), "http"),
+        (Remote::at_url("https://files.example.org").include(&["a.zip"]), "begin it with ^"),
+        (Remote::at_url("https://files.example.org").include(&[".*"]), "every path"),
+        (Remote::at_url("http://files.example.org"), "plain http"),
         (Remote::at_url("https://user:pw@files.example.org"), "credential"),
     ] {
         let (code, text) = run_check(&remotes_yaml(&[("files", remote)]));
