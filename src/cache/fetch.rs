@@ -316,7 +316,9 @@ impl Fetcher {
             content_type: head.content_type.clone(),
             content_encoding: head.content_encoding.clone(),
             answered_at,
-            is_checked: checksum.is_some(),
+            // Where a stored copy can stand in, a refresh that breaks off near its end (of an
+            // index: anywhere) is answered with that copy.
+            is_checked: checksum.is_some() || fetch.stored.is_some(),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
