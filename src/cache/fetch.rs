@@ -538,12 +538,10 @@ impl Fetcher {
         if !negative_ttl.is_zero() {
             self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
         }
-        if fetch.class == Class::Member {
-            // The head that named it can't be right any more.
-            for path in fetch.remote.format.heads_of(&fetch.key.path) {
-                let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
-                self.ports.freshness.clear(&head, Mark::Fresh);
-            }
+        // The head that named it can't be right any more.
+        for path in fetch.remote.format.heads_of(&fetch.key.path) {
+            let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
+            self.ports.freshness.clear(&head, Mark::Fresh);
         }
     }
 
