@@ -10,6 +10,7 @@ pub mod cache;
 pub mod clock;
 pub mod config;
 pub mod coord;
+pub mod discovery;
 pub mod formats;
 pub mod front;
 pub mod index;

@@ -7,12 +7,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use threadpool::ThreadPool;
-
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
-use super::{CacheBounds, FetchError, Ports, chain, stored_head};
+use super::{FetchError, Ports, chain, stored_head};
 use crate::artifact::{ArtifactKey, BlobKey, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::body::Piece;
@@ -63,61 +60,16 @@ impl Task {
 pub(super) struct Job {
     pub(super) writer: FlightWriter,
     pub(super) key: ArtifactKey,
+    /// Where what comes is stored.
+    pub(super) blob: BlobKey,
     pub(super) class: Class,
     pub(super) task: Task,
     pub(super) remote: Arc<Remote>,
     pub(super) upstream: Option<Arc<dyn Upstream>>,
 }
 
-/// The threads that fetch.
-#[derive(Debug)]
-pub(super) struct FetchPool {
-    jobs: Sender<Job>,
-    _threads: ThreadPool,
-}
-
-impl FetchPool {
-    pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
-        let (jobs, waiting) = bounded(bounds.fetch_queue_max);
-        let threads = threadpool::Builder::new()
-            .num_threads(bounds.fetch_threads)
-            .thread_name("fetch".to_owned())
-            .build();
-        let fetcher = Arc::new(Fetcher { ports, counters, lease_ttl: bounds.lease_ttl });
-        for _ in 0..bounds.fetch_threads {
-            let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
-            threads.execute(move || run_jobs(&fetcher, &waiting));
-        }
-        Self { jobs, _threads: threads }
-    }
-
-    /// Queues a job; where there is no room, its flight fails as overloaded.
-    pub(super) fn submit(&self, job: Job) {
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-            self.jobs.try_send(job)
-        {
-            job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
-        }
-    }
-
-    pub(super) fn queued(&self) -> usize {
-        self.jobs.len()
-    }
-}
-
-fn run_jobs(fetcher: &Fetcher, waiting: &Receiver<Job>) {
-    let mut buffer = Vec::new();
-    while let Ok(job) = waiting.recv() {
-        // A bug in one fetch must not cost a thread. The writer is dropped on the way, so the
-        // flight's readers learn of it.
-        let run = || fetcher.run(job, &mut buffer);
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
-            tracing::error!("a fetch panicked; its flight failed");
-        }
-    }
-}
-
-struct Fetcher {
+/// Runs jobs, one at a time on each thread of the pool.
+pub(super) struct Fetcher {
     ports: Ports,
     counters: Arc<Counters>,
     lease_ttl: Duration,
@@ -126,6 +78,7 @@ struct Fetcher {
 /// A fetch under way.
 struct Fetch<'a> {
     key: &'a ArtifactKey,
+    blob: &'a BlobKey,
     class: Class,
     remote: &'a Remote,
     upstream: &'a dyn Upstream,
@@ -136,8 +89,13 @@ struct Fetch<'a> {
 }
 
 impl Fetcher {
-    fn run(&self, job: Job, buffer: &mut Vec<u8>) {
-        let Job { writer, key, class, task, remote, upstream } = job;
+    pub(super) fn new(ports: Ports, counters: Arc<Counters>, lease_ttl: Duration) -> Self {
+        Self { ports, counters, lease_ttl }
+    }
+
+    /// Runs a job to its end; `buffer` is the thread's own.
+    pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
+        let Job { writer, key, blob, class, task, remote, upstream } = job;
         let end = match self.prepare(&key, task) {
             Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
             Prepared::Ask(stored) => match upstream.as_deref() {
@@ -146,6 +104,7 @@ impl Fetcher {
                     let (key, remote, writer) = (&key, &*remote, &writer);
                     let fetch = Fetch {
                         key,
+                        blob: &blob,
                         class,
                         remote,
                         upstream,
@@ -425,7 +384,7 @@ impl Fetcher {
         stored_at: SystemTime,
     ) -> End {
         let key = fetch.key;
-        let blob = BlobKey::of(key);
+        let blob = fetch.blob.clone();
         let about = About {
             artifact: key.clone(),
             digest: sealed.digest(),
@@ -468,7 +427,8 @@ impl Fetcher {
     }
 
     /// Writes the row of a blob that was just published. If another writer was first, its blob
-    /// was under this same key and has been replaced by ours, so ours is the row to have.
+    /// was under this same key and has been replaced by ours, or (fetched by its URL, or not)
+    /// lies under another one and will be swept: either way ours is the row to have.
     fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
         let mut replaces = stored.map(|stored| stored.generation);
         for _ in 0..PUTS_MAX {

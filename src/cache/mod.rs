@@ -23,21 +23,25 @@ use crate::upstream::Upstream;
 pub mod counters;
 mod error;
 mod fetch;
+mod fill;
 pub mod flight;
 mod found;
 mod pass;
+mod pool;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError, chain};
+pub use fill::{Filled, Reporter, Wish};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
 
 use counters::Counters;
-use fetch::{FetchPool, Job, Task};
-use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
+use fetch::{Job, Task};
+use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
+use pool::{FetchPool, Urgency};
 use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
@@ -257,6 +261,11 @@ impl Cache {
         self.fetches.queued()
     }
 
+    /// Fetches of batches that can run at once: half of the threads.
+    pub fn batch_fetches_max(&self) -> usize {
+        self.fetches.batch_threads()
+    }
+
     /// The backends, for what reports on them.
     pub fn ports(&self) -> &Ports {
         &self.ports
@@ -365,25 +374,17 @@ impl Cache {
             {
                 return Ok(None);
             }
-            Joined::Follow(reader) => (reader, Outcome::Collapsed),
+            Joined::Follow(reader) => {
+                reader.hurry();
+                self.fetches.promote(key);
+                (reader, Outcome::Collapsed)
+            }
             Joined::Lead(writer) => {
-                // A flight may have landed between our look at the index and this lead.
-                if self.lookup(key).map(|entry| entry.generation) != task.generation() {
-                    writer.end(End::Failed(Arc::new(FetchError::Abandoned)));
-                    return Ok(None);
+                let blob = BlobKey::of(key);
+                match self.depart(target, key, blob, task, writer, Urgency::Client) {
+                    Some(reader) => (reader, Outcome::Miss),
+                    None => return Ok(None),
                 }
-                let reader = writer.reader();
-                let job = Job {
-                    writer,
-                    key: key.clone(),
-                    class: target.class(&key.path),
-                    task,
-                    remote: Arc::clone(&target.remote),
-                    upstream: target.upstream.clone(),
-                };
-                // A full queue drops the job, and with it the writer: the readers learn why.
-                self.fetches.submit(job);
-                (reader, Outcome::Miss)
             }
         };
         match reader.head(Instant::now() + HEAD_WAIT_MAX) {
@@ -406,6 +407,36 @@ impl Cache {
             // A flight that stored bytes had a head.
             Begun::Ended(End::Stored(_) | End::Unstored) => Ok(None),
         }
+    }
+
+    /// Sends a flight on its way; `None` where another one landed between the caller's look at
+    /// the index and its lead.
+    fn depart(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        blob: BlobKey,
+        task: Task,
+        writer: FlightWriter,
+        urgency: Urgency,
+    ) -> Option<FlightReader> {
+        if self.lookup(key).map(|entry| entry.generation) != task.generation() {
+            writer.end(End::Failed(Arc::new(FetchError::Abandoned)));
+            return None;
+        }
+        let reader = writer.reader();
+        let job = Job {
+            writer,
+            key: key.clone(),
+            blob,
+            class: target.class(&key.path),
+            task,
+            remote: Arc::clone(&target.remote),
+            upstream: target.upstream.clone(),
+        };
+        // A full queue drops the job, and with it the writer: the readers learn why.
+        self.fetches.submit(job, urgency);
+        Some(reader)
     }
 
     /// The stored copy, if it may stand in for a fetch that failed; upstream's bytes unstored

@@ -125,6 +125,12 @@ pub const REMOTE_KEYS: &[Key] = &[
         default: "false",
         about: "Redirects may lead to loopback, link-local and private addresses.",
     },
+    Key {
+        name: "api_url",
+        kind: Holds::Url,
+        default: "",
+        about: "Where a batch finds the releases of owner/repository, in the manner of GitHub's API; `auth` is sent there too. None is `https://api.github.com` for a `base_url` at github.com.",
+    },
     MAX_BYTES,
     STALE_IF_ERROR,
     NEGATIVE_TTL,
@@ -181,6 +187,7 @@ const LOCAL_IGNORES: &[&str] = &[
     "timeouts",
     "offline",
     "allow_private_redirects",
+    "api_url",
     "mutable_patterns",
 ];
 

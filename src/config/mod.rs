@@ -82,6 +82,21 @@ pub struct Origin {
     pub offline: bool,
     /// Redirects may lead to loopback, link-local and private addresses.
     pub allow_private_redirects: bool,
+    /// Where releases are listed, as the operator says; like one of `bases`. See
+    /// [`Origin::releases_api`].
+    pub api_url: Option<Url>,
+}
+
+/// The host of GitHub, and where it lists its releases.
+const GITHUB: (&str, &str) = ("github.com", "https://api.github.com/");
+
+impl Origin {
+    /// The address of the releases API: the operator's, or GitHub's for a base URL there.
+    pub fn releases_api(&self) -> Option<Url> {
+        let is_github = || self.bases.first().is_some_and(|base| base.host_str() == Some(GITHUB.0));
+        let known = || is_github().then(|| Url::parse(GITHUB.1).expect("a constant URL"));
+        self.api_url.clone().or_else(known)
+    }
 }
 
 impl fmt::Debug for Origin {
@@ -95,6 +110,7 @@ impl fmt::Debug for Origin {
             .field("timeouts", &self.timeouts)
             .field("offline", &self.offline)
             .field("allow_private_redirects", &self.allow_private_redirects)
+            .field("api_url", &masked(self.api_url.as_slice()))
             .finish()
     }
 }

@@ -80,6 +80,7 @@ impl Origin {
             ),
             ("offline", json!(self.offline)),
             ("allow_private_redirects", json!(self.allow_private_redirects)),
+            ("api_url", json!(self.api_url.as_ref().map(masked))),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into_iter()
