@@ -25,5 +25,8 @@ fn readme_has_the_tables_of_the_code() {
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(README, &right).expect("README can be written");
     }
-    assert!(readme == right, "README's tables are old: UPDATE_DOCS=1 scripts/test --test main docs");
+    assert!(
+        readme == right,
+        "README's tables are old: UPDATE_DOCS=1 scripts/test --test main docs"
+    );
 }
