@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::expressions::Expressions;
 use super::fields::{Entry, Fields, Place, Reading, Shown};
-use super::key::{Key, Kind as Holds, bytes_written};
+use super::key::{Key, Kind as Holds, bytes_written, markdown};
 use super::origin;
 use super::problem::{ConfigErrors, Problem, Report};
 use super::yaml::{self, Node};
@@ -184,6 +184,19 @@ const LOCAL_IGNORES: &[&str] = &[
     "mutable_patterns",
 ];
 
+/// The reference of remotes.yaml in Markdown: a table for each mapping.
+pub fn reference() -> String {
+    [
+        ("A remote", REMOTE_KEYS),
+        ("Below `cache`", CACHE_KEYS),
+        ("Below `auth`, exactly one of", origin::AUTH_KEYS),
+        ("Below `auth.basic`", origin::BASIC_KEYS),
+        ("Below `timeouts`", origin::TIMEOUT_KEYS),
+    ]
+    .map(|(title, keys)| format!("{title}:\n\n{}", markdown(keys)))
+    .join("\n")
+}
+
 /// What a reading needs from outside.
 pub struct Around<'a> {
     /// Bounds each compiled list of expressions, in bytes (`REGEX_SIZE_MAX`).
@@ -334,14 +347,13 @@ fn remotes(
     for entry in entries {
         let Entry { name, place, node } = entry;
         let fields = reading.fields(node, &place, REMOTE_KEYS, &[(CACHE_KEYS, "below cache")]);
-        let Ok(name) = name.parse::<RemoteName>() else {
+        let name_read = name.parse::<RemoteName>().ok();
+        if name_read.is_none() {
             let what = "is not a name for a remote";
             let fix = "use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first";
             reading.error(&place, Shown::text(name), what, fix);
-            continue;
-        };
-        let remote = remote(reading, name.clone(), &fields, regex_size_max);
-        let Some(remote) = remote else { continue };
+        }
+        let Some(remote) = remote(reading, name_read, &fields, regex_size_max) else { continue };
         if let Kind::Remote(origin) = &remote.kind
             && let Some(ca_file) = &origin.ca_file
             && let Some(why) = unreadable(ca_file)
@@ -351,7 +363,7 @@ fn remotes(
             let fix = "name a PEM file; a relative path starts at the working directory";
             reading.error(&fields.place_of("ca_file"), shown, what, fix);
         }
-        by_name.insert(name, Arc::new(remote));
+        by_name.insert(remote.name.clone(), Arc::new(remote));
     }
     Remotes { by_name }
 }
@@ -359,7 +371,7 @@ fn remotes(
 /// Reads one remote. `None` only if an error was recorded.
 fn remote(
     reading: &mut Reading<'_>,
-    name: RemoteName,
+    name: Option<RemoteName>,
     fields: &Fields<'_>,
     regex_size_max: usize,
 ) -> Option<Remote> {
@@ -390,7 +402,7 @@ fn remote(
     let kind =
         if is_local { Kind::Local } else { Kind::Remote(Box::new(origin::read(reading, fields)?)) };
     Some(Remote {
-        name,
+        name: name?,
         description: description.unwrap_or_default(),
         format: formats::named(&package)?,
         kind,
@@ -430,5 +442,7 @@ fn either(
 
 #[cfg(test)]
 mod example_tests;
+#[cfg(test)]
+mod hostile_tests;
 #[cfg(test)]
 mod tests;

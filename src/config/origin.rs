@@ -91,25 +91,26 @@ struct Base {
 
 /// Reads the upstream of a remote. `None` only if an error was recorded.
 pub(super) fn read(reading: &mut Reading<'_>, remote: &Fields<'_>) -> Option<Origin> {
-    let (bases, credential) = bases(reading, remote)?;
+    let bases = bases(reading, remote);
     let given = auth(reading, remote);
-    if let (Some(_), Some((place, _))) = (&given, &credential) {
+    if let (Some(_), Some((_, Some((place, _))))) = (&given, &bases) {
         let fix = "keep only auth";
         reading.error(place, Shown::NOTHING, "the URL and auth both have a credential", fix);
     }
-    let from_url =
-        |(user, password): (String, String)| Auth::Basic { user, password: Secret::new(password) };
-    Some(Origin {
-        bases,
-        auth: given.or(credential.map(|(_, credential)| from_url(credential))),
-        ca_file: reading.text(remote, "ca_file").map(|path| PathBuf::from(path.value)),
-        proxy: proxy(reading, remote),
-        timeouts: timeouts(reading, remote),
-        offline: reading.switch(remote, "offline"),
-        allow_private_redirects: reading.switch(remote, "allow_private_redirects"),
-    })
+    let ca_file = reading.text(remote, "ca_file").map(|path| PathBuf::from(path.value));
+    let proxy = proxy(reading, remote);
+    let timeouts = timeouts(reading, remote);
+    let offline = reading.switch(remote, "offline");
+    let allow_private_redirects = reading.switch(remote, "allow_private_redirects");
+    // Only now: what is wrong with the URLs must not hide what is wrong behind them.
+    let (bases, credential) = bases?;
+    let from_url = credential
+        .map(|(_, (user, password))| Auth::Basic { user, password: Secret::new(password) });
+    let auth = given.or(from_url);
+    Some(Origin { bases, auth, ca_file, proxy, timeouts, offline, allow_private_redirects })
 }
 
+/// A user and a password that stand in a URL, and where.
 type Credential = (Place, (String, String));
 
 /// `base_url` and `mirrors`, and the credential that stands in one or all of them.

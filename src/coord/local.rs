@@ -16,7 +16,7 @@ use super::{Acquired, Freshness, LeaseToken, Leases, Mark};
 use crate::artifact::{ArtifactKey, Digest};
 use crate::clock::Clock;
 
-/// Marks that are remembered, of both kinds: about 20 MB.
+/// Marks that are remembered, of both kinds: about 13 MB.
 const MARKS_MAX: usize = 200_000;
 /// Leases that are held at one time: many times the fetches that one process runs.
 const LEASES_MAX: usize = 20_000;

@@ -3,7 +3,7 @@
 //! One writer behind a lock and a few readers, which never wait for it (write-ahead log).
 //! Commits are not synced one by one: after a power failure the last of them may be missing,
 //! which costs refetches; the file stays whole. What the blobs may have lost by the same
-//! power failure is the affair of [`doubt`], whose head says why it counts and asks no clock.
+//! power failure is the affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
 //!
 //! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
 //! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).

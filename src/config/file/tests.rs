@@ -1,8 +1,5 @@
 //! What is accepted, what is refused in which words, and what is only warned of.
 
-use proptest::prelude::*;
-
-use super::example_tests::EXAMPLE;
 use super::*;
 use crate::artifact::ArtifactPath;
 use crate::config::problem::PROBLEMS_LISTED_MAX;
@@ -452,6 +449,36 @@ fn what_is_probably_not_meant_is_warned_of() {
 }
 
 #[test]
+fn one_error_hides_no_other() {
+    refused(
+        &with(
+            "base_url: no\ncache: 5\nauth: {bearer: \"${NOPE}\"}\ntimeouts: {idle: x}\noffline: 1",
+        )
+        .replace("  a:", "  a/b:"),
+        &[
+            "r.yaml:2: remotes.\"a/b\": \"a/b\" is not a name for a remote; use 1 to 64 letters, digits, '.', '_' or '-', a letter or digit first",
+            "r.yaml:4: remotes.\"a/b\".base_url: \"no\" has no scheme; write https:// in front of it",
+            "r.yaml:5: remotes.\"a/b\".cache: 5 is not a mapping; write its keys below it, indented, as \"key: value\"",
+            "r.yaml:6: remotes.\"a/b\".auth.bearer: *** names the variable NOPE, which is not set; set NOPE in the environment of the cache",
+            "r.yaml:7: remotes.\"a/b\".timeouts.idle: \"x\" is not a number of seconds; give 0.01 to 3600 seconds",
+            "r.yaml:8: remotes.\"a/b\".offline: 1 is not true or false; write true or false without quotes",
+        ],
+    );
+}
+
+#[test]
+fn the_reference_has_a_line_for_each_key() {
+    let reference = reference();
+    for line in [
+        "| `index_ttl` | `300` | 0 to 3153600000 seconds | For index files and what `mutable_patterns` names; 0 is revalidate every time. |",
+        "| `bearer` | none | text, never printed | A bearer token. |",
+        "| `package` | `generic` | generic or alpine or rpm or deb | The format of the repository: which files are indexes and which never change. |",
+    ] {
+        assert!(reference.lines().any(|other| other == line), "{reference}");
+    }
+}
+
+#[test]
 fn a_file_with_very_many_errors_lists_the_first_and_counts_the_rest() {
     let lines: String = (0..250).map(|i| format!("wrong{i}: 1\n")).collect();
     let report = parsed(&with(&format!("type: local\n{lines}"))).unwrap_err().report;
@@ -507,80 +534,4 @@ fn what_is_in_force_is_shown_without_secrets() {
     assert_eq!(shown["remotes"]["b"]["auth"]["headers"]["X-Key"], "***");
     assert_eq!(shown["remotes"]["c"]["type"], "local");
     assert!(shown["remotes"]["c"].get("base_url").is_none());
-}
-
-/// Pieces that YAML and this format give a meaning.
-const PIECES: &[&str] = &[
-    "remotes:",
-    "a:",
-    "base_url:",
-    "auth:",
-    "basic:",
-    "headers:",
-    "cache:",
-    "include_patterns:",
-    "- ",
-    "? ",
-    ": ",
-    "\n",
-    "\n  ",
-    "\n    ",
-    "\n\t",
-    "[",
-    "]",
-    "{",
-    "}",
-    ",",
-    "&x ",
-    "*x",
-    "<<: ",
-    "!t ",
-    "|",
-    ">",
-    "'",
-    "\"",
-    "\\",
-    "#",
-    "---\n",
-    "...\n",
-    "%YAML 1.2\n",
-    "https://u:p@h.example.org",
-    "${TOKEN}",
-    "${",
-    "}",
-    "-1",
-    "1e999",
-    "0x",
-    "~",
-    ".*",
-    "(",
-    "local",
-    "type: ",
-    "é",
-    "\u{feff}",
-    "\u{0}",
-    "\r\n",
-];
-
-proptest! {
-    #[test]
-    fn no_text_makes_the_reading_panic(text in "(?s).*") {
-        let _ = parsed(&text);
-    }
-
-    #[test]
-    fn no_mixture_of_meaningful_pieces_makes_the_reading_panic(
-        pieces in prop::collection::vec(prop::sample::select(PIECES), 0..40)
-    ) {
-        let _ = parsed(&pieces.concat());
-    }
-
-    #[test]
-    fn no_change_of_one_place_in_a_real_file_makes_the_reading_panic(
-        at in 0..EXAMPLE.len(), len in 0..9_usize, piece in prop::sample::select(PIECES)
-    ) {
-        let behind = (at + len).min(EXAMPLE.len());
-        let changed = [&EXAMPLE.as_bytes()[..at], piece.as_bytes(), &EXAMPLE.as_bytes()[behind..]].concat();
-        let _ = parsed(&String::from_utf8_lossy(&changed));
-    }
 }
