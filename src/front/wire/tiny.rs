@@ -227,6 +227,10 @@ fn exchange(
     head: &RequestHead,
     answer: impl FnOnce(&mut dyn Read, &mut dyn ReplyWriter),
 ) {
+    if request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX) {
+        // Not even reading it is safe: at an early end the crate drops the rest.
+        return close_unanswered(request);
+    }
     let has_body = head.header("content-length").is_some_and(|length| length != "0")
         || head.header("transfer-encoding").is_some();
     let unread = if has_body { Unread::Some } else { Unread::None };
@@ -295,14 +299,11 @@ impl ReplyWriter for TinyWriter<'_> {
         if unread == Unread::Some {
             // Dropping the request reads the rest of its body, into memory: end that first.
             drained = Err(io::ErrorKind::InvalidData.into());
-            let is_too_much = request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX);
             let socket = own_socket(&request);
-            match socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Read)) {
-                Some(Ok(())) if !is_too_much => {}
-                _ => {
-                    close_unanswered(request);
-                    return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
-                }
+            let ended = socket.is_some_and(|it| rustix::net::shutdown(&it, Shutdown::Read).is_ok());
+            if !ended {
+                close_unanswered(request);
+                return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
             }
         }
         let closes = drained.is_err() || !self.is_http_11;
