@@ -54,6 +54,7 @@
 //! - Leases save work; they never guard correctness.
 
 pub mod artifact;
+pub mod batch;
 pub mod blob;
 pub mod body;
 pub mod cache;

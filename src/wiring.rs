@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::artifact::BlobKey;
+use crate::batch::Batches;
 use crate::blob::BlobStore;
 use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
@@ -16,6 +17,7 @@ use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Kind, Remotes};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
+use crate::front::batch::BatchApi;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::tiny::TinyListener;
@@ -27,7 +29,7 @@ use crate::index::embedded::{
 use crate::ops::health::{Health, Probe};
 use crate::ops::metrics::Metrics;
 use crate::staging::Staging;
-use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
+use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
 
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
@@ -96,6 +98,7 @@ pub struct App {
     address: SocketAddr,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
+    batches: Arc<Batches>,
     catalogs: Arc<Catalogs>,
     index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
@@ -137,10 +140,12 @@ impl App {
         let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
         let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
             .map_err(StartError::Thread)?;
+        let batches = Arc::new(Batches::start(Arc::clone(&cache)));
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
+            batches: BatchApi::new(Arc::clone(&batches), settings.workers),
             health,
             metrics: Metrics::new(cache.counters()),
             settings: settings.to_json(),
@@ -161,6 +166,7 @@ impl App {
             address,
             pools,
             cache,
+            batches,
             catalogs,
             index,
             proxies,
@@ -183,9 +189,10 @@ impl App {
         self.listener.run()
     }
 
-    /// Stops accepting; requests in flight go on.
+    /// Stops accepting and cancels batches; requests in flight go on.
     pub fn stop(&self) {
         self.listener.stop();
+        self.batches.stop();
     }
 
     /// Waits for the requests and fetches in flight, then writes down what must outlive the process. Says
@@ -318,6 +325,7 @@ fn build_catalog(
     let limits =
         Limits { redirects_max: settings.redirects_max, retries_max: settings.retries_max };
     let mut targets = std::collections::BTreeMap::new();
+    let mut releases = std::collections::BTreeMap::new();
     for (name, remote) in &remotes.by_name {
         let upstream = match &remote.kind {
             Kind::Local => None,
@@ -325,20 +333,24 @@ fn build_catalog(
                 let kept = old.targets.get(name.as_str()).filter(
                     |target| matches!(&target.remote.kind, Kind::Remote(was) if was == origin),
                 );
-                match kept {
-                    Some(target) => target.upstream.clone(),
-                    None => {
-                        let remote = name.to_string();
-                        let failed = |source| StartError::Upstream { remote, source };
-                        Some(connect(origin, &limits, proxies, clock).map_err(failed)?)
+                let failed = |source| StartError::Upstream { remote: name.to_string(), source };
+                let (upstream, lists_releases) = match kept {
+                    Some(target) => {
+                        (target.upstream.clone(), old.releases.get(name.as_str()).cloned())
                     }
-                }
+                    None => (
+                        Some(connect(origin, &limits, proxies, clock).map_err(failed)?),
+                        connect_releases(origin, &limits, proxies, clock).map_err(failed)?,
+                    ),
+                };
+                releases.extend(lists_releases.map(|upstream| (name.to_string(), upstream)));
+                upstream
             }
         };
         let target = Target { remote: Arc::clone(remote), upstream };
         targets.insert(name.to_string(), Arc::new(target));
     }
-    Ok(Catalog { remotes: Arc::new(remotes), targets })
+    Ok(Catalog { remotes: Arc::new(remotes), targets, releases })
 }
 
 fn cache_bounds(settings: &Settings) -> CacheBounds {

@@ -14,6 +14,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("body", 0),
     ("clock", 0),
     ("config", 1),
+    ("discovery", 1),
     ("formats", 1),
     ("policy", 1),
     ("blob", 2),
@@ -22,6 +23,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("staging", 2),
     ("upstream", 2),
     ("cache", 3),
+    ("batch", 4),
     ("front", 4),
     ("ops", 4),
     ("main", 5),
@@ -35,6 +37,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // A judgement is about a class, and classes are the formats'.
     ("policy", "formats"),
     ("blob", "staging"),
+    ("front", "batch"),
     ("front", "ops"),
     ("main", "wiring"),
 ];
@@ -55,7 +58,7 @@ const PORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that judge: no I/O, and the time is an argument.
-const PURE: &[&str] = &["artifact", "formats", "policy"];
+const PURE: &[&str] = &["artifact", "discovery", "formats", "policy"];
 /// What gives away that a pure room is none.
 const IMPURE: &[&str] =
     &["std::fs", "std::net", "std::process", "std::thread", "SystemTime::now", "Instant::now"];

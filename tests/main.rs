@@ -3,6 +3,7 @@
 //! Each room's own tests stand beside its code; here stands what only the whole can show.
 
 mod api;
+mod batch;
 mod collapse;
 mod crash;
 mod docs;

@@ -5,7 +5,7 @@
 //! thread however much a batch has begun. A fetch that waits in the second queue and that a
 //! client joins is moved into the first.
 
-use std::collections::HashMap;
+use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
@@ -35,18 +35,30 @@ pub(super) struct FetchPool {
     _threads: ThreadPool,
 }
 
-/// What batches want fetched. A ticket in the channel stands for a job in the table, or for one
-/// that a client has moved on.
+/// What batches want fetched: a token in the channel for every job that waits, which is how a
+/// thread can wait for both queues at once.
 #[derive(Debug)]
 struct BatchQueue {
-    tickets: Sender<ArtifactKey>,
-    // Guards the jobs that no thread has begun; nothing else is taken while it is held.
-    waiting: Mutex<HashMap<ArtifactKey, Job>>,
+    tokens: Sender<()>,
+    given: Receiver<()>,
+    // Guards the jobs that no thread has begun, at most one for each token; nothing else is
+    // taken while it is held.
+    waiting: Mutex<VecDeque<Job>>,
 }
 
 impl BatchQueue {
-    fn waiting(&self) -> MutexGuard<'_, HashMap<ArtifactKey, Job>> {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn withdraw(&self, key: &ArtifactKey) -> Option<Job> {
+        let mut waiting = self.waiting();
+        let at = waiting.iter().position(|job| job.key == *key)?;
+        let job = waiting.remove(at);
+        drop(waiting);
+        // Where a thread has taken the token already, it finds another job, or none.
+        let _ = self.given.try_recv();
+        job
     }
 }
 
@@ -58,9 +70,9 @@ pub(super) fn batch_threads(fetch_threads: usize) -> usize {
 impl FetchPool {
     pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
         let (jobs, waiting) = bounded(bounds.fetch_queue_max);
-        let (tickets, ticketed) = bounded(bounds.fetch_queue_max);
-        let batch = Arc::new(BatchQueue { tickets, waiting: Mutex::default() });
         let shared = batch_threads(bounds.fetch_threads);
+        let (tokens, given) = bounded(bounds.fetch_queue_max.max(shared));
+        let batch = Arc::new(BatchQueue { tokens, given, waiting: Mutex::default() });
         // One thread alone would have to serve both; a second one keeps the promise.
         let clients_only = (bounds.fetch_threads - shared).max(1);
         let threads = threadpool::Builder::new()
@@ -79,8 +91,8 @@ impl FetchPool {
         }
         for _ in 0..shared {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
-            let (batch, ticketed) = (Arc::clone(&batch), ticketed.clone());
-            threads.execute(move || run_both(&fetcher, &waiting, &ticketed, &batch));
+            let batch = Arc::clone(&batch);
+            threads.execute(move || run_both(&fetcher, &waiting, &batch));
         }
         Self { jobs, batch, batch_threads: shared, _threads: threads }
     }
@@ -96,12 +108,12 @@ impl FetchPool {
                 }
             }
             Urgency::Batch => {
-                // Job first, ticket second: whoever takes a ticket finds its job, or finds that
-                // a client was first.
                 let (key, reader) = (job.key.clone(), job.writer.reader());
-                self.batch.waiting().insert(key.clone(), job);
-                if self.batch.tickets.try_send(key.clone()).is_err()
-                    && let Some(job) = self.withdraw(&key)
+                // Job first, token second: whoever takes a token finds a job, unless a client
+                // was first.
+                self.batch.waiting().push_back(job);
+                if self.batch.tokens.try_send(()).is_err()
+                    && let Some(job) = self.batch.withdraw(&key)
                 {
                     refuse(job);
                 }
@@ -116,13 +128,9 @@ impl FetchPool {
     /// A client waits for this fetch now, and has told its flight to hurry: if a batch queued it and no thread has begun it, it
     /// becomes a client's.
     pub(super) fn promote(&self, key: &ArtifactKey) {
-        if let Some(job) = self.withdraw(key) {
+        if let Some(job) = self.batch.withdraw(key) {
             self.submit(job, Urgency::Client);
         }
-    }
-
-    fn withdraw(&self, key: &ArtifactKey) -> Option<Job> {
-        self.batch.waiting().remove(key)
     }
 
     /// Clients' fetches that wait for a thread.
@@ -140,12 +148,7 @@ fn refuse(job: Job) {
     job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
 }
 
-fn run_both(
-    fetcher: &Fetcher,
-    clients: &Receiver<Job>,
-    tickets: &Receiver<ArtifactKey>,
-    batch: &BatchQueue,
-) {
+fn run_both(fetcher: &Fetcher, clients: &Receiver<Job>, batch: &BatchQueue) {
     let mut buffer = Vec::new();
     loop {
         // `select` picks any that is ready; clients come first.
@@ -157,7 +160,7 @@ fn run_both(
                     Ok(job) => Some(job),
                     Err(_) => return,
                 },
-                recv(tickets) -> key => key.ok().and_then(|key| batch.waiting().remove(&key)),
+                recv(batch.given) -> token => token.ok().and_then(|()| batch.waiting().pop_front()),
             },
         };
         if let Some(job) = job {

@@ -4,6 +4,7 @@
 //! and patterns, lets the cache do its work, and turns every outcome into one reply, one log
 //! line and one count.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -16,6 +17,7 @@ use crate::ops::metrics::{self, Metrics};
 use crate::ops::{Answered, admin};
 
 mod artifact;
+pub mod batch;
 pub mod catalog;
 pub mod conditional;
 pub mod multipart;
@@ -38,6 +40,8 @@ pub struct Front {
     pub cache: Arc<Cache>,
     /// The remotes in force.
     pub catalogs: Arc<Catalogs>,
+    /// Batches.
+    pub batches: batch::BatchApi,
     /// The state of the backends.
     pub health: Health,
     /// What is counted.
@@ -59,7 +63,7 @@ impl Service for Front {
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
         let began = Instant::now();
         let catalog = self.catalogs.current();
-        let (reply, answered) = self.answer(&catalog, &request.head);
+        let (reply, answered) = self.answer(&catalog, &request.head, request.body);
         self.send(&catalog, &request.head, reply, answered, began, writer);
     }
 
@@ -70,7 +74,12 @@ impl Service for Front {
 }
 
 impl Front {
-    fn answer(&self, catalog: &Catalog, head: &RequestHead) -> (Reply, Answered) {
+    fn answer(
+        &self,
+        catalog: &Catalog,
+        head: &RequestHead,
+        body: &mut dyn Read,
+    ) -> (Reply, Answered) {
         let route = Route::of(&head.target);
         if !route.allowed().contains(&head.method.as_str()) {
             let detail = format!(
@@ -94,6 +103,10 @@ impl Front {
             Route::Artifact { remote, path, query } => {
                 self.artifact(catalog, remote, path, query, head)
             }
+            Route::CacheArtifact { query } => self.batches.begin(catalog, query, body).map(own),
+            Route::Jobs => Ok(own(self.batches.jobs())),
+            Route::Job { id, .. } if head.method == "DELETE" => self.batches.cancel(id).map(own),
+            Route::Job { id, query } => self.batches.job(id, query).map(own),
             Route::Unknown => {
                 Err(Problem::new(404, "there is nothing here: GET / lists the endpoints"))
             }

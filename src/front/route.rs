@@ -27,6 +27,20 @@ pub(super) enum Route<'a> {
         /// The query as sent.
         query: Option<&'a str>,
     },
+    /// `/cache-artifact`: begins a batch.
+    CacheArtifact {
+        /// The query as sent.
+        query: &'a str,
+    },
+    /// `/jobs`: the batches.
+    Jobs,
+    /// `/jobs/{id}`.
+    Job {
+        /// The job's id as sent.
+        id: &'a str,
+        /// The query as sent.
+        query: &'a str,
+    },
     /// Nothing that this program has.
     Unknown,
 }
@@ -45,7 +59,12 @@ impl<'a> Route<'a> {
         if let Some(remote) = path.strip_prefix("/artifacts/") {
             return Self::Artifacts { remote, query: query.unwrap_or_default() };
         }
+        if let Some(id) = path.strip_prefix("/jobs/") {
+            return Self::Job { id, query: query.unwrap_or_default() };
+        }
         match path {
+            "/cache-artifact" => Self::CacheArtifact { query: query.unwrap_or_default() },
+            "/jobs" => Self::Jobs,
             "/" => Self::Root,
             "/health" => Self::Health,
             "/metrics" => Self::Metrics,
@@ -56,7 +75,11 @@ impl<'a> Route<'a> {
 
     /// The methods that the route takes, as `Allow` lists them.
     pub(super) fn allowed(&self) -> &'static [&'static str] {
-        &["GET", "HEAD"]
+        match self {
+            Self::CacheArtifact { .. } => &["POST"],
+            Self::Job { .. } => &["GET", "HEAD", "DELETE"],
+            _ => &["GET", "HEAD"],
+        }
     }
 }
 
@@ -85,6 +108,9 @@ mod tests {
         check("/api/r", artifact("r", "", None));
         check("/api//a", artifact("", "a", None));
         check("/artifacts/r?limit=1", Route::Artifacts { remote: "r", query: "limit=1" });
+        check("/cache-artifact?wait=true", Route::CacheArtifact { query: "wait=true" });
+        check("/jobs", Route::Jobs);
+        check("/jobs/0a?limit=1", Route::Job { id: "0a", query: "limit=1" });
         check("/apis/r", Route::Unknown);
         check("//api/r/a", Route::Unknown);
     }
