@@ -7,6 +7,7 @@ use std::sync::Arc;
 use artifactapi::cache::chain;
 use artifactapi::config::env::{LogFormat, LogLevel, Settings};
 use artifactapi::ops::cli::{Cli, Command};
+use artifactapi::ops::warm;
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -25,6 +26,11 @@ fn main() -> ExitCode {
     match command {
         Command::Serve => serve(settings),
         Command::Check { file } => check(&settings, file.as_deref()),
+        Command::Warm(warm) => match warm::run(&warm, settings.listen_addr) {
+            Ok(true) => ExitCode::SUCCESS,
+            Ok(false) => ExitCode::FAILURE,
+            Err(error) => refuse(&error),
+        },
     }
 }
 

@@ -21,6 +21,7 @@ pub struct Job {
     id: String,
     about: String,
     options: Options,
+    is_by_name: bool,
     begun: Instant,
     is_cancelled: Arc<AtomicBool>,
     // Guards the state below; nothing else is taken while it is held.
@@ -131,7 +132,7 @@ pub struct Page {
 
 impl Job {
     pub(super) fn new(plan: Plan) -> Self {
-        let Plan { about, options, work, refused } = plan;
+        let Plan { about, options, is_by_name, work, refused } = plan;
         let (survey, left) = match work {
             Work::Survey(source) => (Some(source), VecDeque::new()),
             Work::Items(items) => (None, VecDeque::from(items)),
@@ -142,6 +143,7 @@ impl Job {
             id: format!("{:016x}", RandomState::new().hash_one(Instant::now())),
             about,
             options,
+            is_by_name,
             begun: Instant::now(),
             is_cancelled: Arc::default(),
             state: Mutex::new(State {
@@ -251,6 +253,7 @@ impl Job {
             "bytes": state.bytes + running,
             "bytes_listed": state.bytes_listed,
             "dry_run": self.options.dry_run,
+            "by_name": self.is_by_name,
             "incomplete": state.incomplete,
             "error": state.error,
             "seconds": state.ended.unwrap_or_else(|| self.begun.elapsed()).as_secs_f64(),

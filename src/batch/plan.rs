@@ -29,6 +29,8 @@ pub struct Plan {
     /// In words, for listings of jobs.
     pub(super) about: String,
     pub(super) options: Options,
+    /// Whether the artifacts were asked for one by one.
+    pub(super) is_by_name: bool,
     pub(super) work: Work,
     /// What is refused already.
     pub(super) refused: Vec<Done>,
@@ -83,7 +85,7 @@ impl Plan {
                 let about = format!("{remote}: {include}");
                 let releases = remotes.releases.get(&remote).cloned();
                 let work = Work::Survey(Source { target, releases, include });
-                return Ok(Self { about, options, work, refused });
+                return Ok(Self { about, options, is_by_name: false, work, refused });
             }
             What::Paths { remote, paths } => {
                 let target = fillable(&remote, remotes)?;
@@ -100,7 +102,7 @@ impl Plan {
                 about
             }
         };
-        Ok(Self { about, options, work: Work::Items(items), refused })
+        Ok(Self { about, options, is_by_name: true, work: Work::Items(items), refused })
     }
 }
 

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::warm::Warm;
+
 /// A caching proxy for artifacts.
 #[derive(Debug, Parser)]
 #[command(name = "artifactapi", version, about, disable_help_subcommand = true)]
@@ -23,6 +25,8 @@ pub enum Command {
         /// The file; without one, CONFIG_PATH or remotes.yaml.
         file: Option<PathBuf>,
     },
+    /// Have a running server cache many artifacts: exit 0 if all went well, 1 if not.
+    Warm(Warm),
 }
 
 #[cfg(test)]
@@ -40,5 +44,10 @@ mod tests {
             Some(Command::Check { file })
         );
         assert!(parse(&["artifactapi", "chekc"]).is_err());
+        let warm = parse(&["artifactapi", "warm", "tools", "--pattern", "x", "--limit", "3"]);
+        assert!(matches!(warm.unwrap(), Some(Command::Warm(warm)) if warm.limit == Some(3)));
+        let both = ["artifactapi", "warm", "tools", "--pattern", "x", "--paths", "y"];
+        assert!(parse(&both).is_err());
+        assert!(parse(&["artifactapi", "warm"]).is_err());
     }
 }

@@ -1,11 +1,13 @@
 //! Operations: what an operator sees. Metrics, health, the access log and the views of what is
-//! configured and cached. No sockets and no HTTP here.
+//! configured and cached; and the command line, whose `warm` asks a running server. No sockets and
+//! no HTTP here.
 
 pub mod access_log;
 pub mod admin;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod warm;
 
 use crate::cache::Outcome;
 

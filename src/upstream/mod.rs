@@ -19,6 +19,7 @@ use crate::config::Origin;
 pub mod address;
 pub mod breaker;
 pub mod http;
+pub mod own;
 pub mod patient;
 pub mod proxy;
 pub mod redirect;

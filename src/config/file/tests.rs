@@ -251,7 +251,7 @@ fn unknown_and_repeated_keys_are_refused_with_the_nearest_known_one() {
             "r.yaml:11: remotes.a.offline: the key is there twice; remove one: only the last would count, silently",
             "r.yaml:12: remotes.a.foo: the key is unknown; the keys here are base_url, type, package, description, \
              include_patterns, exclude_patterns, mutable_patterns, cache, mirrors, auth, ca_file, proxy, timeouts, \
-             offline, allow_private_redirects, max_bytes, stale_if_error, negative_ttl",
+             offline, allow_private_redirects, api_url, max_bytes, stale_if_error, negative_ttl",
         ],
     );
     refused(
