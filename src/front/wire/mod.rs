@@ -9,7 +9,11 @@ use std::net::IpAddr;
 
 use crate::body::Body;
 
+pub mod guarded;
 pub mod tiny;
+
+#[cfg(test)]
+mod suite;
 
 /// A request head, complete and within bounds. Header names are lower case; a value has no
 /// control characters.
