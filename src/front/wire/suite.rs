@@ -72,7 +72,7 @@ pub(super) fn bounds() -> Bounds {
 }
 
 fn start(start: Start<'_>) -> Running {
-    start(Shelf::new(), bounds())
+    start(Shelf::service(), bounds())
 }
 
 /// Turns the suite into one `#[test]` per function, over a function that starts a listener.

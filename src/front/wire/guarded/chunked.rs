@@ -172,8 +172,11 @@ pub(super) fn is_token_byte(byte: u8) -> bool {
 mod tests {
     use super::*;
 
-    /// Decodes `wire` in pieces of `step` bytes; gives the data and what follows the body.
-    fn decode(wire: &[u8], step: usize) -> Result<Option<(Vec<u8>, Vec<u8>)>, ChunkError> {
+    /// Data, and what follows the body; `None` where it has not ended.
+    type Decoded = Option<(Vec<u8>, Vec<u8>)>;
+
+    /// Decodes `wire` in pieces of `step` bytes.
+    fn decode(wire: &[u8], step: usize) -> Result<Decoded, ChunkError> {
         let (mut decoder, mut data, mut at, mut shown) = (Decoder::new(), Vec::new(), 0, 0);
         loop {
             let (framing, found) = decoder.advance(&wire[at..shown])?;

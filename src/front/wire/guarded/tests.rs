@@ -1,27 +1,233 @@
 //! The front's suite over this listener, and what only this one promises.
 
+use std::net::Shutdown;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
 use crate::front::pools::Pools;
-use crate::front::wire::suite::{Running, front_suite};
+use crate::front::wire::suite::support::{Client, Gate, Shelf, content, get, within};
+use crate::front::wire::suite::{Running, bounds, front_suite};
 use crate::front::wire::{Bounds, Service};
+
+mod hostile;
+mod mutated;
 
 fn start(service: Arc<dyn Service>, bounds: Bounds) -> Running {
     start_with(service, bounds, GuardedBounds::default())
 }
 
 fn start_with(service: Arc<dyn Service>, bounds: Bounds, guarded: GuardedBounds) -> Running {
-    let pools = Arc::new(Pools::new(bounds.workers, bounds.queue_max));
-    let settings = Settings {
-        addresses: ListenAddr::parse_list("127.0.0.1:0").unwrap(),
-        bounds,
-        guarded,
-        trusted_proxies: TrustedProxies::default(),
-    };
-    let listener = Guarded::bind(settings, Arc::clone(&pools), service).unwrap();
+    let (listener, pools) = bind(service, bounds, guarded, "127.0.0.1:0");
     let address = listener.addresses()[0];
     Running::start(Arc::new(listener), pools, address)
 }
 
+fn bind(
+    service: Arc<dyn Service>,
+    bounds: Bounds,
+    guarded: GuardedBounds,
+    addresses: &str,
+) -> (Guarded, Arc<Pools>) {
+    let pools = Arc::new(Pools::new(bounds.workers, bounds.queue_max));
+    let settings = Settings {
+        addresses: ListenAddr::parse_list(addresses).unwrap(),
+        bounds,
+        guarded,
+        trusted_proxies: TrustedProxies::default(),
+    };
+    (Guarded::bind(settings, Arc::clone(&pools), service).unwrap(), pools)
+}
+
 front_suite!(start);
+
+#[test]
+fn every_bound_has_its_answer_and_the_connection_is_closed() {
+    let guarded =
+        GuardedBounds { head_timeout: Duration::from_millis(100), ..GuardedBounds::default() };
+    let server = start_with(Shelf::service(), bounds(), guarded);
+    let long = "a".repeat(20_000);
+    for (request, status) in [
+        (format!("GET /{long} HTTP/1.1\r\n"), 414),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\nX: {long}\r\n\r\n"), 431),
+        (format!("GET / HTTP/1.1\r\nHost: a\r\n{}\r\n", "X: 1\r\n".repeat(64)), 431),
+        ("GET / HTTP/1.1\r\nHost: a\r\n".into(), 408),
+        ("GET / HTTP/1.1\r\n\r\n".into(), 400),
+        ("POST / HTTP/1.1\r\nHost: a\r\nContent-Length: 99999999999999\r\n\r\n".into(), 413),
+        ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n".into(), 501),
+        ("CONNECT a:1 HTTP/1.1\r\nHost: a\r\n\r\n".into(), 405),
+        ("OPTIONS * HTTP/1.1\r\nHost: a\r\n\r\n".into(), 204),
+        ("PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n".into(), 505),
+    ] {
+        let mut client = Client::connect(server.address);
+        client.send(&request);
+        let response = client.response("GET").unwrap();
+        assert_eq!(response.status, status, "{:?}", &request[..request.len().min(80)]);
+        assert_eq!(response.header("connection"), Some("close"));
+        assert!(client.is_at_end());
+    }
+    // A client that has sent nothing is closed without an answer.
+    assert!(Client::connect(server.address).is_at_end());
+}
+
+#[test]
+fn an_answer_reaches_a_client_that_is_still_sending() {
+    let server = start(Shelf::service(), bounds());
+    let size = 3 << 20;
+    for fields in [format!("Content-Length: {size}"), "Content-Length: 1\r\nX : 1".to_owned()] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("POST /echo HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n"));
+        client.send_bytes(&content(0, size));
+        assert!(matches!(client.response("POST").unwrap().status, 413 | 400));
+    }
+    // In chunks the bound shows only on the way.
+    let mut client = Client::connect(server.address);
+    client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n200000\r\n");
+    client.send_bytes(&content(0, 2 << 20));
+    assert_eq!(client.response("POST").unwrap().status, 413);
+}
+
+#[test]
+fn an_unread_body_is_drained_up_to_a_bound() {
+    let server = start(Shelf::service(), bounds());
+    for (size, keeps) in [(1000, true), (200_000, true), (600_000, false)] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("POST /ignore HTTP/1.1\r\nHost: a\r\nContent-Length: {size}\r\n\r\n"));
+        client.send_bytes(&content(0, size));
+        assert_eq!(client.response("POST").unwrap().body, b"ignored");
+        client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response("GET").is_ok(), keeps, "{size}");
+    }
+    // Who waits to be welcomed and is not may send the body or not: nobody can tell.
+    let mut client = Client::connect(server.address);
+    let response =
+        client.exchange("POST", "/ignore", "Content-Length: 5\r\nExpect: 100-continue\r\n");
+    assert_eq!(response.header("connection"), Some("close"));
+    assert!(client.is_at_end());
+}
+
+#[test]
+fn a_malformed_chunk_is_an_error_and_the_end_of_the_connection() {
+    let server = start(Shelf::service(), bounds());
+    for chunks in ["x\r\n", "5\r\nhelloX", "-1\r\n\r\n", "0\r\n\n", "5\nhello\r\n0\r\n\r\n"] {
+        let mut client = Client::connect(server.address);
+        client.send("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n");
+        client.send(chunks);
+        client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        let response = client.response("POST").unwrap();
+        assert_eq!((response.status, response.header("connection")), (400, Some("close")));
+        assert!(client.is_at_end(), "{chunks:?}");
+    }
+}
+
+#[test]
+fn a_half_closed_client_gets_its_answer() {
+    let server = start(Shelf::service(), bounds());
+    for path in ["/hello", "/bytes/3000000", "/file/3000000", "/unknown/3000000"] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        client.stream().shutdown(Shutdown::Write).unwrap();
+        assert_eq!(client.response("GET").unwrap().status, 200, "{path}");
+        assert!(client.is_at_end());
+    }
+}
+
+#[test]
+fn a_connection_has_a_last_request_and_an_idle_one_an_end() {
+    let guarded = GuardedBounds { requests_per_connection_max: 3, ..GuardedBounds::default() };
+    let bounds = Bounds { idle_timeout: Duration::from_millis(100), ..bounds() };
+    let server = start_with(Shelf::service(), bounds, guarded);
+    let mut client = Client::connect(server.address);
+    for _ in 0..2 {
+        assert_eq!(client.exchange("GET", "/hello", "").header("connection"), None);
+    }
+    assert_eq!(client.exchange("GET", "/hello", "").header("connection"), Some("close"));
+    assert!(client.is_at_end());
+
+    let mut idle = Client::connect(server.address);
+    idle.exchange("GET", "/hello", "");
+    assert!(idle.is_at_end());
+}
+
+#[test]
+fn the_oldest_idle_connection_makes_room() {
+    let guarded =
+        GuardedBounds { connections_max: 12, connections_reserved: 2, ..GuardedBounds::default() };
+    let server = start_with(Shelf::service(), bounds(), guarded);
+    let mut clients: Vec<Client> = Vec::new();
+    for _ in 0..30 {
+        let mut client = Client::connect(server.address);
+        assert_eq!(client.exchange("GET", "/hello", "").body, b"hello");
+        clients.push(client);
+    }
+    let (closed, kept) = clients.split_at_mut(20);
+    assert!(closed.iter_mut().all(Client::is_at_end));
+    for client in kept {
+        assert_eq!(client.exchange("GET", "/hello", "").body, b"hello");
+    }
+}
+
+#[test]
+fn reserved_connections_answer_health_when_all_others_are_at_work() {
+    let gate = Gate::new();
+    let guarded =
+        GuardedBounds { connections_max: 10, connections_reserved: 4, ..GuardedBounds::default() };
+    let server = start_with(Shelf::with_gate(&gate), bounds(), guarded);
+    let mut at_work: Vec<Client> = (1..=6)
+        .map(|busy| {
+            let mut client = Client::connect(server.address);
+            client.send("GET /gate HTTP/1.1\r\nHost: a\r\n\r\n");
+            within("it is at work", || server.pools.busy() == busy);
+            client
+        })
+        .collect();
+    for _ in 0..20 {
+        let health = get(server.address, "/health");
+        assert_eq!((health.status, health.header("connection")), (200, Some("close")));
+        assert_eq!(get(server.address, "/hello").status, 503);
+    }
+    gate.open();
+    for client in &mut at_work {
+        assert_eq!(client.response("GET").unwrap().body, b"through");
+    }
+}
+
+#[test]
+fn one_address_gets_its_share_and_no_more() {
+    let guarded = GuardedBounds { connections_per_address_max: 3, ..GuardedBounds::default() };
+    let server = start_with(Shelf::service(), bounds(), guarded);
+    let mut clients: Vec<Client> = (0..3).map(|_| Client::connect(server.address)).collect();
+    for client in &mut clients {
+        assert_eq!(client.exchange("GET", "/hello", "").status, 200);
+    }
+    let mut refused = Client::connect(server.address);
+    assert_eq!(refused.response("GET").unwrap().status, 503);
+    assert!(refused.is_at_end());
+    drop(clients);
+    within("there is room again", || {
+        let mut client = Client::connect(server.address);
+        client.stream().shutdown(Shutdown::Write).is_ok() && client.is_at_end()
+    });
+}
+
+#[test]
+fn a_unix_socket_serves_like_any_other() {
+    use std::io::{Read, Write};
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("api.sock");
+    let addresses = format!("unix:{}, 127.0.0.1:0, [::1]:0", path.display());
+    let (listener, pools) = bind(Shelf::service(), bounds(), GuardedBounds::default(), &addresses);
+    let (v4, v6) = (listener.addresses()[0], listener.addresses()[1]);
+    let server = Running::start(Arc::new(listener), pools, v4);
+    assert_eq!(get(v4, "/hello").body, b"hello");
+    assert_eq!(get(v6, "/hello").body, b"hello");
+    for (target, size) in [("/file/3000000", 3_000_000), ("/bytes/70000", 70_000)] {
+        let mut client = std::os::unix::net::UnixStream::connect(&path).unwrap();
+        client.write_all(format!("GET {target} HTTP/1.0\r\n\r\n").as_bytes()).unwrap();
+        let mut all = Vec::new();
+        client.read_to_end(&mut all).unwrap();
+        assert!(all.ends_with(&content(0, size)), "{target}");
+    }
+    drop(server);
+    assert!(!path.exists());
+}

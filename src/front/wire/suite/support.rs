@@ -66,7 +66,7 @@ pub(in crate::front::wire) struct Shelf {
 }
 
 impl Shelf {
-    pub(in crate::front::wire) fn new() -> Arc<dyn Service> {
+    pub(in crate::front::wire) fn service() -> Arc<dyn Service> {
         Self::with_gate(&Gate::new())
     }
 
