@@ -55,6 +55,8 @@ use watcher::Watcher;
 
 /// Bytes of an unread request body that are read and dropped to keep the connection.
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
+/// Bytes of half-read heads of all connections together.
+const HALF_READ_BYTES_MAX: usize = 16 << 20;
 
 /// Bounds of this listener beyond [`Bounds`].
 #[derive(Debug, Clone)]
@@ -152,6 +154,7 @@ impl Guarded {
             census,
             epoll,
             wake,
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
             table: Mutex::new(Table::new()),
             stopping: AtomicBool::new(false),
         });
@@ -211,6 +214,8 @@ pub(crate) struct Shared {
     census: Arc<Census>,
     epoll: OwnedFd,
     wake: OwnedFd,
+    // Threads that the machine runs at once.
+    parallelism: usize,
     // Guards the parked connections and that each is armed for one event. Held for a
     // readiness call at most, which does not block; the census may be locked inside.
     table: Mutex<Table>,
@@ -237,6 +242,7 @@ impl Shared {
         }
         let token = table.insert(conn, watch, Instant::now());
         self.arm(&mut table, token, was_registered);
+        self.bound_half_read(&mut table);
     }
 
     /// Puts a connection back that the watcher has looked at.
@@ -244,6 +250,15 @@ impl Shared {
         let mut table = self.table();
         table.put_back(token, conn, watch, Instant::now());
         self.arm(&mut table, token, true);
+        self.bound_half_read(&mut table);
+    }
+
+    /// Closes the oldest half-read connections where all together take too much memory.
+    fn bound_half_read(&self, table: &mut Table) {
+        while table.buffered() > HALF_READ_BYTES_MAX {
+            let Some((token, _)) = table.oldest(Watch::Head) else { return };
+            table.remove(token);
+        }
     }
 
     /// Arms the socket for one event. Under the table's lock, or the connection could lapse

@@ -5,6 +5,7 @@
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use super::Shared;
 use super::census::{Kind, Seat};
@@ -118,6 +119,11 @@ impl Conn {
         })
     }
 
+    /// Bytes of memory that its input takes.
+    pub(super) fn buffered(&self) -> usize {
+        self.input.bytes.capacity()
+    }
+
     /// Requests that were taken from it.
     pub(super) fn requests(&self) -> u32 {
         self.requests
@@ -143,8 +149,12 @@ impl Conn {
             Err(refusal) => Next::Refused(refusal),
             Ok(mut parsed) => {
                 parsed.head.client = shared.trusted.client(self.peer, &parsed.head);
-                let lane = shared.service.lane(&parsed.head);
-                Next::Ready(Box::new(Ready { parsed, lane }))
+                // This may be the watcher's thread, which a bug of the service must not end.
+                let lane = AssertUnwindSafe(|| shared.service.lane(&parsed.head));
+                match catch_unwind(lane) {
+                    Ok(lane) => Next::Ready(Box::new(Ready { parsed, lane })),
+                    Err(_) => Next::Refused(Refusal::NO_ANSWER),
+                }
             }
         }
     }
@@ -176,6 +186,7 @@ impl Conn {
     /// Answers for the last time and begins to close, without waiting; `false` where the
     /// answer does not fit into the socket's buffer, and dropping is all that is left.
     pub(super) fn refuse(&mut self, refusal: &Refusal) -> bool {
+        tracing::debug!(status = refusal.status, peer = ?self.peer, "refused a request");
         let mut answer = Vec::with_capacity(256);
         refusal.append_to(&mut answer);
         let sent = self.stream.send(&[IoSlice::new(&answer)], More::Nothing);

@@ -27,7 +27,7 @@ const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a client of a side lane may leave our bytes untaken: two threads serve them all.
 const SIDE_LANE_STALL: Duration = Duration::from_secs(1);
 /// Bytes of gathering buffer that a thread keeps between jobs.
-const GATHER_KEPT_MAX: usize = 128 << 10;
+const GATHER_KEPT_MAX: usize = 64 << 10;
 
 thread_local! {
     // Taken while a job runs; a job that panics costs no more than a new buffer.
@@ -110,7 +110,9 @@ fn serve(
             }
             Next::Gone => return,
         };
-        let others_wait = in_a_row >= IN_A_ROW_MAX && shared.pools.queued() > 0;
+        // Behind the others, unless the queue is full: whom we serve already is not shed.
+        let others_wait = in_a_row >= IN_A_ROW_MAX
+            && (1..shared.bounds.queue_max).contains(&shared.pools.queued());
         if place != Place::Main || others_wait {
             return dispatch(shared, conn, ready);
         }
@@ -122,11 +124,13 @@ fn serve(
 fn next(shared: &Shared, conn: &mut Conn, place: Place) -> Next {
     let mut next = conn.take_buffered(shared);
     while matches!(next, Next::Partial) {
-        // The last free worker does not wait: it is who takes the next job.
+        // Once more workers are busy than the machine can run, waiting here costs a switch of
+        // threads for each request, where the watcher finds many requests at a time.
         let may_wait = place == Place::Main
             && conn.is_before_request()
             && shared.pools.queued() == 0
-            && shared.pools.busy() < shared.bounds.workers
+            && shared.pools.busy()
+                <= shared.parallelism.min(shared.bounds.workers.saturating_sub(1))
             && !shared.is_stopping();
         if !may_wait || !conn.stream.wait_readable(LOOK_FOR_NEXT).unwrap_or(false) {
             break;
@@ -155,8 +159,7 @@ fn answer(
         is_http_11: head.is_http_11,
         may_keep: wants_keep_alive
             && conn.requests() < shared.guarded.requests_per_connection_max
-            && conn.kind() == Kind::Ordinary
-            && !shared.is_stopping(),
+            && conn.kind() == Kind::Ordinary,
         may_drain: place == Place::Main,
     };
     let (write_stall, read_stall) = match place {
@@ -178,7 +181,8 @@ fn answer(
     let bytes_max = shared.bounds.body_bytes_max;
     let (stream, input) = (&conn.stream, &mut conn.input);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
-    let mut writer = Writer::new(stream, gather, &unread, asked, pace(write_stall));
+    let mut writer =
+        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping);
     if place == Place::Shed {
         shared.service.shed(&head, &mut writer);
     } else {

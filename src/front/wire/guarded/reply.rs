@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::buffer::spare_capacity;
 
@@ -19,7 +20,7 @@ use crate::front::wire::{Broken, Reply, ReplyWriter, Sent};
 
 /// A region of at most so many bytes is read and sent with the head in one write; a longer
 /// one goes by `sendfile`.
-const READ_REGION_MAX: u64 = 64 << 10;
+const READ_REGION_MAX: u64 = 32 << 10;
 
 /// What the reply leaves of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -55,6 +56,7 @@ pub(super) struct Writer<'a> {
     unread: &'a Cell<Unread>,
     asked: Asked,
     pace: Pace,
+    stopping: &'a AtomicBool,
     ending: Ending,
     // Something of the reply has reached the socket.
     is_begun: bool,
@@ -74,16 +76,18 @@ enum Failure {
 }
 
 impl<'a> Writer<'a> {
-    /// A writer that gathers in `out`, an empty buffer.
+    /// A writer that gathers in `out`, an empty buffer, and keeps no connection once
+    /// `stopping` is set.
     pub(super) fn new(
         stream: &'a Stream,
         out: &'a mut Vec<u8>,
         unread: &'a Cell<Unread>,
         asked: Asked,
         pace: Pace,
+        stopping: &'a AtomicBool,
     ) -> Self {
         let ending = Ending::Unanswered;
-        Self { stream, out, unread, asked, pace, ending, is_begun: false }
+        Self { stream, out, unread, asked, pace, stopping, ending, is_begun: false }
     }
 
     /// What the reply leaves of the connection.
@@ -120,6 +124,7 @@ impl<'a> Writer<'a> {
     fn keeps(&self, framing: Framing) -> bool {
         self.asked.may_keep
             && framing != Framing::UntilClose
+            && !self.stopping.load(Ordering::Relaxed)
             && match self.unread.get() {
                 Unread::Nothing => true,
                 Unread::Bytes(left) => self.asked.may_drain && left <= DRAIN_BYTES_MAX,

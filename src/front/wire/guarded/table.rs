@@ -83,6 +83,8 @@ struct List {
 pub(super) struct Table {
     slots: Vec<Slot>,
     free: Vec<u32>,
+    // Bytes that the input of parked connections takes.
+    buffered: usize,
     lists: [List; WATCHES.len()],
 }
 
@@ -90,7 +92,7 @@ impl Table {
     /// An empty table.
     pub(super) fn new() -> Self {
         let lists = [List { first: NONE, last: NONE }; WATCHES.len()];
-        Self { slots: Vec::new(), free: Vec::new(), lists }
+        Self { slots: Vec::new(), free: Vec::new(), buffered: 0, lists }
     }
 
     /// Parks a connection.
@@ -102,6 +104,7 @@ impl Table {
             (self.slots.len() - 1) as u32
         });
         self.link(index, watch, now);
+        self.buffered += conn.buffered();
         let slot = &mut self.slots[index as usize];
         slot.state = State::In(conn);
         Token::new(index, slot.generation)
@@ -123,7 +126,10 @@ impl Table {
             return None;
         }
         match std::mem::replace(&mut slot.state, State::Out) {
-            State::In(conn) => Some((conn, slot.watch)),
+            State::In(conn) => {
+                self.buffered -= conn.buffered();
+                Some((conn, slot.watch))
+            }
             other => {
                 slot.state = other;
                 None
@@ -138,6 +144,7 @@ impl Table {
             self.unlink(index as u32);
             self.link(index as u32, watch, now);
         }
+        self.buffered += conn.buffered();
         self.slots[index].state = State::In(conn);
     }
 
@@ -151,11 +158,21 @@ impl Table {
         self.free.push(index);
     }
 
-    /// Removes a connection.
+    /// Removes a connection. `None` for a place whose connection was taken out and lost: it
+    /// is given up all the same.
     pub(super) fn remove(&mut self, token: Token) -> Option<Box<Conn>> {
-        let (conn, _) = self.check_out(token)?;
+        let slot = self.slots.get(token.index())?;
+        if slot.generation != token.generation() || matches!(slot.state, State::Free) {
+            return None;
+        }
+        let conn = self.check_out(token).map(|(conn, _)| conn);
         self.vacate(token);
-        Some(conn)
+        conn
+    }
+
+    /// Bytes that the input of parked connections takes.
+    pub(super) fn buffered(&self) -> usize {
+        self.buffered
     }
 
     /// The connection that has been watched for longest, and since when.
@@ -187,5 +204,91 @@ impl Table {
             Some(next) => next.previous = previous,
             None => self.lists[watch as usize].last = previous,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+    use std::time::Duration;
+
+    use super::super::census::{Census, Kind};
+    use super::super::stream::Stream;
+    use super::*;
+
+    struct Parked {
+        table: Table,
+        now: Instant,
+    }
+
+    impl Parked {
+        fn new() -> Self {
+            Self { table: Table::new(), now: Instant::now() }
+        }
+
+        fn insert(&mut self, watch: Watch) -> Token {
+            self.now += Duration::from_secs(1);
+            let (ours, _theirs) = UnixStream::pair().unwrap();
+            let seat = Census::new(1, 0, 1).seat(Kind::Ordinary, None).unwrap();
+            let conn = Conn::new(Stream::new(ours.into()), None, seat);
+            self.table.insert(conn, watch, self.now)
+        }
+
+        fn drain(&mut self, watch: Watch) -> Vec<Token> {
+            let mut order = Vec::new();
+            while let Some((token, _)) = self.table.oldest(watch) {
+                order.push(token);
+                self.table.remove(token);
+            }
+            order
+        }
+    }
+
+    #[test]
+    fn each_list_is_in_the_order_of_coming() {
+        let mut parked = Parked::new();
+        let idle: Vec<Token> = (0..5).map(|_| parked.insert(Watch::Idle)).collect();
+        let head: Vec<Token> = (0..5).map(|_| parked.insert(Watch::Head)).collect();
+        assert!(parked.table.remove(idle[2]).is_some() && parked.table.remove(head[0]).is_some());
+        assert_eq!(parked.drain(Watch::Idle), [idle[0], idle[1], idle[3], idle[4]]);
+        assert_eq!(parked.drain(Watch::Head), head[1..]);
+        assert_eq!(parked.drain(Watch::Linger), []);
+    }
+
+    #[test]
+    fn a_look_keeps_the_place_and_a_change_of_watch_takes_the_last() {
+        let mut parked = Parked::new();
+        let tokens: Vec<Token> = (0..3).map(|_| parked.insert(Watch::Head)).collect();
+        let idle = parked.insert(Watch::Idle);
+        let now = parked.now;
+        for (token, watch) in [(tokens[1], Watch::Head), (tokens[0], Watch::Idle)] {
+            let (conn, was) = parked.table.check_out(token).unwrap();
+            assert_eq!(was, Watch::Head);
+            assert!(parked.table.get(token).is_none() && parked.table.check_out(token).is_none());
+            parked.table.put_back(token, conn, watch, now);
+        }
+        assert_eq!(parked.drain(Watch::Head), [tokens[1], tokens[2]]);
+        assert_eq!(parked.drain(Watch::Idle), [idle, tokens[0]]);
+    }
+
+    #[test]
+    fn a_token_of_the_past_names_nobody() {
+        let mut parked = Parked::new();
+        let past = parked.insert(Watch::Idle);
+        drop(parked.table.remove(past).unwrap());
+        let present = parked.insert(Watch::Idle);
+        assert_ne!(past, present);
+        assert!(parked.table.get(past).is_none() && parked.table.remove(past).is_none());
+        assert!(parked.table.get(present).is_some());
+        assert_eq!(Token::from_bits(present.bits()), present);
+    }
+
+    #[test]
+    fn a_place_whose_connection_was_lost_is_given_up() {
+        let mut parked = Parked::new();
+        let (lost, next) = (parked.insert(Watch::Head), parked.insert(Watch::Head));
+        drop(parked.table.check_out(lost).unwrap());
+        assert!(parked.table.remove(lost).is_none());
+        assert_eq!(parked.drain(Watch::Head), [next]);
     }
 }

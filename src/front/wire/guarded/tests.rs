@@ -8,7 +8,7 @@ use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
 use crate::front::pools::Pools;
 use crate::front::wire::suite::support::{Client, Gate, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds, front_suite};
-use crate::front::wire::{Bounds, Service};
+use crate::front::wire::{Bounds, Lane, ReplyWriter, Request, RequestHead, Service};
 
 mod hostile;
 mod mutated;
@@ -29,13 +29,17 @@ fn bind(
     guarded: GuardedBounds,
     addresses: &str,
 ) -> (Guarded, Arc<Pools>) {
-    let pools = Arc::new(Pools::new(bounds.workers, bounds.queue_max));
     let settings = Settings {
         addresses: ListenAddr::parse_list(addresses).unwrap(),
         bounds,
         guarded,
         trusted_proxies: TrustedProxies::default(),
     };
+    bind_as_set(service, settings)
+}
+
+fn bind_as_set(service: Arc<dyn Service>, settings: Settings) -> (Guarded, Arc<Pools>) {
+    let pools = Arc::new(Pools::new(settings.bounds.workers, settings.bounds.queue_max));
     (Guarded::bind(settings, Arc::clone(&pools), service).unwrap(), pools)
 }
 
@@ -158,6 +162,7 @@ fn the_oldest_idle_connection_makes_room() {
     for _ in 0..30 {
         let mut client = Client::connect(server.address);
         assert_eq!(client.exchange("GET", "/hello", "").body, b"hello");
+        within("it is idle, and the last to be so", || server.pools.busy() == 0);
         clients.push(client);
     }
     let (closed, kept) = clients.split_at_mut(20);
@@ -208,6 +213,70 @@ fn one_address_gets_its_share_and_no_more() {
         let mut client = Client::connect(server.address);
         client.stream().shutdown(Shutdown::Write).is_ok() && client.is_at_end()
     });
+}
+
+#[test]
+fn the_client_of_a_trusted_proxy_is_the_one_it_names() {
+    let settings = Settings {
+        addresses: ListenAddr::parse_list("127.0.0.1:0").unwrap(),
+        bounds: bounds(),
+        guarded: GuardedBounds { connections_per_address_max: 1, ..GuardedBounds::default() },
+        trusted_proxies: "127.0.0.0/8".parse().unwrap(),
+    };
+    let (listener, pools) = bind_as_set(Shelf::service(), settings);
+    let address = listener.addresses()[0];
+    let server = Running::start(Arc::new(listener), pools, address);
+    // More than one connection: a trusted proxy is not counted.
+    let mut clients = [Client::connect(server.address), Client::connect(server.address)];
+    for client in &mut clients {
+        let response = client.exchange("GET", "/head", "X-Forwarded-For: 192.0.2.7\r\n");
+        assert!(response.body.ends_with(b"client=192.0.2.7"));
+    }
+}
+
+/// A service that panics while it is asked for the lane, on the watcher's own thread.
+struct Lanes(Arc<dyn Service>);
+
+impl Service for Lanes {
+    fn lane(&self, head: &RequestHead) -> Lane {
+        assert!(!head.target.starts_with("/panic"), "on purpose");
+        self.0.lane(head)
+    }
+
+    fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
+        self.0.serve(request, writer);
+    }
+
+    fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter) {
+        self.0.shed(head, writer);
+    }
+}
+
+#[test]
+fn a_panic_over_one_connection_does_not_end_the_listener() {
+    let server = start(Arc::new(Lanes(Shelf::service())), bounds());
+    for _ in 0..20 {
+        assert_eq!(get(server.address, "/panic").status, 500);
+        assert_eq!(get(server.address, "/hello").body, b"hello");
+    }
+}
+
+#[test]
+fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
+    let gate = Gate::new();
+    let mut server = start(Shelf::with_gate(&gate), bounds());
+    let mut idle = Client::connect(server.address);
+    idle.exchange("GET", "/hello", "");
+    let mut in_flight = Client::connect(server.address);
+    in_flight.send("GET /gate HTTP/1.1\r\nHost: a\r\n\r\n");
+    within("it is served", || server.pools.busy() == 1);
+    server.stop();
+    assert!(idle.is_at_end());
+    gate.open();
+    let response = in_flight.response("GET").unwrap();
+    assert_eq!(response.header("connection"), Some("close"));
+    assert!(in_flight.is_at_end());
+    assert!(std::net::TcpStream::connect(server.address).is_err());
 }
 
 #[test]

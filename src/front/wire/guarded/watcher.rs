@@ -6,6 +6,7 @@
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -38,6 +39,10 @@ const HEAD_GRACE: Duration = Duration::from_millis(500);
 const LINGER: Duration = Duration::from_secs(2);
 /// Connections that a stop still takes from each listener's backlog.
 const LAST_ACCEPTS: usize = 1024;
+/// Rounds of events that a stop still handles.
+const LAST_LOOKS: usize = 64;
+/// How often trouble with accepting is told at most.
+const TELL_EVERY: Duration = Duration::from_secs(60);
 
 /// Listeners are named by the upper half of the tokens, which the table never uses.
 const LISTENERS: u64 = 1 << 63;
@@ -51,6 +56,7 @@ pub(super) struct Watcher<'a> {
     scratch: Vec<u8>,
     paused_until: Option<Instant>,
     pause: Duration,
+    told: Option<Instant>,
 }
 
 impl<'a> Watcher<'a> {
@@ -72,6 +78,7 @@ impl<'a> Watcher<'a> {
             scratch: vec![0; 16 << 10],
             paused_until: None,
             pause: PAUSE_MIN,
+            told: None,
         })
     }
 
@@ -89,13 +96,16 @@ impl<'a> Watcher<'a> {
         for index in 0..self.listeners.len() {
             self.accept(index, LAST_ACCEPTS);
         }
-        self.look(Duration::ZERO)?;
+        let mut looks = 0;
+        while self.look(Duration::ZERO)? > 0 && looks < LAST_LOOKS {
+            looks += 1;
+        }
         self.shared.close_parked();
         Ok(())
     }
 
-    /// Handles what is ready, or becomes so within `patience`.
-    fn look(&mut self, patience: Duration) -> io::Result<()> {
+    /// Handles what is ready, or becomes so within `patience`; gives how many events it took.
+    fn look(&mut self, patience: Duration) -> io::Result<usize> {
         let timeout = Timespec {
             tv_sec: patience.as_secs() as i64,
             tv_nsec: i64::from(patience.subsec_nanos()),
@@ -107,16 +117,26 @@ impl<'a> Watcher<'a> {
         }
         let events = std::mem::take(&mut self.events);
         for event in &events {
-            match event.data.u64() {
-                WAKE => {}
-                bits if bits & LISTENERS != 0 => {
-                    self.accept((bits & !LISTENERS) as usize, ACCEPTS_IN_A_ROW);
-                }
-                bits => self.connection_is_ready(Token::from_bits(bits)),
+            // A bug in the handling of one connection must not end the accepting of all.
+            let handle = AssertUnwindSafe(|| self.handle(event.data.u64()));
+            if catch_unwind(handle).is_err() {
+                tracing::error!("the watcher panicked over a connection, and goes on");
             }
         }
+        let count = events.len();
         self.events = events;
-        Ok(())
+        Ok(count)
+    }
+
+    fn handle(&mut self, bits: u64) {
+        if bits == WAKE {
+            // Read, or it would be ready for ever while a stop looks for the last time.
+            let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
+        } else if bits & LISTENERS != 0 {
+            self.accept((bits & !LISTENERS) as usize, ACCEPTS_IN_A_ROW);
+        } else {
+            self.connection_is_ready(Token::from_bits(bits));
+        }
     }
 
     fn connection_is_ready(&mut self, token: Token) {
@@ -226,11 +246,13 @@ impl<'a> Watcher<'a> {
     }
 
     fn pause_accepting(&mut self, error: Errno) {
-        if self.pause == PAUSE_MIN {
+        let now = Instant::now();
+        if self.told.is_none_or(|told| now - told >= TELL_EVERY) {
+            self.told = Some(now);
             tracing::warn!(%error, "cannot accept connections; pausing until there is room");
         }
         self.listen_for(epoll::EventFlags::empty());
-        self.paused_until = Some(Instant::now() + self.pause);
+        self.paused_until = Some(now + self.pause);
         self.pause = (self.pause * 2).min(PAUSE_MAX);
     }
 
@@ -270,7 +292,7 @@ impl<'a> Watcher<'a> {
                     sleep = sleep.min(bound - age);
                     break;
                 }
-                let Some(mut conn) = table.remove(token) else { break };
+                let Some(mut conn) = table.remove(token) else { continue };
                 drop(table);
                 let is_half_read = watch == Watch::Head && !conn.is_before_request();
                 if is_half_read && conn.refuse(&Refusal::HEAD_TIMEOUT) {

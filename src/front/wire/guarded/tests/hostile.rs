@@ -5,6 +5,7 @@
 use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
@@ -394,6 +395,30 @@ fn thousands_of_idle_connections() {
 }
 
 #[test]
+fn half_read_heads_in_thousands() {
+    alone("half_read_heads_in_thousands", || {
+        let guarded =
+            GuardedBounds { connections_per_address_max: 8192, ..GuardedBounds::default() };
+        let attacked = Attacked::start(bounds(), guarded);
+        let before = resident();
+        let half = format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "x".repeat(15_000));
+        let clients: Vec<TcpStream> = (0..2500)
+            .map(|_| {
+                let mut client = TcpStream::connect(attacked.address()).unwrap();
+                // The oldest of them are closed meanwhile.
+                let _ = client.write_all(half.as_bytes());
+                client
+            })
+            .collect();
+        serves(attacked.address());
+        let grown = resident().saturating_sub(before);
+        assert!(grown < 28 << 20, "{grown} bytes for {} of half heads", half.len() * clients.len());
+        drop(clients);
+        attacked.is_unharmed();
+    });
+}
+
+#[test]
 fn as_many_clients_as_there_are_in_the_same_moment() {
     alone("as_many_clients_as_there_are_in_the_same_moment", || {
         let bounds = Bounds { queue_max: 1024, ..bounds() };
@@ -433,6 +458,31 @@ fn many_connects_in_a_row() {
             assert!(rest_of(&mut client).ends_with(b"hello"));
         }
         attacked.is_unharmed();
+    });
+}
+
+#[test]
+fn sockets_of_a_service_manager_are_served() {
+    const NAME: &str = "sockets_of_a_service_manager_are_served";
+    if std::env::var_os(SERVES).is_some() {
+        let (listener, pools) =
+            bind(Shelf::service(), bounds(), GuardedBounds::default(), "systemd");
+        let address = listener.addresses()[0];
+        serves(Running::start(Arc::new(listener), pools, address).address);
+        return;
+    }
+    // The passed socket keeps its number in the child; no other test may have it open.
+    alone(NAME, || {
+        let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        rustix::io::fcntl_setfd(&socket, rustix::io::FdFlags::empty()).unwrap();
+        let output = this_test(NAME)
+            .env(SERVES, "1")
+            .env("LISTEN_FDS", "1")
+            .env("LISTEN_FDS_FIRST_FD", socket.as_raw_fd().to_string())
+            .output()
+            .unwrap();
+        assert!(output.status.success(), "{output:?}");
+        assert!(!this_test(NAME).env(SERVES, "1").output().unwrap().status.success());
     });
 }
 
