@@ -7,7 +7,8 @@
 //! - `address`: where to listen. `census`: who is connected. `proxies`: who the client is.
 //! - `watcher`: the accept and readiness loop over the `table` of parked `connection`s.
 //! - `head`, `chunked`: RFC 9112, strictly, without I/O. `refusal`: answers of our own.
-//! - `exchange`: a worker with a connection; `body` in, `reply` out, over a `stream`.
+//! - `exchange`: a worker with a connection; `body` in, `reply` and its
+//!   `transfer` out, over a `stream`.
 //!
 //! It knows no routes, no TLS and no HTTP/2.
 //!
@@ -42,6 +43,7 @@ mod refusal;
 mod reply;
 mod stream;
 mod table;
+mod transfer;
 mod watcher;
 
 pub use address::{BindError, ListenAddr, ListenAddrError};
@@ -57,6 +59,9 @@ use watcher::Watcher;
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
 /// Bytes of half-read heads of all connections together.
 const HALF_READ_BYTES_MAX: usize = 16 << 20;
+/// Bytes that all replies together keep in memory while they wait for their clients; beyond
+/// it a worker waits with its client.
+const PUT_DOWN_BYTES_MAX: usize = 16 << 20;
 
 /// Bounds of this listener beyond [`Bounds`].
 #[derive(Debug, Clone)]
@@ -232,30 +237,32 @@ impl Shared {
         self.table.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives a connection to the watcher; closes it where we are stopping.
-    fn park(&self, mut conn: Box<Conn>, watch: Watch) {
+    /// Gives a connection to the watcher, or back where we are stopping: then only a reply
+    /// that is not out yet is worth more than a close.
+    fn park(&self, mut conn: Box<Conn>, watch: Watch) -> Option<Box<Conn>> {
         let was_registered = std::mem::replace(&mut conn.is_registered, true);
         let mut table = self.table();
         // Looked at under the lock: the stop sets it before it closes what is parked.
         if self.is_stopping() {
-            return;
+            return Some(conn);
         }
         let token = table.insert(conn, watch, Instant::now());
-        self.arm(&mut table, token, was_registered);
+        self.arm(&mut table, token, watch, was_registered);
         self.bound_half_read(&mut table);
+        None
     }
 
     /// Puts a connection back that the watcher has looked at.
     fn put_back(&self, token: Token, conn: Box<Conn>, watch: Watch) {
         let mut table = self.table();
         table.put_back(token, conn, watch, Instant::now());
-        self.arm(&mut table, token, true);
+        self.arm(&mut table, token, watch, true);
         self.bound_half_read(&mut table);
     }
 
     /// Closes the oldest half-read connections where all together take too much memory.
     fn bound_half_read(&self, table: &mut Table) {
-        while table.buffered() > HALF_READ_BYTES_MAX {
+        while table.buffered(Watch::Head) > HALF_READ_BYTES_MAX {
             let Some((token, _)) = table.oldest(Watch::Head) else { return };
             table.remove(token);
         }
@@ -263,9 +270,13 @@ impl Shared {
 
     /// Arms the socket for one event. Under the table's lock, or the connection could lapse
     /// and its descriptor be another's before the call.
-    fn arm(&self, table: &mut Table, token: Token, is_registered: bool) {
+    fn arm(&self, table: &mut Table, token: Token, watch: Watch, is_registered: bool) {
         let Some(conn) = table.get(token) else { return };
-        let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        let event = match watch {
+            Watch::Reply => epoll::EventFlags::OUT,
+            Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
+        };
+        let flags = event | epoll::EventFlags::ONESHOT;
         let data = epoll::EventData::new_u64(token.bits());
         let armed = match is_registered {
             true => epoll::modify(&self.epoll, &conn.stream, data, flags),
@@ -277,14 +288,22 @@ impl Shared {
         }
     }
 
-    /// Closes every parked connection.
-    fn close_parked(&self) {
+    /// Whether replies may be put down: what is kept of them has a bound.
+    fn may_put_down(&self) -> bool {
+        self.table().buffered(Watch::Reply) < PUT_DOWN_BYTES_MAX
+    }
+
+    /// Takes a parked connection out, whichever.
+    fn unpark(&self) -> Option<Box<Conn>> {
         let mut table = self.table();
         for watch in WATCHES {
             while let Some((token, _)) = table.oldest(watch) {
-                table.remove(token);
+                if let Some(conn) = table.remove(token) {
+                    return Some(conn);
+                }
             }
         }
+        None
     }
 }
 

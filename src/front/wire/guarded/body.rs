@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::io::{self, IoSlice, Read};
+use std::time::Duration;
 
 use super::chunked::{Decoder, Found};
 use super::connection::Input;
@@ -171,7 +172,7 @@ impl<'a> BodyReader<'a> {
             match self.stream.send(&[IoSlice::new(rest)], More::Nothing) {
                 Ok(sent) => rest = &rest[sent..],
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.wait_writable(&mut self.pace)?;
+                    self.stream.wait_writable(&mut self.pace, Duration::MAX)?;
                 }
                 Err(error) => return Err(error),
             }

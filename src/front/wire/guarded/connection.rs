@@ -11,6 +11,7 @@ use super::Shared;
 use super::census::{Kind, Seat};
 use super::head::{self, Parsed, Scan, Scanner};
 use super::refusal::Refusal;
+use super::reply::Pending;
 use super::stream::{More, Stream};
 use super::table::Watch;
 use crate::front::wire::Lane;
@@ -95,6 +96,8 @@ pub(super) struct Conn {
     pub(super) stream: Stream,
     /// What has arrived on it.
     pub(super) input: Input,
+    /// The reply that goes on when the client takes it.
+    pub(super) pending: Option<Box<Pending>>,
     /// The readiness call knows the socket.
     pub(super) is_registered: bool,
     scanner: Scanner,
@@ -110,6 +113,7 @@ impl Conn {
         Box::new(Self {
             stream,
             input: Input::default(),
+            pending: None,
             is_registered: false,
             scanner: Scanner::default(),
             peer,
@@ -119,9 +123,9 @@ impl Conn {
         })
     }
 
-    /// Bytes of memory that its input takes.
+    /// Bytes of memory that it takes for its input and for a reply that was put down.
     pub(super) fn buffered(&self) -> usize {
-        self.input.bytes.capacity()
+        self.input.bytes.capacity() + self.pending.as_ref().map_or(0, |pending| pending.kept())
     }
 
     /// Requests that were taken from it.
@@ -213,5 +217,14 @@ impl Conn {
             }
         }
         true
+    }
+}
+
+impl Drop for Conn {
+    fn drop(&mut self) {
+        // A reply that ends here must not look whole.
+        if self.pending.is_some() {
+            self.stream.reset_on_close();
+        }
     }
 }

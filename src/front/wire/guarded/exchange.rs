@@ -12,9 +12,10 @@ use super::body::{BodyReader, Unread};
 use super::census::Kind;
 use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
-use super::reply::{Asked, Ending, Writer};
+use super::reply::{Asked, Ending, Pending, Writer};
 use super::stream::Pace;
 use super::table::Watch;
+use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Shared};
 use crate::front::wire::{Lane, Request};
 
@@ -26,6 +27,8 @@ const IN_A_ROW_MAX: usize = 16;
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a client of a side lane may leave our bytes untaken: two threads serve them all.
 const SIDE_LANE_STALL: Duration = Duration::from_secs(1);
+/// How long a worker waits for a client that takes nothing, before it turns to others.
+const PUT_DOWN_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of gathering buffer that a thread keeps between jobs.
 const GATHER_KEPT_MAX: usize = 64 << 10;
 
@@ -40,6 +43,14 @@ enum Place {
     Main,
     Fast,
     Shed,
+}
+
+/// What a job has to do on its connection.
+enum Work {
+    /// Answer a request.
+    Request(Parsed),
+    /// Go on with a reply.
+    Reply(Box<Pending>),
 }
 
 /// Hands a request to its lane, or to the shed lane where that has no room; closes the
@@ -57,12 +68,7 @@ pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Box<Ready>)
                 (false, Lane::Main) => Place::Main,
                 (false, Lane::Fast) => Place::Fast,
             };
-            let mut gather = GATHER.take();
-            serve(&shared, conn, ready.parsed, place, &mut gather);
-            gather.clear();
-            if gather.capacity() <= GATHER_KEPT_MAX {
-                GATHER.set(gather);
-            }
+            serve(&shared, conn, Work::Request(ready.parsed), place);
         }
     });
     let refused = match sheds {
@@ -78,19 +84,58 @@ pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Box<Ready>)
     }
 }
 
-fn serve(
+/// Hands a reply, whose client takes bytes again, to a worker; to the shed lane where all are
+/// taken, because it is begun and short to go on with.
+pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
+    let job = Box::new({
+        let shared = Arc::clone(shared);
+        move || {
+            if let Some(pending) = conn.pending.take() {
+                serve(&shared, conn, Work::Reply(pending), Place::Main);
+            }
+        }
+    });
+    if let Err(job) = shared.pools.submit(Lane::Main, job)
+        && let Err(job) = shared.pools.submit_shed(job)
+    {
+        drop(job);
+    }
+}
+
+fn serve(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, place: Place) {
+    let mut gather = GATHER.take();
+    serve_with(shared, conn, work, place, &mut gather);
+    gather.clear();
+    if gather.capacity() <= GATHER_KEPT_MAX {
+        GATHER.set(gather);
+    }
+}
+
+fn serve_with(
     shared: &Arc<Shared>,
     mut conn: Box<Conn>,
-    mut parsed: Parsed,
+    mut work: Work,
     place: Place,
     gather: &mut Vec<u8>,
 ) {
     for in_a_row in 1.. {
-        match answer(shared, &mut conn, parsed, place, gather) {
+        let after = match work {
+            Work::Request(parsed) => answer(shared, &mut conn, parsed, place, gather),
+            Work::Reply(pending) => go_on(shared, &mut conn, pending, gather),
+        };
+        match after {
             After::Keep => {}
+            After::PutDown(pending) => {
+                conn.pending = Some(pending);
+                // While we are stopping, this thread sees the reply to its end.
+                let Some(mut back) = shared.park(conn, Watch::Reply) else { return };
+                let Some(pending) = back.pending.take() else { return };
+                (conn, work) = (back, Work::Reply(pending));
+                continue;
+            }
             After::Linger => {
                 if conn.begin_linger() {
-                    shared.park(conn, Watch::Linger);
+                    let _stopping = shared.park(conn, Watch::Linger);
                 }
                 return;
             }
@@ -100,11 +145,12 @@ fn serve(
             Next::Ready(ready) => ready,
             Next::Partial => {
                 let watch = conn.rest();
-                return shared.park(conn, watch);
+                let _stopping = shared.park(conn, watch);
+                return;
             }
             Next::Refused(refusal) => {
                 if conn.refuse(&refusal) {
-                    shared.park(conn, Watch::Linger);
+                    let _stopping = shared.park(conn, Watch::Linger);
                 }
                 return;
             }
@@ -116,7 +162,30 @@ fn serve(
         if place != Place::Main || others_wait {
             return dispatch(shared, conn, ready);
         }
-        parsed = ready.parsed;
+        work = Work::Request(ready.parsed);
+    }
+}
+
+/// Goes on with a reply that was put down.
+fn go_on(
+    shared: &Shared,
+    conn: &mut Conn,
+    mut pending: Box<Pending>,
+    gather: &mut Vec<u8>,
+) -> After {
+    let wait = match shared.is_stopping() {
+        true => Wait::InPace,
+        false => Wait::AtMost(PUT_DOWN_AFTER),
+    };
+    let (ending, broken) = pending.go_on(&conn.stream, gather, wait);
+    match ending {
+        Ending::PutDown => return After::PutDown(pending),
+        _ => pending.tell(broken),
+    }
+    match ending {
+        Ending::Keep => After::Keep,
+        Ending::Close => After::Linger,
+        Ending::Lost | Ending::Unanswered | Ending::PutDown => After::Drop,
     }
 }
 
@@ -140,9 +209,15 @@ fn next(shared: &Shared, conn: &mut Conn, place: Place) -> Next {
     next
 }
 
+/// What to do with a connection behind a reply.
 enum After {
+    /// Look for its next request.
     Keep,
+    /// Wait for the client to take the rest of the reply.
+    PutDown(Box<Pending>),
+    /// Close it in a way that leaves the client its answer.
     Linger,
+    /// Close it.
     Drop,
 }
 
@@ -161,6 +236,10 @@ fn answer(
             && conn.requests() < shared.guarded.requests_per_connection_max
             && conn.kind() == Kind::Ordinary,
         may_drain: place == Place::Main,
+        wait: match place == Place::Main && !shared.is_stopping() && shared.may_put_down() {
+            true => Wait::AtMost(PUT_DOWN_AFTER),
+            false => Wait::InPace,
+        },
     };
     let (write_stall, read_stall) = match place {
         Place::Main => (shared.bounds.write_timeout, shared.guarded.body_idle_timeout),
@@ -210,6 +289,7 @@ fn answer(
             After::Drop
         }
         Ending::Close => After::Linger,
+        Ending::PutDown => writer.take_pending().map_or(After::Drop, After::PutDown),
         Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }

@@ -1,26 +1,21 @@
 //! Writes the one reply of an exchange: head, framing, body.
 //!
-//! Head and a small body go out in one write; a file's large region goes by `sendfile`. A body
-//! that breaks off ends the connection with a reset, so that no client takes it for whole;
-//! where nothing was sent yet, the client gets a 502 instead.
+//! A body that breaks off ends the connection with a reset, so that no client takes it for
+//! whole; where nothing was sent yet, the client gets a 502 instead. A reply whose client is
+//! slow can be put down and taken up again by another thread ([`Pending`]).
 
 use std::cell::Cell;
-use std::fs::File;
-use std::io::{self, IoSlice};
+use std::fmt;
+use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
-
-use rustix::buffer::spare_capacity;
 
 use super::body::Unread;
 use super::refusal::{Refusal, append_number, append_status};
 use super::stream::{More, Pace, Stream};
+use super::transfer::{Ends, Failure, Progress, Transfer, Wait};
 use super::{DRAIN_BYTES_MAX, date};
-use crate::body::{Body, Piece};
-use crate::front::wire::{Broken, Reply, ReplyWriter, Sent};
-
-/// A region of at most so many bytes is read and sent with the head in one write; a longer
-/// one goes by `sendfile`.
-const READ_REGION_MAX: u64 = 32 << 10;
+use crate::front::wire::{Broken, Reply, ReplyWriter, Sent, Told};
 
 /// What the reply leaves of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -33,6 +28,8 @@ pub(super) enum Ending {
     Close,
     /// The reply is not whole.
     Lost,
+    /// The reply goes on when the client takes it.
+    PutDown,
 }
 
 /// What the writer must know of the request.
@@ -46,6 +43,8 @@ pub(super) struct Asked {
     pub(super) may_keep: bool,
     /// An unread body may be waited for, so that it can be drained.
     pub(super) may_drain: bool,
+    /// How long the thread waits for a slow client, where the reply may be put down.
+    pub(super) wait: Wait,
 }
 
 /// The writer of one reply.
@@ -58,8 +57,7 @@ pub(super) struct Writer<'a> {
     pace: Pace,
     stopping: &'a AtomicBool,
     ending: Ending,
-    // Something of the reply has reached the socket.
-    is_begun: bool,
+    pending: Option<Box<Pending>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -68,11 +66,6 @@ enum Framing {
     Length(u64),
     Chunked,
     UntilClose,
-}
-
-enum Failure {
-    Client(io::Error),
-    Body,
 }
 
 impl<'a> Writer<'a> {
@@ -87,7 +80,12 @@ impl<'a> Writer<'a> {
         stopping: &'a AtomicBool,
     ) -> Self {
         let ending = Ending::Unanswered;
-        Self { stream, out, unread, asked, pace, stopping, ending, is_begun: false }
+        Self { stream, out, unread, asked, pace, stopping, ending, pending: None }
+    }
+
+    /// The reply that was put down.
+    pub(super) fn take_pending(&mut self) -> Option<Box<Pending>> {
+        self.pending.take()
     }
 
     /// What the reply leaves of the connection.
@@ -97,16 +95,7 @@ impl<'a> Writer<'a> {
 
     /// Answers for a service that did not.
     pub(super) fn answer_for_service(&mut self) {
-        self.refuse(&Refusal::NO_ANSWER);
-    }
-
-    fn refuse(&mut self, refusal: &Refusal) {
-        self.out.clear();
-        refusal.append_to(self.out);
-        self.ending = match self.flush(More::Nothing) {
-            Ok(()) => Ending::Close,
-            Err(_) => Ending::Lost,
-        };
+        self.ending = refuse(self.stream, self.out, &Refusal::NO_ANSWER);
     }
 
     fn framing(&self, reply: &Reply) -> Framing {
@@ -169,138 +158,7 @@ impl<'a> Writer<'a> {
         out.extend_from_slice(b"\r\n");
     }
 
-    /// Sends the body behind what is gathered; counts its bytes into `sent`.
-    fn send_body(
-        &mut self,
-        body: &mut Body,
-        framing: Framing,
-        sent: &mut u64,
-    ) -> Result<(), Failure> {
-        loop {
-            // Asking for the next piece can block, so nothing may be held back here, but for a
-            // head that is not out yet: it leaves with the first piece.
-            match body.next_piece() {
-                Err(error) => {
-                    tracing::warn!(error = &error as &dyn std::error::Error, "a reply broke off");
-                    return Err(Failure::Body);
-                }
-                Ok(None) => {
-                    if framing == Framing::Chunked {
-                        self.out.extend_from_slice(b"0\r\n\r\n");
-                    }
-                    return self.flush(More::Nothing).map_err(Failure::Client);
-                }
-                Ok(Some(piece)) => {
-                    if framing == Framing::Chunked {
-                        append_chunk_size(self.out, piece.len());
-                    }
-                    let tail: &[u8] = if framing == Framing::Chunked { b"\r\n" } else { b"" };
-                    match piece {
-                        Piece::Bytes(bytes) => {
-                            self.send_bytes(bytes, tail, sent).map_err(Failure::Client)?;
-                        }
-                        Piece::Region { file, offset, len } => {
-                            self.send_region(file, offset, len, sent)?;
-                            self.out.extend_from_slice(tail);
-                            self.flush(More::Nothing).map_err(Failure::Client)?;
-                        }
-                    }
-                }
-            }
-        }
-    }
-
-    fn send_region(
-        &mut self,
-        file: &File,
-        mut offset: u64,
-        len: u64,
-        sent: &mut u64,
-    ) -> Result<(), Failure> {
-        if len <= READ_REGION_MAX {
-            let end = offset + len;
-            while offset < end {
-                self.out.reserve((end - offset) as usize);
-                let start = self.out.len();
-                let read = rustix::io::pread(file, spare_capacity(self.out), offset);
-                // The buffer may have room for more than was asked for.
-                self.out.truncate(start + (end - offset) as usize);
-                match read {
-                    Ok(0) => return Err(Failure::Body),
-                    Ok(_) => offset += (self.out.len() - start) as u64,
-                    Err(rustix::io::Errno::INTR) => {}
-                    Err(_) => return Err(Failure::Body),
-                }
-            }
-            self.flush(More::Nothing).map_err(Failure::Client)?;
-            *sent += len;
-            return Ok(());
-        }
-        self.flush(More::Follows).map_err(Failure::Client)?;
-        let mut left = len;
-        while left > 0 {
-            match self.stream.send_file(file, &mut offset, left) {
-                // The file is shorter than its piece.
-                Ok(0) => return Err(Failure::Body),
-                Ok(got) => {
-                    left -= got as u64;
-                    *sent += got as u64;
-                    self.pace.moved(got);
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                    self.stream.wait_writable(&mut self.pace).map_err(Failure::Client)?;
-                }
-                Err(error) if is_of_file(&error) => return Err(Failure::Body),
-                Err(error) => return Err(Failure::Client(error)),
-            }
-        }
-        Ok(())
-    }
-
-    /// Sends what is gathered, then `bytes`, then `tail`, in as few writes as the socket lets.
-    fn send_bytes(&mut self, bytes: &[u8], tail: &[u8], sent: &mut u64) -> io::Result<()> {
-        let head_len = self.out.len();
-        let mut parts = [IoSlice::new(self.out), IoSlice::new(bytes), IoSlice::new(tail)];
-        let done = send_all(self.stream, &mut self.pace, &mut parts, More::Nothing);
-        let moved = match &done {
-            Ok(moved) => *moved,
-            Err((moved, _)) => *moved,
-        };
-        self.is_begun |= moved > 0;
-        *sent += moved.saturating_sub(head_len).min(bytes.len()) as u64;
-        self.out.clear();
-        done.map(|_| ()).map_err(|(_, error)| error)
-    }
-
-    /// Sends what is gathered.
-    fn flush(&mut self, more: More) -> io::Result<()> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        self.is_begun = true;
-        let mut parts = [IoSlice::new(self.out)];
-        let done = send_all(self.stream, &mut self.pace, &mut parts, more);
-        self.out.clear();
-        done.map(|_| ()).map_err(|(_, error)| error)
-    }
-
-    /// Ends a reply that can't become whole.
-    fn break_off(&mut self, framing: Framing) {
-        if framing == Framing::Chunked {
-            // No chunk size: who misses the reset stumbles over this. It need not fit.
-            let _ = self.stream.send(&[IoSlice::new(b"broken off\r\n")], More::Nothing);
-        }
-        self.stream.reset_on_close();
-        self.ending = Ending::Lost;
-    }
-}
-
-impl ReplyWriter for Writer<'_> {
-    fn send(&mut self, mut reply: Reply) -> Sent {
-        if self.ending != Ending::Unanswered {
-            debug_assert!(false, "a service answers once");
-            return Sent { body_bytes: 0, broken: Some(Broken::ByBody) };
-        }
+    fn begin(&mut self, reply: Reply, told: Option<Told>) -> (Box<Pending>, Wait) {
         let framing = self.framing(&reply);
         let keeps = self.keeps(framing);
         if !keeps && self.unread.get() == Unread::AwaitsContinue {
@@ -308,34 +166,126 @@ impl ReplyWriter for Writer<'_> {
             self.unread.set(Unread::Unknown);
         }
         self.append_head(&reply, framing, keeps);
-        let mut body_bytes = 0;
-        let done = match framing {
-            Framing::Bodiless | Framing::Length(0) => {
-                self.flush(More::Nothing).map_err(Failure::Client)
-            }
-            _ => self.send_body(&mut reply.body, framing, &mut body_bytes),
+        let body = match framing {
+            Framing::Bodiless | Framing::Length(0) => None,
+            Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Some(reply.body),
         };
-        let broken = match done {
-            Ok(()) => {
-                self.ending = if keeps { Ending::Keep } else { Ending::Close };
-                None
-            }
+        let ends = match framing {
+            Framing::Chunked => Ends::InChunks,
+            Framing::Bodiless | Framing::Length(_) | Framing::UntilClose => Ends::Plainly,
+        };
+        let transfer = Transfer::new(body, ends, self.pace.clone());
+        // Whoever takes a put-down reply up again knows nothing of an unread body.
+        let wait = match told.is_some() && self.unread.get() == Unread::Nothing {
+            true => self.asked.wait,
+            false => Wait::InPace,
+        };
+        let chunked = framing == Framing::Chunked;
+        (Box::new(Pending { transfer, keeps, chunked, told }), wait)
+    }
+}
+
+impl ReplyWriter for Writer<'_> {
+    fn send(&mut self, reply: Reply) -> Sent {
+        if self.ending != Ending::Unanswered {
+            debug_assert!(false, "a service answers once");
+            return Sent { body_bytes: 0, broken: Some(Broken::ByBody) };
+        }
+        let (mut pending, wait) = self.begin(reply, None);
+        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
+        self.ending = ending;
+        Sent { body_bytes: pending.transfer.sent(), broken }
+    }
+
+    fn send_and_tell(&mut self, reply: Reply, told: Told) {
+        if self.ending != Ending::Unanswered {
+            debug_assert!(false, "a service answers once");
+            return told(Sent { body_bytes: 0, broken: Some(Broken::ByBody) });
+        }
+        let (mut pending, wait) = self.begin(reply, Some(told));
+        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
+        self.ending = ending;
+        match ending {
+            Ending::PutDown => self.pending = Some(pending),
+            _ => pending.tell(broken),
+        }
+    }
+}
+
+/// A reply that is begun. Dropped before its end, it tells that the client did not take it.
+pub(super) struct Pending {
+    transfer: Transfer,
+    keeps: bool,
+    chunked: bool,
+    told: Option<Told>,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("transfer", &self.transfer).finish_non_exhaustive()
+    }
+}
+
+impl Pending {
+    /// Goes on with the reply; gives what it leaves of the connection and why it is not whole.
+    pub(super) fn go_on(
+        &mut self,
+        stream: &Stream,
+        out: &mut Vec<u8>,
+        wait: Wait,
+    ) -> (Ending, Option<Broken>) {
+        match self.transfer.run(stream, out, wait) {
+            Ok(Progress::PutDown) => (Ending::PutDown, None),
+            Ok(Progress::Done) if self.keeps => (Ending::Keep, None),
+            Ok(Progress::Done) => (Ending::Close, None),
             Err(Failure::Client(error)) => {
                 tracing::debug!(%error, "a client did not take its reply");
-                self.stream.reset_on_close();
-                self.ending = Ending::Lost;
-                Some(Broken::ByClient)
+                stream.reset_on_close();
+                (Ending::Lost, Some(Broken::ByClient))
             }
-            Err(Failure::Body) if self.is_begun => {
-                self.break_off(framing);
-                Some(Broken::ByBody)
+            Err(Failure::Body) if self.transfer.is_begun() => {
+                if self.chunked {
+                    // No chunk size: who misses the reset stumbles over this. It need not fit.
+                    let _ = stream.send(&[IoSlice::new(b"broken off\r\n")], More::Nothing);
+                }
+                stream.reset_on_close();
+                (Ending::Lost, Some(Broken::ByBody))
             }
-            Err(Failure::Body) => {
-                self.refuse(&Refusal::BAD_BODY);
-                Some(Broken::ByBody)
-            }
-        };
-        Sent { body_bytes, broken }
+            Err(Failure::Body) => (refuse(stream, out, &Refusal::BAD_BODY), Some(Broken::ByBody)),
+        }
+    }
+
+    /// Bytes of memory that it keeps of what was not sent.
+    pub(super) fn kept(&self) -> usize {
+        self.transfer.kept()
+    }
+
+    /// Tells what became of the reply.
+    pub(super) fn tell(mut self: Box<Self>, broken: Option<Broken>) {
+        if let Some(told) = self.told.take() {
+            told(Sent { body_bytes: self.transfer.sent(), broken });
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            let sent = Sent { body_bytes: self.transfer.sent(), broken: Some(Broken::ByClient) };
+            // This may be the watcher's thread; the panic hook logs what is caught.
+            let _ = catch_unwind(AssertUnwindSafe(|| told(sent)));
+        }
+    }
+}
+
+/// Answers in the place of a reply of which nothing was sent; it fits, or is not worth a wait.
+fn refuse(stream: &Stream, out: &mut Vec<u8>, refusal: &Refusal) -> Ending {
+    out.clear();
+    refusal.append_to(out);
+    let sent = stream.send(&[IoSlice::new(out)], More::Nothing);
+    match sent.is_ok_and(|sent| sent == out.len()) {
+        true => Ending::Close,
+        false => Ending::Lost,
     }
 }
 
@@ -346,60 +296,9 @@ fn is_ours(name: &str) -> bool {
         .any(|ours| name.eq_ignore_ascii_case(ours))
 }
 
-/// Errors of `sendfile` that blame the file.
-fn is_of_file(error: &io::Error) -> bool {
-    use rustix::io::Errno;
-    error.raw_os_error().is_some_and(|raw| {
-        [Errno::IO, Errno::INVAL, Errno::OVERFLOW].iter().any(|e| e.raw_os_error() == raw)
-    })
-}
-
-fn append_chunk_size(out: &mut Vec<u8>, size: u64) {
-    let digits = (64 - size.leading_zeros()).div_ceil(4).max(1);
-    for digit in (0..digits).rev() {
-        out.push(b"0123456789abcdef"[(size >> (digit * 4) & 0xf) as usize]);
-    }
-    out.extend_from_slice(b"\r\n");
-}
-
-/// Sends all parts, waiting within the pace; gives how much went out, failed or not.
-fn send_all(
-    stream: &Stream,
-    pace: &mut Pace,
-    mut parts: &mut [IoSlice<'_>],
-    more: More,
-) -> Result<usize, (usize, io::Error)> {
-    let mut moved = 0;
-    // Parts that are empty from the start would look like an end.
-    IoSlice::advance_slices(&mut parts, 0);
-    while !parts.is_empty() {
-        match stream.send(parts, more) {
-            Ok(sent) => {
-                moved += sent;
-                pace.moved(sent);
-                IoSlice::advance_slices(&mut parts, sent);
-            }
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
-                stream.wait_writable(pace).map_err(|error| (moved, error))?;
-            }
-            Err(error) => return Err((moved, error)),
-        }
-    }
-    Ok(moved)
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn chunk_sizes_are_written_in_hexadecimal() {
-        for size in [1, 9, 10, 15, 16, 255, 256, 4096, u64::from(u32::MAX), u64::MAX] {
-            let mut out = Vec::new();
-            append_chunk_size(&mut out, size);
-            assert_eq!(String::from_utf8(out).unwrap(), format!("{size:x}\r\n"));
-        }
-    }
 
     #[test]
     fn a_service_cannot_frame_the_message() {

@@ -82,12 +82,13 @@ impl Stream {
         self.wait(PollFlags::IN, patience)
     }
 
-    /// Waits until the socket takes bytes again, within what `pace` allows.
+    /// Waits until the socket takes bytes again, within what `pace` allows; `false` where it
+    /// took longer than `most`.
     ///
     /// # Errors
     /// `TimedOut` where the client is too slow.
-    pub(super) fn wait_writable(&self, pace: &mut Pace) -> io::Result<()> {
-        self.wait_in_pace(PollFlags::OUT, pace)
+    pub(super) fn wait_writable(&self, pace: &mut Pace, most: Duration) -> io::Result<bool> {
+        self.wait_in_pace(PollFlags::OUT, pace, most)
     }
 
     /// Waits until bytes come, within what `pace` allows.
@@ -95,17 +96,20 @@ impl Stream {
     /// # Errors
     /// `TimedOut` where the client is too slow.
     pub(super) fn wait_for_bytes(&self, pace: &mut Pace) -> io::Result<()> {
-        self.wait_in_pace(PollFlags::IN, pace)
+        self.wait_in_pace(PollFlags::IN, pace, Duration::MAX).map(|_| ())
     }
 
-    fn wait_in_pace(&self, events: PollFlags, pace: &mut Pace) -> io::Result<()> {
+    fn wait_in_pace(&self, events: PollFlags, pace: &mut Pace, most: Duration) -> io::Result<bool> {
+        let mut left = most;
         loop {
             let patience = pace.patience().ok_or(io::ErrorKind::TimedOut)?;
             let begun = Instant::now();
-            let is_ready = self.wait(events, patience)?;
-            pace.waited(begun.elapsed());
-            if is_ready {
-                return Ok(());
+            let is_ready = self.wait(events, patience.min(left))?;
+            let waited = begun.elapsed();
+            pace.waited(waited);
+            left = left.saturating_sub(waited);
+            if is_ready || left.is_zero() {
+                return Ok(is_ready);
             }
         }
     }
@@ -197,7 +201,7 @@ impl Pace {
     }
 
     /// Notes time that was spent waiting for the client.
-    fn waited(&mut self, time: Duration) {
+    pub(super) fn waited(&mut self, time: Duration) {
         self.silent += time;
         self.waited += time;
     }

@@ -1,4 +1,5 @@
-//! The connections that nobody works on: idle, half-read, or lingering before their close.
+//! The connections that nobody works on: idle, half-read, with a reply that waits for its
+//! client, or lingering before their close.
 //!
 //! Each list is in the order in which its connections came, so that the first is the oldest
 //! and, one bound of time holding for the whole list, the first to lapse. Every operation
@@ -17,10 +18,12 @@ pub(super) enum Watch {
     Idle,
     /// The rest of a request head; a new connection is here from the start.
     Head,
+    /// Room for the rest of a reply.
+    Reply,
 }
 
-/// All watches, in the order in which room is made: who has least to lose goes first.
-pub(super) const WATCHES: [Watch; 3] = [Watch::Linger, Watch::Idle, Watch::Head];
+/// All watches.
+pub(super) const WATCHES: [Watch; 4] = [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply];
 
 /// Names a parked connection; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,8 +86,8 @@ struct List {
 pub(super) struct Table {
     slots: Vec<Slot>,
     free: Vec<u32>,
-    // Bytes that the input of parked connections takes.
-    buffered: usize,
+    // Bytes that the connections of each list take beside themselves.
+    buffered: [usize; WATCHES.len()],
     lists: [List; WATCHES.len()],
 }
 
@@ -92,7 +95,7 @@ impl Table {
     /// An empty table.
     pub(super) fn new() -> Self {
         let lists = [List { first: NONE, last: NONE }; WATCHES.len()];
-        Self { slots: Vec::new(), free: Vec::new(), buffered: 0, lists }
+        Self { slots: Vec::new(), free: Vec::new(), buffered: [0; WATCHES.len()], lists }
     }
 
     /// Parks a connection.
@@ -104,7 +107,7 @@ impl Table {
             (self.slots.len() - 1) as u32
         });
         self.link(index, watch, now);
-        self.buffered += conn.buffered();
+        self.buffered[watch as usize] += conn.buffered();
         let slot = &mut self.slots[index as usize];
         slot.state = State::In(conn);
         Token::new(index, slot.generation)
@@ -127,7 +130,7 @@ impl Table {
         }
         match std::mem::replace(&mut slot.state, State::Out) {
             State::In(conn) => {
-                self.buffered -= conn.buffered();
+                self.buffered[slot.watch as usize] -= conn.buffered();
                 Some((conn, slot.watch))
             }
             other => {
@@ -144,7 +147,7 @@ impl Table {
             self.unlink(index as u32);
             self.link(index as u32, watch, now);
         }
-        self.buffered += conn.buffered();
+        self.buffered[watch as usize] += conn.buffered();
         self.slots[index].state = State::In(conn);
     }
 
@@ -170,9 +173,9 @@ impl Table {
         conn
     }
 
-    /// Bytes that the input of parked connections takes.
-    pub(super) fn buffered(&self) -> usize {
-        self.buffered
+    /// Bytes that the connections of a list take beside themselves.
+    pub(super) fn buffered(&self, watch: Watch) -> usize {
+        self.buffered[watch as usize]
     }
 
     /// The connection that has been watched for longest, and since when.

@@ -280,6 +280,30 @@ fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_tim
 }
 
 #[test]
+fn a_stop_sees_replies_to_slow_clients_to_their_end() {
+    let gate = Gate::new();
+    let mut server = start(Shelf::with_gate(&gate), bounds());
+    let size = 9_000_001;
+    let mut clients: Vec<Client> = (0..4)
+        .map(|_| {
+            let mut client = Client::connect(server.address);
+            client.send(&format!("GET /file/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            client
+        })
+        .collect();
+    within("all wait for their clients", || gate.untold() == 4 && server.pools.busy() == 0);
+    server.stop();
+    assert_eq!(gate.untold(), 4);
+    let expected = content(0, size);
+    for client in &mut clients {
+        assert!(client.response("GET").unwrap().body == expected);
+        assert!(client.is_at_end());
+    }
+    assert!(server.pools.drain(Duration::from_secs(10)));
+    assert_eq!(gate.untold(), 0);
+}
+
+#[test]
 fn a_unix_socket_serves_like_any_other() {
     use std::io::{Read, Write};
     let folder = tempfile::tempdir().unwrap();

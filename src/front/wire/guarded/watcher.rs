@@ -100,7 +100,11 @@ impl<'a> Watcher<'a> {
         while self.look(Duration::ZERO)? > 0 && looks < LAST_LOOKS {
             looks += 1;
         }
-        self.shared.close_parked();
+        while let Some(conn) = self.shared.unpark() {
+            if conn.pending.is_some() {
+                exchange::dispatch_pending(self.shared, conn);
+            }
+        }
         Ok(())
     }
 
@@ -141,6 +145,10 @@ impl<'a> Watcher<'a> {
 
     fn connection_is_ready(&mut self, token: Token) {
         let Some((mut conn, watch)) = self.shared.table().check_out(token) else { return };
+        if watch == Watch::Reply {
+            self.shared.table().vacate(token);
+            return exchange::dispatch_pending(self.shared, conn);
+        }
         if watch == Watch::Linger {
             match conn.linger(&mut self.scratch) {
                 true => self.shared.put_back(token, conn, Watch::Linger),
@@ -221,11 +229,11 @@ impl<'a> Watcher<'a> {
             Next::Ready(ready) => exchange::dispatch(self.shared, conn, ready),
             Next::Partial => {
                 let watch = conn.rest();
-                self.shared.park(conn, watch);
+                let _stopping = self.shared.park(conn, watch);
             }
             Next::Refused(refusal) => {
                 if conn.refuse(&refusal) {
-                    self.shared.park(conn, Watch::Linger);
+                    let _stopping = self.shared.park(conn, Watch::Linger);
                 }
             }
             Next::Gone => {}
@@ -235,7 +243,8 @@ impl<'a> Watcher<'a> {
     /// Closes the parked connection that has least to lose.
     fn make_room(&self, now: Instant) -> bool {
         let mut table = self.shared.table();
-        for watch in WATCHES {
+        // Who has least to lose goes first; a reply that is begun is never cut for room.
+        for watch in [Watch::Linger, Watch::Idle, Watch::Head] {
             if let Some((token, since)) = table.oldest(watch)
                 && (watch != Watch::Head || now.duration_since(since) >= HEAD_GRACE)
             {
@@ -281,6 +290,7 @@ impl<'a> Watcher<'a> {
                 Watch::Linger => LINGER,
                 Watch::Idle => self.shared.bounds.idle_timeout,
                 Watch::Head => self.shared.guarded.head_timeout,
+                Watch::Reply => self.shared.bounds.write_timeout,
             };
             // What is parked during the sleep must not lapse much later than its bound.
             sleep = sleep.min(bound / 4);
@@ -296,7 +306,7 @@ impl<'a> Watcher<'a> {
                 drop(table);
                 let is_half_read = watch == Watch::Head && !conn.is_before_request();
                 if is_half_read && conn.refuse(&Refusal::HEAD_TIMEOUT) {
-                    self.shared.park(conn, Watch::Linger);
+                    let _stopping = self.shared.park(conn, Watch::Linger);
                 }
             }
         }

@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -35,11 +36,13 @@ pub(in crate::front::wire) fn content(offset: u64, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// A door that stays shut until it is opened.
+/// A door that stays shut until it is opened, and the count of replies that were begun and
+/// not told of.
 #[derive(Debug, Default)]
 pub(in crate::front::wire) struct Gate {
     is_open: Mutex<bool>,
     changed: Condvar,
+    untold: AtomicUsize,
 }
 
 impl Gate {
@@ -50,6 +53,10 @@ impl Gate {
     pub(in crate::front::wire) fn open(&self) {
         *self.is_open.lock().unwrap() = true;
         self.changed.notify_all();
+    }
+
+    pub(in crate::front::wire) fn untold(&self) -> usize {
+        self.untold.load(Ordering::SeqCst)
     }
 
     fn pass(&self) {
@@ -137,7 +144,15 @@ impl Service for Shelf {
 
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
         if let Some(reply) = self.reply(&request.head, request.body) {
-            writer.send(reply);
+            // Both ways must serve: lengths that are even go the one, all others the other.
+            if reply.body.len().is_some_and(|len| len % 2 == 0) {
+                writer.send(reply);
+            } else {
+                self.gate.untold.fetch_add(1, Ordering::SeqCst);
+                let gate = Arc::clone(&self.gate);
+                let told = move |_| _ = gate.untold.fetch_sub(1, Ordering::SeqCst);
+                writer.send_and_tell(reply, Box::new(told));
+            }
         }
     }
 

@@ -16,7 +16,7 @@ use super::mutated::{self, Dice};
 use super::{bind, start_with};
 use crate::front::wire::Bounds;
 use crate::front::wire::guarded::GuardedBounds;
-use crate::front::wire::suite::support::{Client, PATIENCE, Shelf, content, get, within};
+use crate::front::wire::suite::support::{Client, Gate, PATIENCE, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds};
 
 /// Set in the process that a test runs in alone.
@@ -244,7 +244,14 @@ fn readers_that_are_slow_or_never_read() {
         };
         let bounds = Bounds { workers: 2, write_timeout: SOON, ..bounds() };
         let attacked = Attacked::start(bounds, guarded);
-        for path in ["/file/50000000", "/bytes/50000000", "/unknown/50000000"] {
+        for path in [
+            "/file/50000000",
+            "/file/50000001",
+            "/bytes/50000000",
+            "/bytes/50000001",
+            "/unknown/50000000",
+            "/unknown-file/50000000",
+        ] {
             let never: Vec<Client> = (0..4)
                 .map(|_| {
                     let mut client = Client::connect(attacked.address());
@@ -258,18 +265,51 @@ fn readers_that_are_slow_or_never_read() {
             }
             let mut drip = Client::connect(attacked.address());
             drip.send(&format!("GET {path} HTTP/1.1\r\nHost: a\r\n\r\n"));
-            // Reads a little at each turn, until the worker has given it up.
+            // Reads a little at each turn, until it is reset.
             let end = Instant::now() + PATIENCE;
             let mut paced = TcpStream::connect(attacked.address()).unwrap();
             paced.set_read_timeout(Some(Duration::from_millis(10))).unwrap();
-            within("a worker has it", || attacked.server.pools.busy() == 1);
-            while attacked.server.pools.busy() == 1 {
+            while drip.stream().take_error().unwrap().is_none() {
                 assert!(Instant::now() < end, "the server puts up with it");
                 let _ = drip.stream().read(&mut [0; 128]);
                 let _ = paced.read(&mut [0]);
             }
             assert!(drip.response("GET").is_err());
         }
+        attacked.is_unharmed();
+    });
+}
+
+#[test]
+fn slow_readers_hold_no_worker() {
+    alone("slow_readers_hold_no_worker", || {
+        let gate = Gate::new();
+        let bounds = Bounds { workers: 2, queue_max: 64, ..bounds() };
+        let server = start_with(Shelf::with_gate(&gate), bounds, GuardedBounds::default());
+        let attacked = Attacked::from(server);
+        let size = 9_000_001;
+        let paths = ["file", "bytes", "unknown", "unknown-file"];
+        let mut clients: Vec<Client> = (0..16)
+            .map(|index| {
+                let mut client = Client::connect(attacked.address());
+                let target = format!("/{}/{size}", paths[index % paths.len()]);
+                client.send(&format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n"));
+                client
+            })
+            .collect();
+        within("all are begun", || gate.untold() == clients.len());
+        within("no worker waits for them", || {
+            attacked.server.pools.busy() + attacked.server.pools.queued() == 0
+        });
+        serves(attacked.address());
+        assert_eq!(gate.untold(), clients.len());
+        let expected = content(0, size);
+        for client in &mut clients {
+            assert!(client.response("GET").unwrap().body == expected);
+            assert_eq!(client.exchange("GET", "/hello", "").body, b"hello", "it is kept");
+        }
+        within("all are told", || gate.untold() == 0);
+        drop(clients);
         attacked.is_unharmed();
     });
 }
