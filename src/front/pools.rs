@@ -280,6 +280,36 @@ mod tests {
     }
 
     #[test]
+    fn no_job_waits_while_a_thread_sleeps() {
+        const THREADS: usize = 8;
+        let pools = Pools::new(THREADS, 0);
+        let (arrived, arrivals) = bounded::<()>(THREADS);
+        for _ in 0..500 {
+            // All of them at once, or none: each holds its thread until the last has come.
+            let (release, gate) = bounded::<()>(THREADS);
+            for _ in 0..THREADS {
+                let (arrived, gate) = (arrived.clone(), gate.clone());
+                let job = move || {
+                    arrived.send(()).unwrap();
+                    gate.recv().unwrap();
+                };
+                let mut job: Job = Box::new(job);
+                let end = Instant::now() + PATIENCE;
+                while let Err(refused) = pools.submit(Lane::Main, job) {
+                    assert!(Instant::now() < end, "a thread is free");
+                    job = refused;
+                    std::thread::yield_now();
+                }
+            }
+            for _ in 0..THREADS {
+                arrivals.recv_timeout(PATIENCE).unwrap();
+            }
+            (0..THREADS).for_each(|_| release.send(()).unwrap());
+        }
+        assert!(pools.drain(PATIENCE));
+    }
+
+    #[test]
     fn a_panic_costs_no_worker() {
         let pools = Pools::new(1, 4);
         let (answered, has_answered) = bounded::<()>(1);

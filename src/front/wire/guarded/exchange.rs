@@ -53,10 +53,23 @@ enum Work {
     Reply(Box<Pending>),
 }
 
-/// Hands a request to its lane, or to the shed lane where that has no room; closes the
-/// connection where not even that has.
-pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Box<Ready>) {
-    let lane = ready.lane;
+/// Hands a request to its lane.
+pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Ready) {
+    let Ready { parsed, lane } = ready;
+    hand_over(shared, conn, Work::Request(parsed), lane);
+}
+
+/// Hands a reply, whose client takes bytes again, to a worker. The shed lane does as well: the
+/// reply is begun, and short to go on with.
+pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
+    if let Some(pending) = conn.pending.take() {
+        hand_over(shared, conn, Work::Reply(pending), Lane::Main);
+    }
+}
+
+/// Hands work to a lane, or to the shed lane where that has no room; closes the connection
+/// where not even that has.
+fn hand_over(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, lane: Lane) {
     // A reserved seat is for the fast lane only.
     let sheds = conn.kind() == Kind::Reserved && lane == Lane::Main;
     let no_room = Arc::new(AtomicBool::new(sheds));
@@ -68,7 +81,7 @@ pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Box<Ready>)
                 (false, Lane::Main) => Place::Main,
                 (false, Lane::Fast) => Place::Fast,
             };
-            serve(&shared, conn, Work::Request(ready.parsed), place);
+            serve(&shared, conn, work, place);
         }
     });
     let refused = match sheds {
@@ -81,24 +94,6 @@ pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Box<Ready>)
             // Drops the connection, which never blocks: its socket does not.
             drop(job);
         }
-    }
-}
-
-/// Hands a reply, whose client takes bytes again, to a worker; to the shed lane where all are
-/// taken, because it is begun and short to go on with.
-pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
-    let job = Box::new({
-        let shared = Arc::clone(shared);
-        move || {
-            if let Some(pending) = conn.pending.take() {
-                serve(&shared, conn, Work::Reply(pending), Place::Main);
-            }
-        }
-    });
-    if let Err(job) = shared.pools.submit(Lane::Main, job)
-        && let Err(job) = shared.pools.submit_shed(job)
-    {
-        drop(job);
     }
 }
 
@@ -160,7 +155,7 @@ fn serve_with(
         let others_wait = in_a_row >= IN_A_ROW_MAX
             && (1..shared.bounds.queue_max).contains(&shared.pools.queued());
         if place != Place::Main || others_wait {
-            return dispatch(shared, conn, ready);
+            return dispatch(shared, conn, *ready);
         }
         work = Work::Request(ready.parsed);
     }

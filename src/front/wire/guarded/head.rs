@@ -183,8 +183,9 @@ pub(super) fn parse(bytes: &[u8], bounds: &Bounds) -> Result<Parsed, Refusal> {
         Target::Origin(target) => target.to_owned(),
         Target::Absolute { authority, target } => {
             // RFC 9112, section 3.2.2: the target's authority replaces what Host says.
-            if let Some(host) = headers.iter_mut().find(|(name, _)| name == "host") {
-                host.1 = authority.to_owned();
+            match headers.iter_mut().find(|(name, _)| name == "host") {
+                Some(host) => host.1 = authority.to_owned(),
+                None => headers.push(("host".to_owned(), authority.to_owned())),
             }
             target
         }

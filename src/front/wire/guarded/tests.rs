@@ -125,6 +125,49 @@ fn a_malformed_chunk_is_an_error_and_the_end_of_the_connection() {
 }
 
 #[test]
+fn a_smuggled_request_is_never_answered() {
+    let server = start(Shelf::service(), bounds());
+    let hidden = "GET /head HTTP/1.1\r\nHost: hidden\r\n\r\n";
+    let all = "0\r\n\r\n".len() + hidden.len();
+    let conflicts = [
+        format!("Content-Length: {all}\r\nTransfer-Encoding: chunked"),
+        format!("Transfer-Encoding: chunked\r\nContent-Length: {all}"),
+        format!("Content-Length: {all}\r\nTransfer-Encoding: x\r\nTransfer-Encoding: chunked"),
+        format!("Content-Length: {all}\r\nTransfer-Encoding : chunked"),
+        format!("Content-Length: {all}\r\nTransfer-Encoding:\x0bchunked"),
+        format!("Content-Length: {all}\r\n Transfer-Encoding: chunked"),
+        format!("Content-Length: {all}\r\nX: x\nTransfer-Encoding: chunked"),
+        format!("Content-Length: {all}\r\nX: x\rTransfer-Encoding: chunked"),
+        format!("Content-Length: 5\r\nContent-Length: {all}"),
+        format!("Content-Length: 5, {all}"),
+        format!("Content-Length: +{all}"),
+        format!("Content-Length: {all}\0"),
+        "Transfer-Encoding: chunked, identity".to_owned(),
+        "Transfer-Encoding: chunked\r\nTransfer-Encoding: cow".to_owned(),
+        "Transfer-Encoding: \"chunked\"".to_owned(),
+    ];
+    for fields in conflicts {
+        let mut client = Client::connect(server.address);
+        client.send(&format!(
+            "POST /ignore HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\n{hidden}"
+        ));
+        let response = client.response("POST").unwrap();
+        assert_eq!((response.status, response.header("connection")), (400, Some("close")));
+        assert!(client.is_at_end(), "{fields:?}");
+    }
+    // Where the framing is clear, all of the body is body.
+    for fields in [format!("Content-Length: {all}"), format!("content-length:{all} ")] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!(
+            "POST /ignore HTTP/1.1\r\nHost: a\r\n{fields}\r\n\r\n0\r\n\r\n{hidden}"
+        ));
+        client.send("GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
+        assert_eq!(client.response("POST").unwrap().body, b"ignored");
+        assert_eq!(client.response("GET").unwrap().body, b"hello");
+    }
+}
+
+#[test]
 fn a_half_closed_client_gets_its_answer() {
     let server = start(Shelf::service(), bounds());
     for path in ["/hello", "/bytes/3000000", "/file/3000000", "/unknown/3000000"] {

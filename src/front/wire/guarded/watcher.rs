@@ -159,7 +159,7 @@ impl<'a> Watcher<'a> {
         match conn.receive(self.shared) {
             Next::Ready(ready) => {
                 self.shared.table().vacate(token);
-                exchange::dispatch(self.shared, conn, ready);
+                exchange::dispatch(self.shared, conn, *ready);
             }
             Next::Partial => {
                 let watch = conn.rest();
@@ -226,7 +226,7 @@ impl<'a> Watcher<'a> {
         let Ok(seat) = seat else { return turn_away(&stream) };
         let mut conn = Conn::new(stream, peer, seat);
         match conn.receive(self.shared) {
-            Next::Ready(ready) => exchange::dispatch(self.shared, conn, ready),
+            Next::Ready(ready) => exchange::dispatch(self.shared, conn, *ready),
             Next::Partial => {
                 let watch = conn.rest();
                 let _stopping = self.shared.park(conn, watch);

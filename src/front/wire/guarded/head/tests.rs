@@ -80,6 +80,8 @@ fn targets_in_every_form_are_read() {
     }
     let parsed = accepted("GET http://example.org:81/ HTTP/1.1\r\nHost: other\r\n\r\n");
     assert_eq!(parsed.head.header("host").as_deref(), Some("example.org:81"));
+    let parsed = accepted("GET http://example.org:81/ HTTP/1.0\r\n\r\n");
+    assert_eq!(parsed.head.header("host").as_deref(), Some("example.org:81"));
 }
 
 #[test]
