@@ -110,6 +110,22 @@ macro_rules! front_suite {
 }
 pub(super) use front_suite;
 
+/// The suite over tiny_http; that over the guarded listener stands with its own tests.
+mod over_tiny {
+    use super::*;
+    use crate::front::wire::tiny::TinyListener;
+
+    fn start(service: Arc<dyn Service>, bounds: Bounds) -> Running {
+        let pools = Arc::new(Pools::new(bounds.workers, bounds.queue_max));
+        let any_port = "127.0.0.1:0".parse().unwrap();
+        let listener = TinyListener::bind(any_port, service, Arc::clone(&pools), bounds).unwrap();
+        let address = listener.address().unwrap();
+        Running::start(Arc::new(listener), pools, address)
+    }
+
+    front_suite!(start);
+}
+
 pub(super) fn a_get_is_answered_with_date_length_and_body(start: Start<'_>) {
     let server = self::start(start);
     let response = get(server.address, "/hello");
@@ -221,8 +237,12 @@ pub(super) fn http_10_is_closed_unless_it_asks_otherwise(start: Start<'_>) {
     for _ in 0..3 {
         client.send("GET /hello HTTP/1.0\r\nConnection: keep-alive\r\n\r\n");
         let response = client.response("GET").unwrap();
-        assert_eq!(response.header("connection"), Some("keep-alive"));
         assert_eq!(response.body, b"hello");
+        // A server may close all the same, and says which it does.
+        if response.header("connection") != Some("keep-alive") {
+            assert!(client.is_at_end());
+            client = Client::connect(server.address);
+        }
     }
     client.send("GET /hello HTTP/1.0\r\n\r\n");
     assert_eq!(client.response("GET").unwrap().body, b"hello");
@@ -233,7 +253,8 @@ pub(super) fn connection_close_is_obeyed(start: Start<'_>) {
     let server = self::start(start);
     let mut client = Client::connect(server.address);
     let response = client.exchange("GET", "/hello", "Connection: close\r\n");
-    assert_eq!(response.header("connection"), Some("close"));
+    // RFC 9112, section 9.6: the close is a must, to announce it is not.
+    assert!(matches!(response.header("connection"), None | Some("close")));
     assert_eq!(response.body, b"hello");
     assert!(client.is_at_end());
 }

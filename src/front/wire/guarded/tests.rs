@@ -75,6 +75,22 @@ fn every_bound_has_its_answer_and_the_connection_is_closed() {
 }
 
 #[test]
+fn the_connection_field_says_what_becomes_of_it() {
+    let server = start(Shelf::service(), bounds());
+    for (version, asked, answered) in [
+        ("1.1", "", None),
+        ("1.1", "Connection: close\r\n", Some("close")),
+        ("1.0", "", Some("close")),
+        ("1.0", "Connection: keep-alive\r\n", Some("keep-alive")),
+    ] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /hello HTTP/{version}\r\nHost: a\r\n{asked}\r\n"));
+        let response = client.response("GET").unwrap();
+        assert_eq!(response.header("connection"), answered, "{version} {asked:?}");
+    }
+}
+
+#[test]
 fn an_answer_reaches_a_client_that_is_still_sending() {
     let server = start(Shelf::service(), bounds());
     let size = 3 << 20;
