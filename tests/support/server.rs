@@ -137,10 +137,15 @@ impl Server {
         self.begin(ask).finish()
     }
 
-    /// `GET target` on a new connection.
+    /// `GET target` on a new connection. Of an artifact, also waits until no fetch is in the
+    /// air: a client may have its last byte a moment before the file is stored.
     #[track_caller]
     pub(crate) fn get(&self, target: &str) -> Received {
-        self.ask(&Ask::get(target))
+        let answer = self.ask(&Ask::get(target));
+        if target.starts_with("/api/") {
+            eventually("every flight has landed", || self.metric("artifactapi_flights") == 0.0);
+        }
+        answer
     }
 
     /// The value of a metric with exactly these labels; 0 if it is not there yet.
