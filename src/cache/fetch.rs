@@ -316,7 +316,9 @@ impl Fetcher {
             content_type: head.content_type.clone(),
             content_encoding: head.content_encoding.clone(),
             answered_at,
-            is_checked: checksum.is_some(),
+            // Where a stored copy can stand in, a refresh that breaks off near its end (of an
+            // index: anywhere) is answered with that copy.
+            is_checked: checksum.is_some() || fetch.stored.is_some(),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
@@ -536,12 +538,10 @@ impl Fetcher {
         if !negative_ttl.is_zero() {
             self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
         }
-        if fetch.class == Class::Member {
-            // The head that named it can't be right any more.
-            for path in fetch.remote.format.heads_of(&fetch.key.path) {
-                let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
-                self.ports.freshness.clear(&head, Mark::Fresh);
-            }
+        // The head that named it can't be right any more.
+        for path in fetch.remote.format.heads_of(&fetch.key.path) {
+            let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
+            self.ports.freshness.clear(&head, Mark::Fresh);
         }
     }
 

@@ -223,6 +223,27 @@ impl FlightReader {
         }
     }
 
+    /// Whether every byte has come, though the flight may not have landed yet.
+    pub fn is_complete(&self) -> bool {
+        let state = lock(&self.flight.state);
+        let announced = state.head.as_ref().and_then(|head| head.len);
+        state.whole || announced.is_some_and(|len| state.written >= len)
+    }
+
+    /// Waits until the flight has landed, at most for `patience`; says whether it has.
+    pub fn has_landed_within(&self, patience: Duration) -> bool {
+        let deadline = Instant::now() + patience;
+        let mut state = lock(&self.flight.state);
+        while state.end.is_none() {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left == Duration::ZERO {
+                return false;
+            }
+            state = wait_timeout(&self.flight.changed, state, left);
+        }
+        true
+    }
+
     /// How many bytes the file has.
     pub fn written(&self) -> u64 {
         lock(&self.flight.state).written

@@ -42,6 +42,9 @@ use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
+/// How long a request waits for a flight whose bytes are all there to be stored, before it
+/// reads along instead.
+const LANDING_WAIT_MAX: Duration = Duration::from_millis(250);
 /// How often one request starts again because the ground moved under it: a flight that landed
 /// while it was joining, a blob that was replaced.
 const ROUNDS_MAX: usize = 4;
@@ -356,6 +359,12 @@ impl Cache {
         task: Task,
     ) -> Result<Option<Found>, CacheError> {
         let (reader, outcome) = match self.flights.join(key) {
+            // Whoever asks again right after the last byte came finds it stored.
+            Joined::Follow(reader)
+                if reader.is_complete() && reader.has_landed_within(LANDING_WAIT_MAX) =>
+            {
+                return Ok(None);
+            }
             Joined::Follow(reader) => (reader, Outcome::Collapsed),
             Joined::Lead(writer) => {
                 // A flight may have landed between our look at the index and this lead.
@@ -528,11 +537,11 @@ fn stored_head(
     heads.into_iter().find_map(|path| index.get(&key(path)).ok()?).map(|entry| entry.digest)
 }
 
-/// What clients are given to recognise a version by: upstream's Last-Modified, and upstream's
-/// ETag if it is strong, otherwise one made of the digest once that is known.
+/// What clients are given to recognise a version by, on the miss and on later hits alike:
+/// upstream's validators, and an ETag made of the digest where upstream sends none.
 fn client_validators(upstream: &Validators, digest: Option<Digest>) -> Validators {
-    let etag = match (upstream.strong_etag(), digest) {
-        (Some(etag), _) => Some(etag.to_owned()),
+    let etag = match (&upstream.etag, digest) {
+        (Some(etag), _) => Some(etag.clone()),
         (None, Some(digest)) => Some(format!("\"sha256:{digest}\"")),
         (None, None) => None,
     };

@@ -399,10 +399,25 @@ fn a_member_is_asked_for_again_once_its_head_has_changed() {
     get(head, Outcome::Miss, "head 2");
     get(member, Outcome::Miss, "member 2");
     get(member, Outcome::Hit, "member 2");
-    // A member that is gone makes its head stale at once.
-    world.upstream.remove("repodata/other.xml.gz");
-    assert!(matches!(world.find("repodata/other.xml.gz"), Err(CacheError::Absent)));
-    get(head, Outcome::Revalidated, "head 2");
+}
+
+#[test]
+fn an_index_file_that_is_gone_makes_its_head_stale_at_once() {
+    let head = "repodata/repomd.xml";
+    let world = World::with(
+        Scripted::new().file(head, File::of("head").etag("\"h\"")),
+        "package: rpm",
+        1 << 30,
+    );
+    world.check(head, Outcome::Miss, b"head");
+    world.settle();
+    for gone in
+        ["repodata/other.xml.gz".to_owned(), format!("repodata/{}-other.xml.gz", Digest::of(b""))]
+    {
+        world.check(head, Outcome::Hit, b"head");
+        assert!(matches!(world.find(&gone), Err(CacheError::Absent)), "{gone}");
+        world.check(head, Outcome::Revalidated, b"head");
+    }
 }
 
 #[test]

@@ -197,7 +197,7 @@ impl PackageFormat for Deb {
         let folder = folder(path);
         match kind(path) {
             Kind::Signature => in_folder(folder, "Release", path).into_iter().collect(),
-            Kind::Member => suite_folders(folder)
+            Kind::Member | Kind::ByHash(_) => suite_folders(folder)
                 .into_iter()
                 .flat_map(|suite| ["InRelease", "Release"].map(|name| (suite, name)))
                 .filter_map(|(suite, name)| in_folder(suite, name, path))

@@ -54,8 +54,8 @@ pub trait PackageFormat: Debug + Send + Sync {
     /// under their checksum, signatures and keys. Never a package, never an unknown file.
     fn is_index(&self, path: &ArtifactPath) -> bool;
 
-    /// The heads that may name this member, most likely first, a handful at most; empty for
-    /// other classes. A query of the member is kept: it is the client's key to both. A member
+    /// The heads that may name this member, or this index file whose name carries its checksum:
+    /// most likely first, a handful at most; empty for everything else. A query of the member is kept: it is the client's key to both. A member
     /// whose path is so long that no head fits beside it within
     /// [`ARTIFACT_PATH_MAX`](crate::artifact::ARTIFACT_PATH_MAX) has none.
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath>;

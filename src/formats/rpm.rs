@@ -78,7 +78,9 @@ impl PackageFormat for Rpm {
 
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath> {
         match kind(path) {
-            Kind::Member => in_folder(folder(path), "repomd.xml", path).into_iter().collect(),
+            Kind::Member | Kind::Hashed(_) => {
+                in_folder(folder(path), "repomd.xml", path).into_iter().collect()
+            }
             _ => Vec::new(),
         }
     }

@@ -6,12 +6,13 @@ use std::sync::Arc;
 use super::conditional::{Conditions, Verdict};
 use super::multipart::{Boundary, multipart};
 use super::range::{self, Resolved};
-use super::reply::{Problem, content_type, describe};
+use super::reply::{Problem, describe};
 use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError};
 use crate::cache::{Bytes, Cache, CacheError, Found, OpenError, Representation, Target};
 use crate::ops::Answered;
+use crate::policy::media_type;
 
 /// How often one request opens an artifact that changes under its hands.
 const OPENS_MAX: usize = 4;
@@ -106,7 +107,7 @@ impl Asked {
     ) -> Result<Reply, OpenError> {
         let Found { met, bytes } = found;
         let len = met.about.len;
-        let kind = content_type(path, met.about.content_type.as_deref());
+        let kind = media_type::of(path, met.about.content_type.as_deref()).to_owned();
         let typed = |reply: Reply| reply.header("Content-Type", kind.as_str());
         let open = |bytes: Bytes, range| cache.open(target, bytes, len, range);
         let reply = match self {

@@ -14,8 +14,6 @@ use crate::upstream::UpstreamError;
 
 /// What `Retry-After` says where nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
-/// What a file is whose kind nothing tells.
-const UNKNOWN_TYPE: &str = "application/octet-stream";
 
 /// A refusal or a failure on its way to a client.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -131,12 +129,6 @@ pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
     }
 }
 
-/// The type by the file's name, then upstream's, then none in particular.
-pub(super) fn content_type(path: &ArtifactPath, upstream: Option<&str>) -> String {
-    let by_name = mime_guess::from_path(path.file_name()).first_raw();
-    by_name.or(upstream).unwrap_or(UNKNOWN_TYPE).to_owned()
-}
-
 /// RFC 9211. A stale copy has a negative ttl.
 fn cache_status(met: &Met) -> String {
     let ttl = met.ttl_s.map(|ttl| format!("; ttl={ttl}")).unwrap_or_default();
@@ -231,17 +223,5 @@ mod tests {
         check("a-1.2.deb", "attachment; filename=\"a-1.2.deb\"");
         check("a\"b", "attachment; filename=\"a_b\"; filename*=UTF-8''a%22b");
         check("é%41", "attachment; filename=\"__41\"; filename*=UTF-8''%C3%A9%2541");
-    }
-
-    #[test]
-    fn the_type_comes_from_the_name_then_from_upstream() {
-        let check = |path: &str, upstream, value| {
-            let path = ArtifactPath::from_canonical(path).unwrap();
-            assert_eq!(content_type(&path, upstream), value, "{path}");
-        };
-        check("a/b.tar.gz", Some("text/html"), "application/gzip");
-        check("a/b", Some("text/html"), "text/html");
-        check("simple/b/", Some("text/html"), "text/html");
-        check("a/b", None, "application/octet-stream");
     }
 }

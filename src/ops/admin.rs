@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 use crate::cache::{Cache, Target};
 use crate::config::{Kind, Remotes};
 use crate::index::{IndexError, Row, Scan};
-use crate::policy::Decision;
+use crate::policy::{Decision, media_type};
 
 /// Rows of a page where the client names no limit, and the most that it gets.
 const LIMIT_DEFAULT: usize = 1000;
@@ -145,7 +145,7 @@ fn artifact(row: &Row, decision: Decision) -> Value {
         "path": row.key.path.as_str(),
         "size": row.entry.size,
         "sha256": row.entry.digest.to_string(),
-        "content_type": row.entry.content_type,
+        "content_type": media_type::of(&row.key.path, row.entry.content_type.as_deref()),
         "cached_at": timestamp(row.entry.stored_at),
         "last_used": timestamp(row.last_used),
         "fresh_for_s": fresh_for,

@@ -8,6 +8,7 @@ use crate::artifact::{Digest, Entry};
 use crate::formats::Class;
 
 pub mod lifetime;
+pub mod media_type;
 pub mod pattern;
 
 use lifetime::Lifetimes;

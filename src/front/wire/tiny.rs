@@ -151,8 +151,10 @@ impl Listener for TinyListener {
 
     fn stop(&self) {
         self.is_stopping.store(true, Ordering::SeqCst);
-        let server = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner).take();
-        if let Some(server) = server {
+        // Refuses whoever comes now, in the backlog too; the crate's own accept ends with it.
+        let _ = rustix::net::shutdown(&self.socket, Shutdown::Both);
+        let server = self.server.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(server) = &*server {
             server.unblock();
         }
     }
@@ -424,8 +426,9 @@ fn copy_body(
 
 /// Closes a connection without an answer and without reading from it.
 fn close_unanswered(request: tiny_http::Request) {
-    let Some(socket) = own_socket(&request) else { return };
-    let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+    if let Some(socket) = own_socket(&request) {
+        let _ = rustix::net::shutdown(&socket, Shutdown::Both);
+    }
     if request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX) {
         // Dropping it allocates the announced length and would abort the process. What leaks
         // is one request and the descriptors of its connection.
