@@ -355,11 +355,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let ended_before = self.child.try_wait();
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- the server's log:\n{}\n---", self.log().join("\n"));
+            let log = self.log().join("\n");
+            eprintln!(
+                "--- the server's log:\n{log}\n--- its end before that of the test: {ended_before:?}"
+            );
         }
     }
 }
