@@ -20,6 +20,7 @@ use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::guarded::{
     self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
+    TrustedProxies,
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
@@ -127,6 +128,8 @@ impl App {
     /// [`StartError`]; nothing is left running then.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+        let trusted_proxies = settings.trusted_proxies.parse()?;
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
         let watched = Watched::of(&settings.config_path);
         let remotes = load_remotes(&settings)?;
@@ -161,7 +164,8 @@ impl App {
             settings: settings.to_json(),
             pools: Arc::clone(&pools),
         };
-        let (listener, addresses) = listen(&settings, Arc::new(front), Arc::clone(&pools))?;
+        let plan = Plan { addresses, trusted_proxies, settings: &settings };
+        let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
         Ok(Self {
             settings,
             listener,
@@ -356,36 +360,48 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
     }
 }
 
-/// Opens the listener of `HTTP_FRONT`, and says where it listens.
-fn listen(
-    settings: &Settings,
-    service: Arc<dyn Service>,
-    pools: Arc<Pools>,
-) -> Result<(Box<dyn Listener>, String), StartError> {
-    let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
-    match settings.http_front {
-        HttpFront::Guarded => {
-            let settings = guarded::Settings {
-                addresses: addresses.clone(),
-                bounds: front_bounds(settings),
-                guarded: guarded_bounds(settings),
-                trusted_proxies: settings.trusted_proxies.parse()?,
-            };
-            let listener = Guarded::bind(settings, pools, service)?;
-            let chosen = listener.addresses().iter().map(SocketAddr::to_string);
-            let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
-            let named: Vec<_> = chosen.chain(unix.map(ListenAddr::to_string)).collect();
-            Ok((Box::new(listener), named.join(", ")))
-        }
-        HttpFront::TinyHttp => {
-            let [ListenAddr::Tcp(address)] = addresses[..] else {
-                return Err(StartError::OneAddress(settings.listen_addr.clone()));
-            };
-            let failed = |source| StartError::ListenTiny { address: address.to_string(), source };
-            let bounds = front_bounds(settings);
-            let listener = TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
-            let chosen = listener.address().map_err(failed)?.to_string();
-            Ok((Box::new(listener), chosen))
+/// How to listen.
+struct Plan<'a> {
+    addresses: Vec<ListenAddr>,
+    trusted_proxies: TrustedProxies,
+    settings: &'a Settings,
+}
+
+impl Plan<'_> {
+    /// Opens the listener of `HTTP_FRONT`, and says where it listens.
+    fn listen(
+        self,
+        service: Arc<dyn Service>,
+        pools: Arc<Pools>,
+    ) -> Result<(Box<dyn Listener>, String), StartError> {
+        let Self { addresses, trusted_proxies, settings } = self;
+        match settings.http_front {
+            HttpFront::Guarded => {
+                let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
+                let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
+                let settings = guarded::Settings {
+                    addresses,
+                    bounds: front_bounds(settings),
+                    guarded: guarded_bounds(settings),
+                    trusted_proxies,
+                };
+                let listener = Guarded::bind(settings, pools, service)?;
+                let chosen = listener.addresses().iter().map(SocketAddr::to_string);
+                let named: Vec<_> = chosen.chain(unix).collect();
+                Ok((Box::new(listener), named.join(", ")))
+            }
+            HttpFront::TinyHttp => {
+                let [ListenAddr::Tcp(address)] = addresses[..] else {
+                    return Err(StartError::OneAddress(settings.listen_addr.clone()));
+                };
+                let failed =
+                    |source| StartError::ListenTiny { address: address.to_string(), source };
+                let bounds = front_bounds(settings);
+                let listener =
+                    TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
+                let chosen = listener.address().map_err(failed)?.to_string();
+                Ok((Box::new(listener), chosen))
+            }
         }
     }
 }
