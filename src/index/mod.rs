@@ -16,6 +16,7 @@ pub mod embedded;
 #[cfg(test)]
 pub mod memory;
 mod micros;
+pub mod postgres;
 
 /// Rows by artifact.
 pub trait ArtifactIndex: Debug + Send + Sync {
