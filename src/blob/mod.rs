@@ -17,6 +17,7 @@ pub mod conformance;
 pub mod disk;
 #[cfg(test)]
 pub mod memory;
+pub mod s3;
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {
