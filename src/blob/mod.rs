@@ -15,6 +15,7 @@ use crate::staging::SealedFile;
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;
+pub mod hot;
 #[cfg(test)]
 pub mod memory;
 pub mod s3;
