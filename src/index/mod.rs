@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use crate::artifact::{ArtifactKey, Entry, RemoteName};
 
+pub mod bridge;
 #[cfg(test)]
 pub mod conformance;
 pub mod embedded;
