@@ -26,7 +26,7 @@ fn main() -> ExitCode {
     match command {
         Command::Serve => serve(settings),
         Command::Check { file } => check(&settings, file.as_deref()),
-        Command::Warm(warm) => match warm::run(&warm, settings.listen_addr) {
+        Command::Warm(warm) => match warm::run(&warm, &settings.listen_addr) {
             Ok(true) => ExitCode::SUCCESS,
             Ok(false) => ExitCode::FAILURE,
             Err(error) => refuse(&error),
@@ -50,7 +50,7 @@ fn serve(settings: Settings) -> ExitCode {
     if let Err(error) = watch_signals(&app).and_then(|()| start_upkeep(&app)) {
         return refuse(&error);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.address());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.addresses());
     let served = app.serve();
     let finished = app.finish();
     if !finished {

@@ -59,6 +59,9 @@ pub enum WarmError {
         /// Why.
         source: io::Error,
     },
+    /// Nobody says where the server is.
+    #[error("LISTEN_ADDR ({0}) has no address and port: give --server http://host:port")]
+    NoServer(String),
     /// The server does not answer.
     #[error(transparent)]
     Ask(#[from] AskError),
@@ -79,8 +82,11 @@ pub enum WarmError {
 ///
 /// # Errors
 /// [`WarmError`].
-pub fn run(warm: &Warm, listen_addr: SocketAddr) -> Result<bool, WarmError> {
-    let server = warm.server.clone().unwrap_or_else(|| address_of(listen_addr));
+pub fn run(warm: &Warm, listen_addr: &str) -> Result<bool, WarmError> {
+    let server = match &warm.server {
+        Some(server) => server.clone(),
+        None => address_of(listen_addr)?,
+    };
     let body = request(warm)?.to_string();
     let mut answer = post_json(&server, "/cache-artifact?wait=true", &body)?;
     if answer.status != 200 {
@@ -153,14 +159,17 @@ fn list(file: &Path) -> Result<Vec<String>, WarmError> {
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
 }
 
-/// Where a server that listens on an address can be reached from this machine.
-fn address_of(listen: SocketAddr) -> String {
-    let ip = match listen.ip() {
+/// Where the server that listens on these addresses can be reached from this machine.
+fn address_of(listen: &str) -> Result<String, WarmError> {
+    let mut addresses = listen.split([',', ' ']);
+    let first = addresses.find_map(|address| address.parse::<SocketAddr>().ok());
+    let first = first.ok_or_else(|| WarmError::NoServer(listen.to_owned()))?;
+    let ip = match first.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
         IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
         ip => ip,
     };
-    format!("http://{}", SocketAddr::new(ip, listen.port()))
+    Ok(format!("http://{}", SocketAddr::new(ip, first.port())))
 }
 
 #[cfg(test)]
@@ -169,10 +178,11 @@ mod tests {
 
     #[test]
     fn the_server_of_this_machine_is_found() {
-        let check = |listen: &str, url: &str| assert_eq!(address_of(listen.parse().unwrap()), url);
+        let check = |listen: &str, url: &str| assert_eq!(address_of(listen).unwrap(), url);
         check("0.0.0.0:8000", "http://127.0.0.1:8000");
         check("[::]:80", "http://[::1]:80");
-        check("192.0.2.1:8000", "http://192.0.2.1:8000");
+        check("unix:/run/a.sock, 192.0.2.1:8000", "http://192.0.2.1:8000");
+        assert!(address_of("unix:/run/a.sock").is_err());
     }
 
     #[test]
