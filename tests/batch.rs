@@ -243,10 +243,10 @@ fn a_client_never_waits_behind_a_batch() {
         let batch = scope.spawn(|| cache(&server, &json!({"remote": "files", "paths": held})));
         gate.wait_reached(2);
         // Every slot that a batch may have is held now, and four more of its files wait.
-        server.get("/api/files/wanted").expect(200, b"wanted");
+        server.ask(&Ask::get("/api/files/wanted")).expect(200, b"wanted");
         // A client asks for one of those.
         upstream.serve("/held-5", Answer::file(b"free"));
-        server.get("/api/files/held-5").expect(200, b"free");
+        server.ask(&Ask::get("/api/files/held-5")).expect(200, b"free");
         assert_eq!(upstream.total(), 4);
         gate.open();
         assert_eq!(counts(&batch.join().unwrap()), [6, 5, 1, 0, 0]);

@@ -131,6 +131,7 @@ impl<'a> Survey<'a> {
         if folders == [""] {
             folders = prefix::folders(remote.patterns.include().iter().map(String::as_str));
         }
+        let mut missing = Vec::new();
         for folder in &folders {
             let looked = match remote.format.name() {
                 "alpine" => self.apk(folder),
@@ -142,11 +143,19 @@ impl<'a> Survey<'a> {
             match looked {
                 Ok(()) => {}
                 Err(SurveyError::Ended) => break,
+                Err(SurveyError::NotOffered(why)) => missing.push(why),
                 Err(error) => return Err(error),
             }
             if self.has_ended {
                 break;
             }
+        }
+        // One of several places that is not there is told; if none is, there is nothing to do.
+        if let Some(why) = missing.first() {
+            if missing.len() == folders.len() {
+                return Err(SurveyError::NotOffered(why.clone()));
+            }
+            self.leave_out(why.clone());
         }
         if self.outside > 0 && self.found.incomplete.is_none() {
             let why = format!("{} links lead out of the remote's base_url", self.outside);

@@ -20,6 +20,7 @@ const BEGINNING_BYTES_MAX: usize = 512;
 /// assert_eq!(folders([r"^(main|community)/x86_64/"]), ["community/x86_64/", "main/x86_64/"]);
 /// assert_eq!(folders(["a/b/.*", "a/"]), ["a/"]);
 /// assert_eq!(folders([r".*/x86_64/.*\.apk$"]), [""]);
+/// assert_eq!(folders([r"/x86_64/.*\.apk$"]), [""]);
 /// ```
 pub fn folders<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     let mut folders: Vec<String> = patterns.into_iter().flat_map(of_one).collect();
@@ -47,7 +48,11 @@ fn of_one(pattern: &str) -> Vec<String> {
     let Some(beginnings) = beginnings.literals() else { return everywhere() };
     let folder = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
-        text.rfind('/').map_or(String::new(), |at| text[..=at].trim_start_matches('/').to_owned())
+        match text.rfind('/') {
+            // No path begins with a slash: such a pattern means some place further inside.
+            Some(at) if !text.starts_with('/') => text[..=at].to_owned(),
+            _ => String::new(),
+        }
     };
     beginnings.iter().map(|beginning| folder(beginning.as_bytes())).collect()
 }
