@@ -4,7 +4,7 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use artifactapi::cache::chain;
+use artifactapi::chain::chain;
 use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::ops::cli::{Cli, Command};
 use artifactapi::wiring::{self, App};

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::artifact::{ArtifactKey, ArtifactPath, Digest, Entry, Validators};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::{Body, Source};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::{Kind, Remote};
 use crate::coord::{Freshness, Leases, Mark};
@@ -31,7 +32,7 @@ pub mod sweep;
 mod tests;
 mod uses;
 
-pub use error::{CacheError, FetchError, OpenError, chain};
+pub use error::{CacheError, FetchError, OpenError};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
 
 use counters::Counters;

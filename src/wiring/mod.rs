@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, CacheBounds, Target, chain};
+use crate::cache::{Cache, CacheBounds, Target};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
