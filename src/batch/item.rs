@@ -7,7 +7,8 @@ use serde_json::{Value, json};
 
 use super::request::Options;
 use crate::artifact::{ArtifactPath, BlobKey, Digest, Entry, RemoteName};
-use crate::cache::{Cache, Filled, Target, Wish, chain};
+use crate::cache::{Cache, Filled, Target, Wish};
+use crate::chain::chain;
 
 /// One artifact to cache.
 #[derive(Debug)]

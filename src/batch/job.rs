@@ -13,7 +13,8 @@ use super::item::{Done, Item, Status};
 use super::plan::{Plan, Source, Work};
 use super::request::Options;
 use super::survey::{self, Survey};
-use crate::cache::{Cache, chain};
+use crate::cache::Cache;
+use crate::chain::chain;
 
 /// A batch under way, or one that has ended.
 #[derive(Debug)]
