@@ -39,9 +39,9 @@
 //! # Architecture invariants
 //!
 //! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
-//!   `upstream/http*` knows ureq; only `wiring.rs` names a backend.
-//! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument. `config` reads
-//!   its own file and nothing else.
+//!   `upstream/http*` and `upstream/own.rs` know ureq; only `wiring.rs` names a backend.
+//! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument.
+//!   `config` reads its own file and nothing else.
 //! - No backend knows HTTP status codes; one function maps errors to statuses
 //!   (`front/reply.rs`).
 //! - Stored bytes are upstream's bytes.

@@ -105,8 +105,10 @@ struct State {
     begun: usize,
     results: Vec<Done>,
     counts: Counts,
-    /// Bytes of everything that has ended, and of everything that listings gave a size.
+    /// Bytes of everything that has ended, of what of it was fetched, and of everything that
+    /// listings gave a size.
     bytes: u64,
+    fetched_bytes: u64,
     bytes_listed: u64,
     /// What discovery left out, and why.
     incomplete: Option<String>,
@@ -156,6 +158,7 @@ impl Job {
                 results: refused,
                 counts,
                 bytes: 0,
+                fetched_bytes: 0,
                 bytes_listed: 0,
                 incomplete: None,
                 error: None,
@@ -252,6 +255,7 @@ impl Job {
             "refused": counts.refused,
             "cancelled": counts.cancelled,
             "bytes": state.bytes + running,
+            "fetched_bytes": state.fetched_bytes + running,
             "bytes_listed": state.bytes_listed,
             "dry_run": self.options.dry_run,
             "by_name": self.is_by_name,
@@ -333,6 +337,9 @@ impl Job {
         state.running.remove(&number);
         state.counts.add(done.status);
         state.bytes += done.bytes.unwrap_or(0);
+        if done.status == Status::Cached {
+            state.fetched_bytes += done.bytes.unwrap_or(0);
+        }
         state.results.push(done);
         self.end_if_nothing_is_left(&mut state);
         drop(state);

@@ -380,14 +380,20 @@ impl<'a> Survey<'a> {
 
     // Questions.
 
+    /// Asks for a listing; `None` where there is none, or where upstream means not to give it:
+    /// there may be others.
     fn ask(&mut self, path: &ArtifactPath) -> Result<Option<Answer>, SurveyError> {
-        match self.upstream {
-            Some(upstream) => self.ask_of(upstream, path),
-            None => Ok(None),
+        let Some(upstream) = self.upstream else { return Ok(None) };
+        match self.ask_of(upstream, path) {
+            Err(SurveyError::Upstream { what, source }) if !source.is_failure() => {
+                tracing::debug!(listing = what, error = %source, "a listing is not given");
+                Ok(None)
+            }
+            answered => answered,
         }
     }
 
-    /// Asks for a listing; `None` where there is none, or where upstream means not to give it.
+    /// Asks; `None` where there is no such thing.
     fn ask_of(
         &mut self,
         upstream: &dyn Upstream,
@@ -399,7 +405,6 @@ impl<'a> Survey<'a> {
             self.has_ended = true;
         }
         self.check_bounds()?;
-        let what = || path.to_string();
         match upstream.get(&UpstreamRequest { path, unless: None, part: None }) {
             Ok(UpstreamReply::Found(head, body)) => {
                 let watched = Watched {
@@ -416,11 +421,13 @@ impl<'a> Survey<'a> {
                 Ok(Some((head, body)))
             }
             Ok(UpstreamReply::Absent | UpstreamReply::NotModified(_)) => Ok(None),
-            Err(error) if !error.is_failure() => {
-                tracing::debug!(listing = what(), %error, "a listing is not given");
-                Ok(None)
+            Err(source) => {
+                let what = match path.as_str() {
+                    "" => "/".to_owned(),
+                    path => path.to_owned(),
+                };
+                Err(SurveyError::Upstream { what, source })
             }
-            Err(source) => Err(SurveyError::Upstream { what: what(), source }),
         }
     }
 

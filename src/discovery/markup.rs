@@ -46,8 +46,8 @@ impl<R: BufRead> Tags<R> {
             self.tag.clear();
             while !is_whole(&self.tag) {
                 let had = self.tag.len() as u64;
-                let more = self.reader.by_ref().take(TAG_BYTES_MAX - had);
-                let read = { more }.read_until(b'>', &mut self.tag)?;
+                let mut more = self.reader.by_ref().take(TAG_BYTES_MAX - had);
+                let read = more.read_until(b'>', &mut self.tag)?;
                 if self.tag.starts_with(b"!--") || self.tag.starts_with(b"![CDATA[") {
                     break;
                 }

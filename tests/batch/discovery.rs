@@ -164,6 +164,11 @@ fn releases_of_a_repository_are_found_page_by_page() {
     let unknown = json!({"remote": "files", "include_pattern": "o/none/.*"});
     let answer = post(&server, "/cache-artifact", &unknown);
     answer.expect_error(502);
+    api.serve("/v3/repos/o/limited/releases?per_page=100", Answer::status(403));
+    let limited = json!({"remote": "files", "include_pattern": "o/limited/.*"});
+    let refused = post(&server, "/cache-artifact", &limited);
+    refused.expect_error(502);
+    assert!(refused.text().contains("answered 403"), "{}", refused.text());
     assert!(answer.text().contains("knows no repos/o/none/releases"), "{}", answer.text());
 }
 

@@ -77,6 +77,7 @@ struct Progress {
     matched: u64,
     ended: u64,
     bytes: u64,
+    fetched_bytes: u64,
     bytes_listed: u64,
     seconds: f64,
     is_discovering: bool,
@@ -90,6 +91,7 @@ impl Progress {
             matched: number("matched"),
             ended: ends.iter().map(|name| number(name)).sum(),
             bytes: number("bytes"),
+            fetched_bytes: number("fetched_bytes"),
             bytes_listed: number("bytes_listed"),
             seconds: told["seconds"].as_f64().unwrap_or(0.0).max(0.001),
             is_discovering: told["state"] == "discovering",
@@ -100,7 +102,7 @@ impl Progress {
         if self.is_discovering {
             return "looking at what upstream has".to_owned();
         }
-        let rate = self.bytes as f64 / self.seconds;
+        let rate = self.fetched_bytes as f64 / self.seconds;
         let left = match self.left() {
             Some(left) => format!(", {} left", HumanDuration(left)),
             None => String::new(),
@@ -138,10 +140,10 @@ mod tests {
     fn the_bar_shows_rate_and_time_left() {
         let told = json!({
             "state": "running", "matched": 4, "cached_count": 1, "already_cached": 1,
-            "bytes": 10 << 20, "bytes_listed": 40 << 20, "seconds": 10.0,
+            "bytes": 10 << 20, "fetched_bytes": 5 << 20, "bytes_listed": 40 << 20, "seconds": 10.0,
         });
         assert_eq!(Progress::of(&told).ended, 2);
-        assert_eq!(Progress::of(&told).message(), "10.00 MiB, 1.00 MiB/s, 30 seconds left");
+        assert_eq!(Progress::of(&told).message(), "10.00 MiB, 512.00 KiB/s, 30 seconds left");
         let unknown = json!({"state": "running", "matched": 4, "seconds": 10.0});
         assert_eq!(Progress::of(&unknown).message(), "0 B, 0 B/s");
         let show = Show::new(true);
