@@ -84,7 +84,7 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
         FetchError::Staging(StagingError::Io { .. }) => (500, None),
         FetchError::Staging(StagingError::TooLong(_)) => (502, None),
         FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
-        FetchError::Overloaded => (503, Some(RETRY_AFTER)),
+        FetchError::Overloaded | FetchError::Unproven(_) => (503, Some(RETRY_AFTER)),
     }
 }
 
