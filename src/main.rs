@@ -4,9 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
+use artifactapi::artifact::RemoteName;
 use artifactapi::cache::chain;
 use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::config::tokens::Scope;
 use artifactapi::ops::cli::{Cli, Command};
+use artifactapi::ops::token;
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,14 +20,30 @@ use tracing::level_filters::LevelFilter;
 const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
-    let settings = match Settings::read(&wiring::variable) {
-        Ok(settings) => settings,
-        Err(errors) => return refuse(&errors),
-    };
-    match command {
-        Command::Serve => serve(settings),
-        Command::Check { file } => check(&settings, file.as_deref()),
+    match Cli::parse().command.unwrap_or(Command::Serve) {
+        Command::Serve => with_settings(serve),
+        Command::Check { file } => with_settings(|settings| check(&settings, file.as_deref())),
+        Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
+    }
+}
+
+fn with_settings(run: impl FnOnce(Settings) -> ExitCode) -> ExitCode {
+    match Settings::read(&wiring::variable) {
+        Ok(settings) => run(settings),
+        Err(errors) => refuse(&errors),
+    }
+}
+
+fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
+    match token::make(name, scopes, remotes) {
+        Ok(made) => {
+            println!("# The token; it is stored nowhere and cannot be shown again:");
+            println!("{}", made.token);
+            println!("# Its line for TOKENS_FILE:");
+            println!("{}", made.line);
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error),
     }
 }
 
@@ -69,7 +88,10 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
         let mut is_stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP => app.reload(),
+                SIGHUP => {
+                    app.reload();
+                    app.reload_tokens();
+                }
                 _ if is_stopping => std::process::exit(EXIT_AT_ONCE),
                 _ => {
                     is_stopping = true;

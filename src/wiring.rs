@@ -13,9 +13,11 @@ use crate::clock::Clock;
 use crate::config::env::Settings;
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
+use crate::config::tokens::{Token, Tokens};
 use crate::config::{Kind, Remotes};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
+use crate::front::access::{Access, Reads};
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::tiny::TinyListener;
@@ -95,6 +97,7 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
+    access: Arc<Access>,
     index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
     clock: Clock,
@@ -112,6 +115,8 @@ impl App {
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
+        let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
+        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
 
         let data_dir = &settings.data_dir;
         let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
@@ -140,6 +145,8 @@ impl App {
             metrics: Metrics::new(cache.counters()),
             settings: settings.to_json(),
             pools: Arc::clone(&pools),
+            access: Arc::clone(&access),
+            body_bytes_max: settings.body_bytes_max,
         };
         let listen = |source| StartError::Listen { address: settings.listen_addr, source };
         let listener = TinyListener::bind(
@@ -157,6 +164,7 @@ impl App {
             pools,
             cache,
             catalogs,
+            access,
             index,
             proxies,
             clock,
@@ -214,11 +222,27 @@ impl App {
         }
     }
 
+    /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
+    pub fn reload_tokens(&self) {
+        match load_tokens(&self.settings) {
+            Ok(tokens) => {
+                tracing::info!("the tokens were reloaded");
+                self.access.replace(tokens);
+            }
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "the new tokens cannot be used; the old ones stay in force"
+            ),
+        }
+    }
+
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml and the tokens, records uses, syncs the data folder and sweeps orphans.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = Watched::of(&self.settings.config_path);
+        let tokens_seen = || self.settings.tokens_file.as_deref().map(Watched::of);
+        let mut tokens = tokens_seen();
         let due = |every: Duration| (every, started);
         let (mut uses, mut sync, mut sweep) =
             (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
@@ -230,6 +254,11 @@ impl App {
                 if seen != watched {
                     watched = seen;
                     self.reload();
+                }
+                let seen = tokens_seen();
+                if seen != tokens {
+                    tokens = seen;
+                    self.reload_tokens();
                 }
             }
             if is_due(&mut uses) {
@@ -279,6 +308,21 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+    let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
+    let tokens = tokens.unwrap_or_default();
+    let tokens = match &settings.admin_token {
+        Some(secret) => tokens.with(Token::admin(secret)?),
+        None => tokens,
+    };
+    if tokens.is_empty() && !settings.anonymous_read {
+        tracing::warn!(
+            "nobody can read: ANONYMOUS_READ is false and there is no token in TOKENS_FILE or ADMIN_TOKEN"
+        );
+    }
+    Ok(tokens)
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {

@@ -143,7 +143,7 @@ fn cache_status(met: &Met) -> String {
 }
 
 /// RFC 9530, section 3.
-fn repr_digest(digest: Digest) -> String {
+pub(super) fn repr_digest(digest: Digest) -> String {
     format!("sha-256=:{}:", BASE64.encode(digest.0))
 }
 
