@@ -27,7 +27,7 @@ impl Cache {
     /// removal is durable when this returns.
     ///
     /// # Errors
-    /// [`ChangeError`]; then it is still there, or the blob is without a row and will be swept.
+    /// [`ChangeError`]; it may still be there then.
     pub fn purge(
         &self,
         target: &Target,
@@ -63,7 +63,7 @@ impl Cache {
             }
             if let Err(error) = self.ports.blobs.remove(&entry.blob) {
                 self.counters.blob_errors.inc();
-                tracing::warn!(artifact = %key, error = chain(&error), "a purged blob is left to the sweep");
+                tracing::warn!(artifact = %key, error = chain(&error), "a purged artifact's blob is still in the store");
             }
             return Ok(Purged::Removed(entry));
         }

@@ -291,3 +291,6 @@ impl Cache {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
