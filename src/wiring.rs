@@ -10,7 +10,7 @@ use crate::blob::BlobStore;
 use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
 use crate::clock::Clock;
-use crate::config::env::Settings;
+use crate::config::env::{HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::tokens::{Token, Tokens};
@@ -20,8 +20,12 @@ use crate::front::Front;
 use crate::front::access::{Access, Reads};
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
+use crate::front::wire::guarded::{
+    self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
+    TrustedProxies,
+};
 use crate::front::wire::tiny::TinyListener;
-use crate::front::wire::{Bounds, Listener};
+use crate::front::wire::{Bounds, Listener, Service};
 use crate::index::ArtifactIndex;
 use crate::index::embedded::{
     DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
@@ -38,6 +42,8 @@ const USES_INTERVAL: Duration = Duration::from_secs(10);
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// How often blobs without a row are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often a stop looks whether every fetch has landed.
+const LANDING_POLL: Duration = Duration::from_millis(10);
 /// How often upkeep looks whether something is due.
 const UPKEEP_TICK: Duration = Duration::from_secs(1);
 
@@ -75,14 +81,26 @@ pub enum StartError {
     /// The index can't be opened.
     #[error(transparent)]
     Index(#[from] OpenIndexError),
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// `TRUSTED_PROXIES` names something that is no proxy.
+    #[error("TRUSTED_PROXIES cannot be understood")]
+    TrustedProxies(#[from] ProxyError),
     /// The address can't be listened on.
+    #[error("cannot listen on LISTEN_ADDR")]
+    Listen(#[from] BindError),
+    /// The address can't be listened on with tiny_http.
     #[error("cannot listen on {address} (LISTEN_ADDR)")]
-    Listen {
+    ListenTiny {
         /// Which address.
-        address: SocketAddr,
+        address: String,
         /// Why.
         source: std::io::Error,
     },
+    /// tiny_http listens on one address and port only.
+    #[error("HTTP_FRONT=tiny_http takes one address and port as LISTEN_ADDR, not {0:?}")]
+    OneAddress(String),
     /// No thread can be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -92,8 +110,8 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
-    listener: TinyListener,
-    address: SocketAddr,
+    listener: Box<dyn Listener>,
+    addresses: String,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
@@ -101,6 +119,9 @@ pub struct App {
     index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
     clock: Clock,
+    // remotes.yaml and the tokens as they were before they were read, so that no change is overlooked.
+    watched: Watched,
+    tokens_watched: Option<Watched>,
     _lock: DataDirLock,
 }
 
@@ -111,10 +132,14 @@ impl App {
     /// [`StartError`]; nothing is left running then.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+        let trusted_proxies = settings.trusted_proxies.parse()?;
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
+        let watched = Watched::of(&settings.config_path);
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
+        let tokens_watched = tokens_of(&settings);
         let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
         let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
 
@@ -142,25 +167,18 @@ impl App {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             health,
-            metrics: Metrics::new(cache.counters()),
+            metrics: Arc::new(Metrics::new(cache.counters())),
             settings: settings.to_json(),
             pools: Arc::clone(&pools),
             access: Arc::clone(&access),
             body_bytes_max: settings.body_bytes_max,
         };
-        let listen = |source| StartError::Listen { address: settings.listen_addr, source };
-        let listener = TinyListener::bind(
-            settings.listen_addr,
-            Arc::new(front),
-            Arc::clone(&pools),
-            front_bounds(&settings),
-        )
-        .map_err(listen)?;
-        let address = listener.address().map_err(listen)?;
+        let plan = Plan { addresses, trusted_proxies, settings: &settings };
+        let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
         Ok(Self {
             settings,
             listener,
-            address,
+            addresses,
             pools,
             cache,
             catalogs,
@@ -168,13 +186,15 @@ impl App {
             index,
             proxies,
             clock,
+            watched,
+            tokens_watched,
             _lock: lock,
         })
     }
 
-    /// The address that clients connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// The addresses that clients connect to, with the ports that were chosen.
+    pub fn addresses(&self) -> &str {
+        &self.addresses
     }
 
     /// Accepts and serves until [`App::stop`].
@@ -190,10 +210,16 @@ impl App {
         self.listener.stop();
     }
 
-    /// Waits for the requests in flight, then writes down what must outlive the process. Says
+    /// Waits for the requests and fetches in flight, then writes down what must outlive the process. Says
     /// whether every request ended within the grace period.
     pub fn finish(&self) -> bool {
-        let finished = self.pools.drain(self.settings.shutdown_grace);
+        let deadline = Instant::now() + self.settings.shutdown_grace;
+        let mut finished = self.pools.drain(self.settings.shutdown_grace);
+        // The clients have their bytes; what they fetched is worth keeping.
+        while finished && self.cache.flight_count() > 0 {
+            finished = Instant::now() < deadline;
+            std::thread::sleep(LANDING_POLL);
+        }
         self.cache.record_uses();
         if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
             tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
@@ -240,9 +266,8 @@ impl App {
     /// remotes.yaml and the tokens, records uses, syncs the data folder and sweeps orphans.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
-        let mut watched = Watched::of(&self.settings.config_path);
-        let tokens_seen = || self.settings.tokens_file.as_deref().map(Watched::of);
-        let mut tokens = tokens_seen();
+        let mut watched = self.watched;
+        let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
         let (mut uses, mut sync, mut sweep) =
             (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
@@ -255,7 +280,7 @@ impl App {
                     watched = seen;
                     self.reload();
                 }
-                let seen = tokens_seen();
+                let seen = tokens_of(&self.settings);
                 if seen != tokens {
                     tokens = seen;
                     self.reload_tokens();
@@ -289,7 +314,7 @@ fn is_due((every, last): &mut (Duration, Instant)) -> bool {
 }
 
 /// What tells that a file was changed; a file that is gone for a moment changes too.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Watched(Option<(std::time::SystemTime, u64, u64)>);
 
 impl Watched {
@@ -308,6 +333,10 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+fn tokens_of(settings: &Settings) -> Option<Watched> {
+    settings.tokens_file.as_deref().map(Watched::of)
 }
 
 fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
@@ -378,6 +407,65 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_threads: settings.fetch_threads,
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
+    }
+}
+
+/// How to listen.
+struct Plan<'a> {
+    addresses: Vec<ListenAddr>,
+    trusted_proxies: TrustedProxies,
+    settings: &'a Settings,
+}
+
+impl Plan<'_> {
+    /// Opens the listener of `HTTP_FRONT`, and says where it listens.
+    fn listen(
+        self,
+        service: Arc<dyn Service>,
+        pools: Arc<Pools>,
+    ) -> Result<(Box<dyn Listener>, String), StartError> {
+        let Self { addresses, trusted_proxies, settings } = self;
+        match settings.http_front {
+            HttpFront::Guarded => {
+                let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
+                let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
+                let settings = guarded::Settings {
+                    addresses,
+                    bounds: front_bounds(settings),
+                    guarded: guarded_bounds(settings),
+                    trusted_proxies,
+                };
+                let listener = Guarded::bind(settings, pools, service)?;
+                let chosen = listener.addresses().iter().map(SocketAddr::to_string);
+                let named: Vec<_> = chosen.chain(unix).collect();
+                Ok((Box::new(listener), named.join(", ")))
+            }
+            HttpFront::TinyHttp => {
+                let [ListenAddr::Tcp(address)] = addresses[..] else {
+                    return Err(StartError::OneAddress(settings.listen_addr.clone()));
+                };
+                let failed =
+                    |source| StartError::ListenTiny { address: address.to_string(), source };
+                let bounds = front_bounds(settings);
+                let listener =
+                    TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
+                let chosen = listener.address().map_err(failed)?.to_string();
+                Ok((Box::new(listener), chosen))
+            }
+        }
+    }
+}
+
+fn guarded_bounds(settings: &Settings) -> GuardedBounds {
+    GuardedBounds {
+        connections_max: settings.connections_max,
+        connections_reserved: settings.connections_reserved,
+        connections_per_address_max: settings.connections_per_address_max,
+        head_timeout: settings.head_timeout,
+        body_idle_timeout: settings.body_idle_timeout,
+        rate_min_bytes_per_second: settings.rate_min,
+        rate_window: settings.rate_window,
+        requests_per_connection_max: settings.requests_per_connection_max,
     }
 }
 

@@ -6,6 +6,7 @@ mod access;
 mod api;
 mod collapse;
 mod crash;
+mod docs;
 mod failure;
 mod floors;
 mod formats;

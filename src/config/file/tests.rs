@@ -467,7 +467,7 @@ fn a_local_remote_without_include_patterns_takes_what_is_not_excluded() {
     assert!(allows(&local, "any/path") && !allows(&local, "a.tmp"));
     let cached = remote_of(&text("base_url: https://h.example.org"));
     assert!(!allows(&cached, "any/path"));
-    let bounded = remote_of(&with("type: local\ninclude_patterns: [^a/]"));
+    let bounded = remote_of(&text("type: local\n    include_patterns: [^a/]"));
     assert!(allows(&bounded, "a/b") && !allows(&bounded, "b/a"));
 }
 

@@ -227,6 +227,10 @@ fn exchange(
     head: &RequestHead,
     answer: impl FnOnce(&mut dyn Read, &mut dyn ReplyWriter),
 ) {
+    if request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX) {
+        // Not even reading it is safe: at an early end the crate drops the rest.
+        return close_unanswered(request);
+    }
     let is_chunked = head.header("transfer-encoding").is_some();
     let has_body = is_chunked || head.header("content-length").is_some_and(|length| length != "0");
     let awaits = head.header("expect").is_some();
@@ -235,7 +239,7 @@ fn exchange(
         (true, false) => Unread::Some,
         (true, true) => Unread::AwaitsContinue,
     };
-    let open = Open { request: Some(request), unread, is_chunked };
+    let open = Open { request: Some(request), unread, is_chunked, taken: 0 };
     let open = RefCell::new(open);
     let mut body = TinyBody(&open);
     let mut writer =
@@ -251,6 +255,8 @@ struct Open {
     request: Option<tiny_http::Request>,
     unread: Unread,
     is_chunked: bool,
+    /// Bytes of the body that were read.
+    taken: u64,
 }
 
 /// Whether some of a request's body may still be on the socket.
@@ -269,10 +275,16 @@ impl Read for TinyBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut open = self.0.borrow_mut();
         match &mut *open {
-            Open { request: Some(request), unread, is_chunked } if *unread != Unread::None => {
+            Open { request: Some(request), unread, is_chunked, taken }
+                if *unread != Unread::None =>
+            {
                 *unread = Unread::Some;
                 let read = request.as_reader().read(buffer)?;
-                if read == 0 && !buffer.is_empty() {
+                *taken += read as u64;
+                let announced = request.body_length().map(|length| length as u64);
+                // An end before the announced length leaves the crate wanting the rest.
+                let is_whole = announced.is_none_or(|length| *taken >= length);
+                if read == 0 && !buffer.is_empty() && is_whole {
                     // To the crate, a connection that ends inside a chunk ends the body well.
                     // A client that closes its side behind a whole body is refused too.
                     if *is_chunked && has_closed(request) {
@@ -308,14 +320,11 @@ impl ReplyWriter for TinyWriter<'_> {
         if unread != Unread::None {
             // Dropping the request reads the rest of its body, into memory: end that first.
             drained = Err(io::ErrorKind::InvalidData.into());
-            let is_too_much = request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX);
             let socket = own_socket(&request);
-            match socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Read)) {
-                Some(Ok(())) if !is_too_much => {}
-                _ => {
-                    close_unanswered(request);
-                    return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
-                }
+            let ended = socket.is_some_and(|it| rustix::net::shutdown(&it, Shutdown::Read).is_ok());
+            if !ended {
+                close_unanswered(request);
+                return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
             }
         }
         let closes = drained.is_err() || !self.is_http_11;
@@ -325,7 +334,11 @@ impl ReplyWriter for TinyWriter<'_> {
         if (closes || sent.broken.is_some())
             && let Some(socket) = socket()
         {
-            // Of a body that broke off the client must see an error, not an end.
+            if sent.broken.is_some() {
+                // Of a body that broke off the client must see an error, not an end: this
+                // resets the connection at once, whoever else has its descriptor open.
+                let _ = rustix::net::connect_unspec(&socket);
+            }
             let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         }
         sent
