@@ -15,6 +15,9 @@ fn setup(remote: Remote) -> Setup {
     Setup::new().remote("own", remote).env("ADMIN_TOKEN", ADMIN)
 }
 
+/// Both listeners: each frames bodies in its own way.
+const LISTENERS: [&str; 2] = ["guarded", "tiny_http"];
+
 fn server() -> Server {
     setup(Remote::local()).start()
 }
@@ -45,7 +48,14 @@ fn assert_nothing_is_left(server: &Server) {
 
 #[test]
 fn an_upload_of_any_size_and_framing_is_served_as_it_was_sent() {
-    let server = server();
+    for listener in LISTENERS {
+        uploads_of_any_size_and_framing(
+            &setup(Remote::local()).env("HTTP_FRONT", listener).start(),
+        );
+    }
+}
+
+fn uploads_of_any_size_and_framing(server: &Server) {
     for (number, len) in [0, 1, 9_999, 10_000, 10_001, 3_000_000].into_iter().enumerate() {
         let bytes = noise(number as u64, len);
         for (framing, ask) in [
@@ -59,7 +69,7 @@ fn an_upload_of_any_size_and_framing_is_served_as_it_was_sent() {
             answer.expect_header("x-checksum-sha256", &sha256_hex(&bytes));
             assert_eq!(answer.json()["sha256"], sha256_hex(&bytes));
             assert_eq!(answer.json()["size"], len);
-            let served = get(&server, &path);
+            let served = get(server, &path);
             served.expect(200, &bytes);
             served.expect_header("x-checksum-sha256", &sha256_hex(&bytes));
             served.expect_header("content-type", "application/x-of-test");
@@ -89,7 +99,12 @@ fn a_name_keeps_its_content_unless_overwriting_is_allowed() {
 
 #[test]
 fn an_upload_that_is_cut_leaves_nothing() {
-    let server = server();
+    for listener in LISTENERS {
+        cut_uploads(&setup(Remote::local()).env("HTTP_FRONT", listener).start());
+    }
+}
+
+fn cut_uploads(server: &Server) {
     let bytes = noise(1, 100_000);
     for ask in [put("a", &bytes), put_chunked("a", &bytes)] {
         let (head, body) = ask.wire(server.addr());
@@ -104,10 +119,10 @@ fn an_upload_that_is_cut_leaves_nothing() {
         }
     }
     eventually("no worker is busy", || server.metric("artifactapi_busy_workers") == 0.0);
-    get(&server, "a").expect_error(404);
-    assert_nothing_is_left(&server);
+    get(server, "a").expect_error(404);
+    assert_nothing_is_left(server);
     server.ask(&put("a", &bytes)).expect_status(201);
-    get(&server, "a").expect(200, &bytes);
+    get(server, "a").expect(200, &bytes);
 }
 
 /// Sends nothing more, and takes whatever comes as long as it is no success.
@@ -315,7 +330,13 @@ fn a_local_repository_without_patterns_takes_every_path() {
 
 #[test]
 fn a_client_that_waits_is_told_to_continue_only_if_its_body_is_wanted() {
-    let server = setup(Remote::local().with("max_bytes: 1000")).start();
+    for listener in LISTENERS {
+        let setup = setup(Remote::local().with("max_bytes: 1000"));
+        uploads_that_wait(&setup.env("HTTP_FRONT", listener).start());
+    }
+}
+
+fn uploads_that_wait(server: &Server) {
     let begin = |ask: Ask| {
         let (head, body) = ask.header("Expect", "100-continue").wire(server.addr());
         let mut connection = server.connect();
