@@ -5,8 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use artifactapi::artifact::RemoteName;
-use artifactapi::cache::chain;
-use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::chain::chain;
+use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::config::tokens::Scope;
 use artifactapi::ops::cli::{Cli, Command};
 use artifactapi::ops::token;
@@ -21,15 +21,19 @@ const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or(Command::Serve) {
-        Command::Serve => with_settings(serve),
-        Command::Check { file } => with_settings(|settings| check(&settings, file.as_deref())),
+        Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
+        Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
         Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
     }
 }
 
-fn with_settings(run: impl FnOnce(Settings) -> ExitCode) -> ExitCode {
-    match Settings::read(&wiring::variable) {
-        Ok(settings) => run(settings),
+fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
+    let settings = match Settings::read(&wiring::variable) {
+        Ok(settings) => settings,
+        Err(errors) => return refuse(&errors),
+    };
+    match Engines::read(&wiring::variable) {
+        Ok(engines) => run(settings, engines),
         Err(errors) => refuse(&errors),
     }
 }
@@ -54,9 +58,9 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
     if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
-    let app = match App::start(settings) {
+    let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),
     };

@@ -12,10 +12,11 @@ use threadpool::ThreadPool;
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
-use super::{CacheBounds, FetchError, Ports, chain, stored_head};
+use super::{CacheBounds, FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError, BlobStore};
 use crate::body::Piece;
+use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
 use crate::formats::Class;

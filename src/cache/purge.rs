@@ -4,8 +4,9 @@
 //! a purge is about what is stored. Whoever has opened a blob keeps it to the end.
 
 use super::upload::{ChangeError, Precondition};
-use super::{Cache, Reach, Target, chain, client_validators};
+use super::{Cache, Reach, Target, client_validators};
 use crate::artifact::{ArtifactKey, ArtifactPath, Entry};
+use crate::chain::chain;
 use crate::coord::Mark;
 
 /// How often a row that changes meanwhile is looked at again.

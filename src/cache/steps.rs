@@ -8,9 +8,10 @@
 
 use super::fetch::hash_blob;
 use super::upload::ChangeError;
-use super::{Cache, CacheError, OpenError, chain};
+use super::{Cache, CacheError, OpenError};
 use crate::artifact::{ArtifactKey, Entry};
 use crate::blob::BlobError;
+use crate::chain::chain;
 use crate::index::Put;
 
 impl Cache {

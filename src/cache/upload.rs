@@ -8,9 +8,10 @@
 use std::io::{ErrorKind, Read};
 
 use super::claims::Hold;
-use super::{Cache, Target, chain, client_validators};
+use super::{Cache, Target, client_validators};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
+use crate::chain::chain;
 use crate::index::{IndexError, Put};
 use crate::staging::{Expect, SealError, SealedFile, StagingError};
 

@@ -12,7 +12,8 @@ use super::reply::{Problem, json, repr_digest};
 use super::wire::{Reply, RequestHead};
 use crate::artifact::{ArtifactPath, Entry, Validators};
 use crate::body::Body;
-use crate::cache::{Cache, ChangeError, Purged, Target, Upload, Uploaded, chain};
+use crate::cache::{Cache, ChangeError, Purged, Target, Upload, Uploaded};
+use crate::chain::chain;
 use crate::config::Kind;
 use crate::staging::{Expect, SealError, SealedFile, StagingError};
 

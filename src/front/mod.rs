@@ -11,6 +11,7 @@ use std::time::Instant;
 use crate::artifact::{ArtifactPath, RemoteName};
 use crate::body::Body;
 use crate::cache::Cache;
+use crate::chain::chain;
 use crate::index::IndexError;
 use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::health::Health;
@@ -272,7 +273,7 @@ fn page_of(query: &str) -> Result<admin::Page, Problem> {
 }
 
 fn index_problem(error: IndexError) -> Problem {
-    tracing::warn!(error = crate::cache::chain(&error), "cannot list artifacts");
+    tracing::warn!(error = chain(&error), "cannot list artifacts");
     Problem { status: 503, ..Problem::overload() }
 }
 

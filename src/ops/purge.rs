@@ -6,7 +6,8 @@ use serde_json::{Value, json};
 
 use super::admin::Page;
 use crate::artifact::ArtifactPath;
-use crate::cache::{Cache, Purged, Target, chain};
+use crate::cache::{Cache, Purged, Target};
+use crate::chain::chain;
 use crate::index::{IndexError, Scan};
 
 /// Rows that one call looks at for its pattern; the cursor leads on.
