@@ -21,6 +21,7 @@ use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::{Staging, StagingError};
 use crate::upstream::Upstream;
 
+mod claims;
 pub mod counters;
 mod error;
 mod fetch;
@@ -29,15 +30,21 @@ pub mod flight;
 mod found;
 mod pass;
 mod pool;
+mod purge;
+mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod upload;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError};
 pub use fill::{Filled, Reporter, Wish};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
+pub use purge::Purged;
+pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
+use claims::Claims;
 use counters::Counters;
 use fetch::{Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
@@ -119,6 +126,8 @@ pub struct Cache {
     fetches: FetchPool,
     uses: Uses,
     counters: Arc<Counters>,
+    claims: Claims,
+    lease_ttl: Duration,
 }
 
 impl Cache {
@@ -126,7 +135,15 @@ impl Cache {
     pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
         let counters = Arc::new(Counters::default());
         let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
-        Self { ports, flights: Arc::default(), fetches, uses: Uses::default(), counters }
+        Self {
+            ports,
+            flights: Arc::default(),
+            fetches,
+            uses: Uses::default(),
+            counters,
+            claims: Claims::default(),
+            lease_ttl: bounds.lease_ttl,
+        }
     }
 
     /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
@@ -148,6 +165,9 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
+                    Task::Prove(self.provable(&key, entry)?)
+                }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
                 (Decision::Fetch, _) => Task::Fetch,
@@ -180,7 +200,7 @@ impl Cache {
         match bytes.from {
             From::Store(entry) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(&bytes.key, &entry, range)
+                self.open_blob(target, &bytes.key, &entry, range)
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
@@ -374,6 +394,8 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
+                    // Nobody was asked: its bytes were hashed.
+                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
@@ -500,6 +522,7 @@ impl Cache {
 
     fn open_blob(
         &self,
+        target: &Target,
         key: &ArtifactKey,
         entry: &Entry,
         range: Range<u64>,
@@ -508,6 +531,9 @@ impl Cache {
             if !error.is_gone() {
                 self.counters.blob_errors.inc();
                 return OpenError::Store(error);
+            }
+            if target.reach() == Reach::Local {
+                return self.mend(key, entry, error);
             }
             self.counters.healed.inc();
             tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");

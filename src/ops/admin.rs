@@ -44,8 +44,8 @@ pub fn root(remotes: &Remotes) -> Value {
         "remotes": remotes,
         "endpoints": {
             "/": "this page",
-            "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it",
-            "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor)",
+            "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it; PUT: upload to a local repository; DELETE: remove or purge it",
+            "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor); DELETE: purge them (the same, dry_run, all)",
             "/cache-artifact": "POST: caches many artifacts: include_pattern, paths or urls (wait)",
             "/jobs": "GET: such batches",
             "/jobs/{id}": "GET: progress and results (offset, limit); DELETE: cancels",
@@ -64,11 +64,11 @@ pub fn config(settings: &Value, remotes: &Remotes) -> Value {
 /// Which artifacts to list.
 #[derive(Debug)]
 pub struct Page {
-    include: Option<Regex>,
-    pattern: Option<String>,
-    prefix: String,
-    limit: usize,
-    after: Option<String>,
+    pub(super) include: Option<Regex>,
+    pub(super) pattern: Option<String>,
+    pub(super) prefix: String,
+    pub(super) limit: usize,
+    pub(super) after: Option<String>,
 }
 
 impl Page {

@@ -7,6 +7,8 @@ pub mod admin;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod purge;
+pub mod token;
 pub mod warm;
 
 use crate::cache::Outcome;
@@ -26,6 +28,12 @@ pub enum Answered {
     Shed,
     /// One of the program's own pages.
     Own,
+    /// An upload was stored, or was there already.
+    Uploaded,
+    /// Something was removed.
+    Purged,
+    /// Refused for want of a right credential.
+    Denied,
 }
 
 impl Answered {
@@ -43,6 +51,9 @@ impl Answered {
             Self::Failed => "failed",
             Self::Shed => "shed",
             Self::Own => "own",
+            Self::Uploaded => "uploaded",
+            Self::Purged => "purged",
+            Self::Denied => "denied",
         }
     }
 }

@@ -49,11 +49,16 @@ pub enum AskError {
     },
 }
 
-/// Sends JSON to a path of a server (`http://host:port`) by POST.
+/// Sends JSON to a path of a server (`http://host:port`) by POST, with a token if there is one.
 ///
 /// # Errors
 /// [`AskError`]; a refusal by the server is an answer.
-pub fn post_json(server: &str, path: &str, json: &str) -> Result<Answer, AskError> {
+pub fn post_json(
+    server: &str,
+    path: &str,
+    json: &str,
+    token: Option<&str>,
+) -> Result<Answer, AskError> {
     let address = |why: String| AskError::Address { server: server.to_owned(), why };
     let base = Url::parse(server).map_err(|error| address(error.to_string()))?;
     if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
@@ -72,7 +77,11 @@ pub fn post_json(server: &str, path: &str, json: &str) -> Result<Answer, AskErro
         .build()
         .into();
     let url = format!("{}{path}", base.as_str().trim_end_matches('/'));
-    let sent = agent.post(&url).content_type("application/json").send(json);
+    let mut request = agent.post(&url).content_type("application/json");
+    if let Some(token) = token {
+        request = request.header("Authorization", format!("Bearer {token}"));
+    }
+    let sent = request.send(json);
     let silent =
         |error: ureq::Error| AskError::Silent { server: server.to_owned(), why: error.to_string() };
     let (head, body) = sent.map_err(silent)?.into_parts();

@@ -20,6 +20,9 @@ const LIST_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of one line of the server's answer.
 const LINE_BYTES_MAX: u64 = 1 << 20;
 
+/// The variable that holds a token for a server that lets nobody read without one.
+pub const TOKEN_VARIABLE: &str = "ARTIFACTAPI_TOKEN";
+
 /// What to warm.
 #[derive(Debug, Clone, PartialEq, Eq, clap::Args)]
 pub struct Warm {
@@ -82,13 +85,13 @@ pub enum WarmError {
 ///
 /// # Errors
 /// [`WarmError`].
-pub fn run(warm: &Warm, listen_addr: &str) -> Result<bool, WarmError> {
+pub fn run(warm: &Warm, listen_addr: &str, token: Option<&str>) -> Result<bool, WarmError> {
     let server = match &warm.server {
         Some(server) => server.clone(),
         None => address_of(listen_addr)?,
     };
     let body = request(warm)?.to_string();
-    let mut answer = post_json(&server, "/cache-artifact?wait=true", &body)?;
+    let mut answer = post_json(&server, "/cache-artifact?wait=true", &body, token)?;
     if answer.status != 200 {
         let mut text = Vec::new();
         answer.body.take(LINE_BYTES_MAX).read_to_end(&mut text).map_err(WarmError::Broken)?;
