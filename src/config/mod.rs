@@ -16,7 +16,7 @@ use url::Url;
 use crate::artifact::RemoteName;
 use crate::formats::PackageFormat;
 use crate::policy::lifetime::Lifetimes;
-use crate::policy::pattern::Patterns;
+use crate::policy::pattern::{Patterns, Pins};
 
 pub mod env;
 mod expressions;
@@ -52,6 +52,20 @@ pub struct Remote {
     pub lifetimes: Lifetimes,
     /// The largest artifact that is stored, in bytes; `None` is without limit.
     pub max_bytes: Option<u64>,
+    /// What of it stays stored; without effect on a local repository, which keeps everything.
+    pub keeping: Keeping,
+}
+
+/// How much of a remote stays stored, and for how long.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// The most that its stored artifacts may take up together, in bytes; `None` is without
+    /// limit of its own.
+    pub max_bytes: Option<u64>,
+    /// What was not used for this long goes; `None` stays.
+    pub unused_for: Option<Duration>,
+    /// What stays in spite of both, and of the bound of the whole cache.
+    pub pins: Pins,
 }
 
 /// Where a remote's artifacts come from.
