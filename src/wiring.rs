@@ -8,6 +8,7 @@ use std::time::{Duration, Instant};
 use crate::artifact::BlobKey;
 use crate::blob::BlobStore;
 use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
+use crate::cache::space::SpacePlan;
 use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
 use crate::clock::Clock;
 use crate::config::env::Settings;
@@ -130,6 +131,7 @@ impl App {
             clock: clock.clone(),
         };
         let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
+        cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
             .map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
@@ -203,6 +205,7 @@ impl App {
         match catalog {
             Ok(catalog) => {
                 tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
             }
             Err(error) => {
@@ -215,13 +218,12 @@ impl App {
     }
 
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = Watched::of(&self.settings.config_path);
         let due = |every: Duration| (every, started);
-        let (mut uses, mut sync, mut sweep) =
-            (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
+        let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
         loop {
             std::thread::sleep(UPKEEP_TICK);
@@ -240,12 +242,18 @@ impl App {
             {
                 tracing::warn!(error = chain(&error), "the data folder was not synced");
             }
-            if is_due(&mut sweep) {
-                match self.cache.sweep_orphans() {
-                    Ok(0) => {}
-                    Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
-                    Err(error) => tracing::warn!(error, "a sweep broke off"),
-                }
+        }
+    }
+
+    /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
+    /// own, because it walks over everything that is stored.
+    pub fn sweep(&self) -> ! {
+        loop {
+            std::thread::sleep(SWEEP_INTERVAL);
+            match self.cache.sweep_orphans() {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
+                Err(error) => tracing::warn!(error, "a sweep broke off"),
             }
         }
     }
@@ -335,6 +343,10 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
     }
+}
+
+fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
+    SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
 }
 
 fn front_bounds(settings: &Settings) -> Bounds {

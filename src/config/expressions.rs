@@ -23,12 +23,15 @@ pub(super) struct Expressions {
 impl Expressions {
     /// Compiles the lists; `size_max` bounds each compiled list in bytes. Every expression
     /// that is refused is recorded, and so is every doubtful include pattern.
-    pub(super) fn compile(self, reading: &mut Reading<'_>, size_max: usize) -> Option<(Patterns, Pins)> {
+    pub(super) fn compile(
+        self,
+        reading: &mut Reading<'_>,
+        size_max: usize,
+    ) -> Option<(Patterns, Pins)> {
         let lists = [&self.include, &self.exclude, &self.mutable, &self.pins];
         let [include, exclude, mutable, pins] = lists.map(|list| texts(list));
         let patterns = Patterns::new(&include, &exclude, &mutable, size_max);
-        let compiled =
-            patterns.and_then(|patterns| Ok((patterns, Pins::new(&pins, size_max)?)));
+        let compiled = patterns.and_then(|patterns| Ok((patterns, Pins::new(&pins, size_max)?)));
         match &compiled {
             Ok(_) => self.include.iter().for_each(|one| doubt(reading, one, size_max)),
             Err(_) => lists.into_iter().for_each(|list| judge(reading, list, size_max)),

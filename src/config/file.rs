@@ -28,8 +28,8 @@ pub const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A hundred years: longer makes no difference and could overflow sums.
 const LIFETIME: Holds = Holds::Seconds { min_ms: 0, max_ms: 3_153_600_000_000 };
-/// Uses are written down every few seconds: a minute is far above that.
-const KEEPING: Holds = Holds::Seconds { min_ms: 60_000, max_ms: 3_153_600_000_000 };
+/// Shorter than a second is a mistake, and so is 0, which elsewhere means "for ever".
+const KEEPING: Holds = Holds::Seconds { min_ms: 1_000, max_ms: 3_153_600_000_000 };
 const SIZE: Holds = Holds::Bytes { min: 1, max: 1 << 60 };
 
 /// The keys of the whole file.

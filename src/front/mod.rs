@@ -13,7 +13,7 @@ use crate::cache::Cache;
 use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::health::Health;
 use crate::ops::metrics::{self, Metrics};
-use crate::ops::{Answered, admin};
+use crate::ops::{Answered, admin, stats};
 
 mod artifact;
 pub mod catalog;
@@ -90,6 +90,7 @@ impl Front {
                 let config = admin::config(&self.settings, &catalog.remotes);
                 Ok(own(json(200, &config)))
             }
+            Route::Stats => self.stats().map(own),
             Route::Artifacts { remote, query } => self.list(catalog, remote, query).map(own),
             Route::Artifact { remote, path, query } => {
                 self.artifact(catalog, remote, path, query, head)
@@ -136,6 +137,13 @@ impl Front {
         })
     }
 
+    fn stats(&self) -> Result<Reply, Problem> {
+        stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
+            tracing::warn!(error = crate::cache::chain(&error), "cannot tell what is stored");
+            Problem { status: 503, ..Problem::overload() }
+        })
+    }
+
     fn metrics(&self) -> Reply {
         let now = metrics::Now {
             flights: self.cache.flight_count(),
@@ -144,6 +152,7 @@ impl Front {
             queued: self.pools.queued(),
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
         };
+        self.metrics.set_usage(&self.cache.space().usage());
         let text = self.metrics.render(now);
         Reply::new(200, Body::from_bytes(text)).header("Content-Type", metrics::CONTENT_TYPE)
     }

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod stats;
 
 use crate::cache::Outcome;
 
@@ -27,6 +28,21 @@ pub enum Answered {
 }
 
 impl Answered {
+    /// Every way in which a request can end.
+    pub const ALL: &[Self] = &[
+        Self::Cache(Outcome::Hit),
+        Self::Cache(Outcome::Stale),
+        Self::Cache(Outcome::Revalidated),
+        Self::Cache(Outcome::Miss),
+        Self::Cache(Outcome::Collapsed),
+        Self::Cache(Outcome::Pass),
+        Self::Refused,
+        Self::Absent,
+        Self::Failed,
+        Self::Shed,
+        Self::Own,
+    ];
+
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {

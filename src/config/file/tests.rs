@@ -196,20 +196,23 @@ fn max_bytes_bounds_one_artifact_and_below_cache_all_of_them() {
     let path = |path: &str| ArtifactPath::from_canonical(path).unwrap();
     assert!(remote.keeping.pins.hold(&path("keep/a")) && !remote.keeping.pins.hold(&path("a")));
     let shown = remote.to_json();
-    assert_eq!((&shown["max_bytes"], &shown["cache"]["max_bytes"]), (&json!(5 << 20), &json!(10_u64 << 30)));
+    assert_eq!(
+        (&shown["max_bytes"], &shown["cache"]["max_bytes"]),
+        (&json!(5 << 20), &json!(10_u64 << 30))
+    );
     assert_eq!(shown["pin_patterns"], json!(["^keep/"]));
     refused_lines(
-        "keep_unused_for: 5\npin_patterns: ['(']",
+        "keep_unused_for: 0\npin_patterns: ['(']",
         &[
+            "r.yaml:5: remotes.a.keep_unused_for: 0 is below 1; give 1 to 3153600000 seconds",
             "r.yaml:6: remotes.a.pin_patterns[0]: \"(\" is not a regular expression: unclosed group; close the parenthesis or escape it as \\(",
-            "r.yaml:5: remotes.a.keep_unused_for: 5 is below 60; give 60 to 3153600000 seconds",
         ],
     );
     warned(
         &with("type: local\ncache: {max_bytes: 5}\npin_patterns: [x]"),
         &[
-            "r.yaml:6: remotes.a.pin_patterns: has no effect in a local remote; remove it",
             "r.yaml:5: remotes.a.cache.max_bytes: has no effect in a local remote, which keeps what is uploaded; remove it; max_bytes beside cache bounds the single upload",
+            "r.yaml:6: remotes.a.pin_patterns: has no effect in a local remote; remove it",
         ],
     );
 }

@@ -314,7 +314,8 @@ fn the_order_of_the_last_use_is_read_from_its_index() {
         .unwrap()
         .collect::<Result<_, _>>()
         .unwrap();
-    let plan = "SEARCH artifact USING INDEX artifact_by_recency (remote=? AND (recency,path)>(?,?))";
+    let plan =
+        "SEARCH artifact USING INDEX artifact_by_recency (remote=? AND (recency,path)>(?,?))";
     assert_eq!(detail, [plan]);
 }
 
