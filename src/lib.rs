@@ -2,6 +2,56 @@
 //!
 //! `GET /api/{remote}/{path}` gives a file of a configured remote. The first request streams
 //! it from upstream while it is stored; later ones come from the cache.
+//!
+//! # One request
+//!
+//! ```text
+//! front::wire    socket → Request                        (sockets end here)
+//! front::route   Request → remote, artifact, asked-for range and validators
+//! formats        path → class: head | member | immutable | uncacheable  (pure)
+//! index, coord   artifact → Option<Entry>; fresh for how long
+//! policy::decide (pure) → Hit | Stale | Prove | Revalidate | Fetch | Pass | Absent
+//! cache          a hit: blob.open      otherwise: flights.join → lead or follow
+//! cache::fetch   upstream → stage → seal → blob.publish → index.put → freshness.set → land
+//! front::reply   conditions and ranges → front::wire
+//! ops            one outcome → log line, counter, Cache-Status header
+//! ```
+//!
+//! A fetch runs on its own fixed pool and writes a scratch file at upstream's speed. Every
+//! client, the first included, follows that file at its own speed and from its own offset: no
+//! client can slow or end a fetch, and a herd costs one request upstream.
+//!
+//! # Rooms and floors
+//!
+//! | floor | rooms | what they are |
+//! |---|---|---|
+//! | 0 | [`artifact`] [`body`] [`clock`] | names, paths, digests; bytes on their way out; the time |
+//! | 1 | [`config`] [`formats`] [`policy`] | what is configured; what a path is; what to do |
+//! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
+//! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
+//! | 4 | [`front`] [`ops`] | sockets, routes, replies; what an operator sees |
+//! | 5 | [`wiring`], `main.rs` | what is put together with what |
+//!
+//! A room uses lower floors only; sideways, `config` uses `formats` and `policy`, `policy` uses
+//! `formats`, `blob` uses `staging`, and `front` uses `ops`. A test holds the sources against
+//! this.
+//!
+//! # Architecture invariants
+//!
+//! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
+//!   `upstream/http*` knows ureq; only `wiring.rs` names a backend.
+//! - Judgement (`formats`, `policy`) does no I/O and takes the time as an argument. `config` reads
+//!   its own file and nothing else.
+//! - No backend knows HTTP status codes; one function maps errors to statuses
+//!   (`front/reply.rs`).
+//! - Stored bytes are upstream's bytes.
+//! - A thread that waits for a flight never holds a slot that the flight needs: clients are
+//!   served by one pool, fetches run on another.
+//! - A format answers questions about paths; it never handles a request.
+//! - Only a sealed file is published, only a published blob is recorded. A row is removed before
+//!   its blob. A hit whose blob is missing or another version becomes a miss and heals.
+//! - A newcomer finds the flight or the row, never neither.
+//! - Leases save work; they never guard correctness.
 
 pub mod artifact;
 pub mod blob;

@@ -37,6 +37,8 @@ const USES_INTERVAL: Duration = Duration::from_secs(10);
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
 /// How often blobs without a row are looked for.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
+/// How often a stop looks whether every fetch has landed.
+const LANDING_POLL: Duration = Duration::from_millis(10);
 /// How often upkeep looks whether something is due.
 const UPKEEP_TICK: Duration = Duration::from_secs(1);
 
@@ -99,6 +101,8 @@ pub struct App {
     index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
     clock: Clock,
+    // remotes.yaml as it was before it was read, so that no change is overlooked.
+    watched: Watched,
     _lock: DataDirLock,
 }
 
@@ -110,6 +114,7 @@ impl App {
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let clock = Clock::system();
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
+        let watched = Watched::of(&settings.config_path);
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
@@ -162,6 +167,7 @@ impl App {
             index,
             proxies,
             clock,
+            watched,
             _lock: lock,
         })
     }
@@ -184,10 +190,16 @@ impl App {
         self.listener.stop();
     }
 
-    /// Waits for the requests in flight, then writes down what must outlive the process. Says
+    /// Waits for the requests and fetches in flight, then writes down what must outlive the process. Says
     /// whether every request ended within the grace period.
     pub fn finish(&self) -> bool {
-        let finished = self.pools.drain(self.settings.shutdown_grace);
+        let deadline = Instant::now() + self.settings.shutdown_grace;
+        let mut finished = self.pools.drain(self.settings.shutdown_grace);
+        // The clients have their bytes; what they fetched is worth keeping.
+        while finished && self.cache.flight_count() > 0 {
+            finished = Instant::now() < deadline;
+            std::thread::sleep(LANDING_POLL);
+        }
         self.cache.record_uses();
         if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
             tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
@@ -221,7 +233,7 @@ impl App {
     /// remotes.yaml, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
-        let mut watched = Watched::of(&self.settings.config_path);
+        let mut watched = self.watched;
         let due = |every: Duration| (every, started);
         let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
@@ -268,7 +280,7 @@ fn is_due((every, last): &mut (Duration, Instant)) -> bool {
 }
 
 /// What tells that a file was changed; a file that is gone for a moment changes too.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Watched(Option<(std::time::SystemTime, u64, u64)>);
 
 impl Watched {

@@ -5,6 +5,7 @@
 mod api;
 mod collapse;
 mod crash;
+mod docs;
 mod failure;
 mod floors;
 mod formats;

@@ -227,10 +227,14 @@ fn exchange(
     head: &RequestHead,
     answer: impl FnOnce(&mut dyn Read, &mut dyn ReplyWriter),
 ) {
+    if request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX) {
+        // Not even reading it is safe: at an early end the crate drops the rest.
+        return close_unanswered(request);
+    }
     let has_body = head.header("content-length").is_some_and(|length| length != "0")
         || head.header("transfer-encoding").is_some();
-    let open =
-        Open { request: Some(request), unread: if has_body { Unread::Some } else { Unread::None } };
+    let unread = if has_body { Unread::Some } else { Unread::None };
+    let open = Open { request: Some(request), unread, taken: 0 };
     let open = RefCell::new(open);
     let mut body = TinyBody(&open);
     let mut writer =
@@ -245,6 +249,8 @@ fn exchange(
 struct Open {
     request: Option<tiny_http::Request>,
     unread: Unread,
+    /// Bytes of the body that were read.
+    taken: u64,
 }
 
 /// Whether some of a request's body may still be on the socket.
@@ -261,9 +267,13 @@ impl Read for TinyBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut open = self.0.borrow_mut();
         match &mut *open {
-            Open { request: Some(request), unread } if *unread == Unread::Some => {
+            Open { request: Some(request), unread, taken } if *unread == Unread::Some => {
                 let read = request.as_reader().read(buffer)?;
-                if read == 0 && !buffer.is_empty() {
+                *taken += read as u64;
+                let announced = request.body_length().map(|length| length as u64);
+                // An end before the announced length leaves the crate wanting the rest.
+                let is_whole = announced.is_none_or(|length| *taken >= length);
+                if read == 0 && !buffer.is_empty() && is_whole {
                     *unread = Unread::None;
                 }
                 Ok(read)
@@ -282,21 +292,18 @@ struct TinyWriter<'a> {
 impl ReplyWriter for TinyWriter<'_> {
     fn send(&mut self, reply: Reply) -> Sent {
         let mut drained = io::copy(&mut TinyBody(self.open).take(DRAIN_BYTES_MAX), &mut io::sink());
-        let Open { request, unread } = self.open.take();
+        let Open { request, unread, .. } = self.open.take();
         let Some(request) = request else {
             return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
         };
         if unread == Unread::Some {
             // Dropping the request reads the rest of its body, into memory: end that first.
             drained = Err(io::ErrorKind::InvalidData.into());
-            let is_too_much = request.body_length().is_some_and(|length| length > DROPPED_BODY_MAX);
             let socket = own_socket(&request);
-            match socket.map(|socket| rustix::net::shutdown(&socket, Shutdown::Read)) {
-                Some(Ok(())) if !is_too_much => {}
-                _ => {
-                    close_unanswered(request);
-                    return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
-                }
+            let ended = socket.is_some_and(|it| rustix::net::shutdown(&it, Shutdown::Read).is_ok());
+            if !ended {
+                close_unanswered(request);
+                return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
             }
         }
         let closes = drained.is_err() || !self.is_http_11;
@@ -306,7 +313,11 @@ impl ReplyWriter for TinyWriter<'_> {
         if (closes || sent.broken.is_some())
             && let Some(socket) = socket()
         {
-            // Of a body that broke off the client must see an error, not an end.
+            if sent.broken.is_some() {
+                // Of a body that broke off the client must see an error, not an end: this
+                // resets the connection at once, whoever else has its descriptor open.
+                let _ = rustix::net::connect_unspec(&socket);
+            }
             let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         }
         sent
