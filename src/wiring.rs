@@ -200,6 +200,7 @@ impl App {
             finished = Instant::now() < deadline;
             std::thread::sleep(LANDING_POLL);
         }
+        self.cache.space().close();
         self.cache.record_uses();
         if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
             tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");

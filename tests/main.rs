@@ -15,5 +15,6 @@ mod ranges;
 mod regressions;
 mod reload;
 mod shutdown;
+mod space;
 mod support;
 mod upstreams;

@@ -325,8 +325,8 @@ impl EmbeddedIndex {
     fn least_used_page(
         &self,
         remote: &RemoteName,
-        (recency, path): &(i64, String),
-    ) -> Result<(Vec<Row>, Option<(i64, String)>), IndexError> {
+        (recency, path): &Recent,
+    ) -> Result<(Vec<Row>, Option<Recent>), IndexError> {
         const OPERATION: &str = "list rows by their last use";
         let reader = self.reader(OPERATION)?;
         let mut statement = reader.prepare_cached(LEAST_USED).map_err(self.failed(OPERATION))?;
@@ -522,6 +522,9 @@ impl ArtifactIndex for EmbeddedIndex {
             .map_err(self.failed(OPERATION))
     }
 }
+
+/// A place in the order of the last use, as the file has it: microseconds and path.
+type Recent = (i64, String);
 
 /// A page of a scan.
 struct Page {

@@ -162,7 +162,7 @@ impl Space {
     }
 
     /// Ends the keeper. Who waits for room is told that there is none.
-    pub(super) fn close(&self) {
+    pub fn close(&self) {
         let mut state = self.state();
         state.is_closing = true;
         self.call(&mut state);
