@@ -198,11 +198,21 @@ mod tests {
         let metrics = Metrics::new(&Counters::default());
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
+        let counted = |outcome| metrics.requests("alpine", Answered::Cache(outcome));
+        assert_eq!((counted(Outcome::Hit), counted(Outcome::Miss)), (2, 0));
+        assert_eq!((metrics.sent_bytes("alpine"), metrics.sent_bytes("deb")), (15, 0));
+        let usage = |artifacts| Usage { artifacts, bytes: 7, hits: 0 };
+        let [alpine, former] = ["alpine", "former"].map(|name| name.parse::<RemoteName>().unwrap());
+        metrics.set_usage(&BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]));
+        metrics.set_usage(&BTreeMap::from([(alpine, usage(3))]));
         let text = metrics.render(Now { flights: 2, ..Now::default() });
+        assert!(!text.contains("former") && !text.contains("outcome=\"miss\""), "{text}");
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
             "artifactapi_sent_bytes_total{remote=\"alpine\",outcome=\"hit\"} 15",
             "artifactapi_flights 2",
+            "artifactapi_cache_bytes{remote=\"alpine\"} 7",
+            "artifactapi_cache_artifacts{remote=\"alpine\"} 3",
             "artifactapi_healed_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");

@@ -12,7 +12,7 @@
 use std::collections::{BTreeMap, BinaryHeap};
 use std::ops::ControlFlow;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 
 use super::{Space, SpacePlan};
 use crate::artifact::{ArtifactKey, BlobKey, RemoteName};
@@ -28,9 +28,12 @@ use crate::index::{IndexError, LeastUsed, Position, Row};
 /// Artifacts that are chosen at a time. Each batch is chosen anew, so that what was used
 /// meanwhile stays.
 const BATCH_MAX: usize = 256;
-/// Rows of one remote that are looked at for one batch. Where more are pinned or busy, the
-/// next round goes on behind the pinned ones.
+/// Rows of one remote that are looked at for one batch, not counting the pinned ones at the
+/// beginning: those are looked at once and then remembered.
 const ROWS_EXAMINED_MAX: usize = 20_000;
+/// How long pinned rows are remembered. Without an end, a clock that was set back could hide
+/// rows behind them.
+const PINNED_FOR: Duration = Duration::from_secs(3600);
 /// Once something must go, this part of the bound goes with it, so that the next fetches find
 /// room at once.
 const SLACK_PART: u64 = 16;
@@ -50,12 +53,13 @@ pub(in crate::cache) struct Keeper {
 }
 
 /// What the keeper remembers from round to round.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Memory {
     plan_number: u64,
     /// Up to here, everything of the remote is pinned. A row only moves away from the
     /// beginning, so this stays true until the pins change.
     pinned_up_to: BTreeMap<RemoteName, Position>,
+    pinned_since: Instant,
     has_failed: bool,
 }
 
@@ -80,7 +84,12 @@ impl Keeper {
     }
 
     fn run(&self) {
-        let mut memory = Memory::default();
+        let mut memory = Memory {
+            plan_number: 0,
+            pinned_up_to: BTreeMap::new(),
+            pinned_since: Instant::now(),
+            has_failed: false,
+        };
         while self.space.await_round() {
             // A bug in one round must not end the keeping of space.
             let round = || self.round(&mut memory);
@@ -121,9 +130,10 @@ impl Keeper {
 
     fn plan(&self, memory: &mut Memory) -> SpacePlan {
         let state = self.space.state();
-        if memory.plan_number != state.plan_number {
+        if memory.plan_number != state.plan_number || memory.pinned_since.elapsed() > PINNED_FOR {
             memory.plan_number = state.plan_number;
             memory.pinned_up_to.clear();
+            memory.pinned_since = Instant::now();
         }
         state.plan.clone()
     }
@@ -228,18 +238,17 @@ impl Keeper {
         let query = LeastUsed { remote: remote.name.clone(), behind };
         let (mut all_pinned, mut examined) = (true, 0);
         self.ports.index.least_used(&query, &mut |row| {
+            let is_pinned = remote.keeping.pins.hold(&row.key.path);
+            if is_pinned && all_pinned {
+                let path = row.key.path.to_string();
+                let position = Position { recency: row.recency(), path };
+                memory.pinned_up_to.insert(remote.name.clone(), position);
+                return ControlFlow::Continue(());
+            }
+            all_pinned = false;
             examined += 1;
-            if remote.keeping.pins.hold(&row.key.path) {
-                if all_pinned {
-                    let path = row.key.path.to_string();
-                    let position = Position { recency: row.recency(), path };
-                    memory.pinned_up_to.insert(remote.name.clone(), position);
-                }
-            } else {
-                all_pinned = false;
-                if !self.is_busy(&row.key) && visit(candidate(row)).is_break() {
-                    return ControlFlow::Break(());
-                }
+            if !is_pinned && !self.is_busy(&row.key) && visit(candidate(row)).is_break() {
+                return ControlFlow::Break(());
             }
             match examined < ROWS_EXAMINED_MAX {
                 true => ControlFlow::Continue(()),

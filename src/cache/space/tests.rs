@@ -379,6 +379,75 @@ fn under_load_no_bound_is_exceeded_and_no_answer_is_wrong() {
 }
 
 #[test]
+fn pinned_rows_at_the_beginning_hide_nothing_behind_them() {
+    let shelf = Shelf::new(kib(600), "pin_patterns: ['^keep/']");
+    // More than one page and one batch.
+    for number in 0..600 {
+        shelf.put("a", &format!("keep/{number}"), 1);
+    }
+    let body = bytes(KIB);
+    for number in 0..1_000 {
+        shelf.get(&format!("{number}"), &body);
+    }
+    shelf.kept();
+    let stored = shelf.stored();
+    assert_eq!(stored.iter().filter(|path| path.starts_with("a/keep/")).count(), 600);
+    assert!(stored.contains(&"a/999".to_owned()) && !stored.contains(&"a/0".to_owned()));
+    assert_eq!(of(&shelf.cache.counters().without_room, &"a".parse().unwrap()).get(), 0);
+}
+
+#[test]
+fn a_sweep_removes_no_upload_and_nothing_while_the_index_has_no_row() {
+    use crate::blob::About;
+    use crate::staging::Expect;
+    let shelf = Shelf::new(None, "");
+    let publish = |remote: &str| {
+        let mut staged = shelf.ports.staging.begin(Expect::default()).unwrap();
+        staged.append(b"bytes").unwrap();
+        let about = About {
+            artifact: key(remote, "orphan"),
+            digest: Digest::of(b"bytes"),
+            content_type: None,
+            content_encoding: None,
+            validators: Validators::default(),
+            stored_at: SystemTime::UNIX_EPOCH,
+        };
+        let blob = BlobKey::of(&about.artifact);
+        shelf.ports.blobs.publish(&blob, &staged.seal().unwrap(), &about).unwrap();
+        blob
+    };
+    let (cached, upload) = (publish("a"), publish("own"));
+    shelf.clock.advance(crate::cache::sweep::ORPHAN_AGE + Duration::from_secs(60));
+    let error = shelf.cache.sweep_orphans().unwrap_err();
+    assert!(error.contains("reindex"), "{error}");
+    shelf.put("a", "known", 1);
+    assert_eq!(shelf.cache.sweep_orphans(), Ok(1));
+    assert_eq!(shelf.ports.blobs.stat(&cached).unwrap(), None);
+    assert!(shelf.ports.blobs.stat(&upload).unwrap().is_some());
+}
+
+#[test]
+fn without_an_answer_of_the_index_nothing_is_added() {
+    let space = Arc::new(Space::default());
+    let shelf = Shelf::new(kib(8), "");
+    space.govern(shelf.cache.space().plan());
+    let remote = Arc::clone(&shelf.target("a").remote);
+    // A keeper that never learns what is stored.
+    thread::scope(|threads| {
+        let waiting = threads.spawn(|| space.make_room(&remote, 1, 0).is_none());
+        while !waiting.is_finished() {
+            if space.state().is_called {
+                assert!(space.await_round());
+                space.end_round();
+            }
+            thread::yield_now();
+        }
+        assert!(waiting.join().unwrap());
+    });
+    assert!(space.state().wanted.is_empty());
+}
+
+#[test]
 fn replicas_learn_of_each_others_files() {
     let shelf = Shelf::new(kib(8), "");
     let other = replica(&shelf.ports);
