@@ -79,10 +79,10 @@ fn a_full_cache_under_load_keeps_its_bound_and_answers_right() {
             }
             peak
         });
-        for client in clients {
-            client.join().expect("every answer was right");
-        }
+        let ends: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        // The watch must end whatever the clients met.
         has_ended.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.expect("every answer was right"));
         let peak = watch.join().expect("the watch panics at nothing");
         assert!(peak <= (bound + CLIENTS * LARGEST) as u64, "{peak} bytes");
         assert!(peak > (bound / 2) as u64, "{peak} bytes: the cache was never full");

@@ -365,10 +365,10 @@ fn under_load_no_bound_is_exceeded_and_no_answer_is_wrong() {
                 thread::yield_now();
             }
         });
-        for client in clients {
-            client.join().unwrap();
-        }
+        let ends: Vec<_> = clients.into_iter().map(|client| client.join()).collect();
+        // The watch must end whatever the clients met.
         has_ended.store(true, Ordering::Relaxed);
+        ends.into_iter().for_each(|end| end.unwrap());
         watch.join().unwrap();
     });
     wait_until(|| shelf.cache.flight_count() == 0);

@@ -167,7 +167,7 @@ pub struct Bounds {
 }
 
 /// A listener that runs until it is stopped.
-pub trait Listener: Send + Sync {
+pub trait Listener: std::fmt::Debug + Send + Sync {
     /// Accepts and serves until [`Listener::stop`]; returns when accepting has ended.
     ///
     /// # Errors

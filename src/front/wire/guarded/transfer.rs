@@ -17,8 +17,9 @@ use crate::body::{Body, Piece};
 /// A region of at most so many bytes is read and sent with the head in one write; a longer
 /// one goes by `sendfile`.
 const READ_REGION_MAX: u64 = 32 << 10;
-/// Bytes in memory that are copied to put a transfer down; for more the thread waits.
-const PUT_DOWN_BYTES_MAX: usize = 256 << 10;
+/// Bytes in memory that are copied to put a transfer down, a buffer of 256 KiB among them; for
+/// more the thread waits.
+const KEPT_BYTES_MAX: usize = 320 << 10;
 
 /// Why a reply can't become whole.
 #[derive(Debug)]
@@ -117,14 +118,11 @@ impl Transfer {
         gathered: &mut Vec<u8>,
         wait: Wait,
     ) -> Result<Progress, Failure> {
-        if let Some(since) = self.link.put_down.take() {
-            self.link.pace.waited(since.elapsed());
-            gathered.append(&mut self.link.kept);
-            if self.link.flush(stream, gathered, More::Nothing, wait)? == Progress::PutDown
-                || self.finish_region(stream, gathered, wait)? == Progress::PutDown
-            {
-                return Ok(Progress::PutDown);
-            }
+        if self.link.take_up(gathered)
+            && (self.link.flush(stream, gathered, More::Nothing, wait)? == Progress::PutDown
+                || self.finish_region(stream, gathered, wait)? == Progress::PutDown)
+        {
+            return Ok(Progress::PutDown);
         }
         let tail: &[u8] = if self.ends == Ends::InChunks { b"\r\n" } else { b"" };
         while let Some(body) = &mut self.body {
@@ -154,26 +152,24 @@ impl Transfer {
                     self.link.flush(stream, gathered, More::Nothing, wait)?
                 }
                 Some(Piece::Region { file, mut offset, len: mut left }) => {
-                    let link = &mut self.link;
+                    let (link, sent) = (&mut self.link, &mut self.sent);
+                    let (offset, left) = (&mut offset, &mut left);
                     let mut progress = link.flush(stream, gathered, More::Follows, wait)?;
                     if progress == Progress::Done {
-                        progress = link.send_file(
-                            stream,
-                            file,
-                            &mut offset,
-                            &mut left,
-                            wait,
-                            &mut self.sent,
-                        )?;
+                        progress = link.send_file(stream, file, offset, left, wait, sent)?;
                     }
                     if progress == Progress::PutDown {
-                        let file = file.try_clone().map_err(|_| Failure::Body)?;
-                        self.region = Some(Region { file, offset, left });
-                    } else {
-                        gathered.extend_from_slice(tail);
-                        progress = link.flush(stream, gathered, More::Nothing, wait)?;
+                        if let Ok(file) = file.try_clone() {
+                            self.region = Some(Region { file, offset: *offset, left: *left });
+                            return Ok(progress);
+                        }
+                        // No descriptor is free for the rest, so this thread sees it through.
+                        link.take_up(gathered);
+                        link.flush(stream, gathered, More::Follows, Wait::InPace)?;
+                        link.send_file(stream, file, offset, left, Wait::InPace, sent)?;
                     }
-                    progress
+                    gathered.extend_from_slice(tail);
+                    link.flush(stream, gathered, More::Nothing, wait)?
                 }
             };
             if progress == Progress::PutDown {
@@ -205,6 +201,14 @@ impl Transfer {
 }
 
 impl Link {
+    /// Takes up what was put down; `false` where nothing was.
+    fn take_up(&mut self, gathered: &mut Vec<u8>) -> bool {
+        let Some(since) = self.put_down.take() else { return false };
+        self.pace.waited(since.elapsed());
+        gathered.append(&mut self.kept);
+        true
+    }
+
     /// Sends what is gathered; keeps what is not sent where it puts down.
     fn flush(
         &mut self,
@@ -259,7 +263,7 @@ impl Link {
                     IoSlice::advance_slices(&mut parts, got);
                 }
                 Err(error) => {
-                    let wait = if total > PUT_DOWN_BYTES_MAX { Wait::InPace } else { wait };
+                    let wait = if total > KEPT_BYTES_MAX { Wait::InPace } else { wait };
                     if self.wait(stream, error, wait)? == Progress::PutDown {
                         parts.iter().for_each(|part| kept.extend_from_slice(part));
                         *sent += body_bytes_in(moved, usize::MAX, before, bytes.len());
@@ -366,7 +370,71 @@ fn append_chunk_size(out: &mut Vec<u8>, size: u64) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read;
+    use std::os::unix::net::UnixStream;
+
     use super::*;
+    use crate::front::wire::suite::support::{PATIENCE, Shelf, content};
+
+    /// Sends the shelf's body of a path to a client that reads `step` bytes at a time, putting
+    /// the transfer down whenever the socket is full.
+    fn check(path: &str, len: usize, ends: Ends, step: usize) {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        theirs.set_read_timeout(Some(PATIENCE)).unwrap();
+        let stream = Stream::new(ours.into());
+        let body = Shelf::body(&format!("/{path}/{len}"));
+        let mut transfer = Transfer::new(Some(body), ends, Pace::new(PATIENCE, PATIENCE, 0));
+        let (mut gathered, mut got, mut rests) = (b"head ".to_vec(), Vec::new(), 0);
+        while transfer.run(&stream, &mut gathered, Wait::AtMost(Duration::from_micros(1))).unwrap()
+            == Progress::PutDown
+        {
+            assert!(gathered.is_empty());
+            rests += 1;
+            let start = got.len();
+            got.resize(start + step, 0);
+            let read = theirs.read(&mut got[start..]).unwrap();
+            got.truncate(start + read);
+        }
+        drop(stream);
+        theirs.read_to_end(&mut got).unwrap();
+        assert_eq!(transfer.sent(), len as u64, "{path} {len}");
+        assert!(rests > 0 || len < 1 << 20, "{path} {len} is put down");
+        let body = got.strip_prefix(b"head ").unwrap();
+        let expected = content(0, len);
+        match ends {
+            Ends::Plainly => assert!(body == expected, "{path} {len} by {step}"),
+            Ends::InChunks => assert!(unchunk(body) == expected, "{path} {len} by {step}"),
+        }
+    }
+
+    fn unchunk(mut wire: &[u8]) -> Vec<u8> {
+        let mut data = Vec::new();
+        loop {
+            let line = wire.iter().position(|byte| *byte == b'\r').unwrap();
+            let size = std::str::from_utf8(&wire[..line]).unwrap();
+            let size = usize::from_str_radix(size, 16).unwrap();
+            data.extend_from_slice(&wire[line + 2..line + 2 + size]);
+            wire = wire[line + 2 + size..].strip_prefix(b"\r\n").unwrap();
+            if size == 0 {
+                assert_eq!(wire, b"");
+                return data;
+            }
+        }
+    }
+
+    #[test]
+    fn a_transfer_that_is_put_down_again_and_again_loses_nothing() {
+        for path in ["file", "bytes", "unknown", "unknown-file"] {
+            for ends in [Ends::Plainly, Ends::InChunks] {
+                for len in [1, 1000, 40_000, 300_000, 2_000_003] {
+                    for step in [1 << 20, 100_000, 30_011] {
+                        check(path, len, ends, step);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn chunk_sizes_are_written_in_hexadecimal() {

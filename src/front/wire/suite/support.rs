@@ -82,6 +82,19 @@ impl Shelf {
         Arc::new(Self { file, gate: Arc::clone(gate) })
     }
 
+    /// The body of a path.
+    pub(in crate::front::wire) fn body(path: &str) -> Body {
+        let head = RequestHead {
+            method: "GET".into(),
+            target: path.into(),
+            is_http_11: true,
+            headers: Vec::new(),
+            client: None,
+        };
+        let shelf = Self { file: Mutex::new(tempfile::tempfile().unwrap()), gate: Gate::new() };
+        shelf.reply(&head, &mut io::empty()).unwrap().body
+    }
+
     /// The file with at least `len` bytes of content.
     fn file(&self, len: u64) -> File {
         let mut file = self.file.lock().unwrap();

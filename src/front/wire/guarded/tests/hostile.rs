@@ -528,13 +528,42 @@ fn sockets_of_a_service_manager_are_served() {
 }
 
 #[test]
-fn a_low_limit_of_descriptors() {
-    const LIMIT: u64 = 200;
-    const NAME: &str = "a_low_limit_of_descriptors";
+fn a_low_limit_of_descriptors_bounds_the_connections() {
+    const NAME: &str = "a_low_limit_of_descriptors_bounds_the_connections";
     if std::env::var_os(SERVES).is_some() {
-        return serve_until_asked_to_end(LIMIT);
+        allow_few_descriptors();
+        return serve_until_asked_to_end(Attacked::start(bounds(), GuardedBounds::default()));
     }
-    let mut child = this_test(NAME)
+    use_up_descriptors(NAME);
+}
+
+#[test]
+fn running_out_of_descriptors_does_not_end_the_accepting() {
+    const NAME: &str = "running_out_of_descriptors_does_not_end_the_accepting";
+    if std::env::var_os(SERVES).is_some() {
+        // The server believes in more than there are, so that it is accept that fails.
+        let attacked = Attacked::start(bounds(), GuardedBounds::default());
+        allow_few_descriptors();
+        return serve_until_asked_to_end(attacked);
+    }
+    use_up_descriptors(NAME);
+}
+
+fn allow_few_descriptors() {
+    let limit = Some(200);
+    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
+}
+
+/// Tells where it serves, until standard input ends; then all must be as before.
+fn serve_until_asked_to_end(attacked: Attacked) {
+    println!("serving on {}", attacked.address());
+    io::stdin().read_to_end(&mut Vec::new()).unwrap();
+    attacked.is_unharmed();
+}
+
+/// Opens more connections to a server in another process than it has descriptors.
+fn use_up_descriptors(name: &str) {
+    let mut child = this_test(name)
         .env(SERVES, "1")
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
@@ -548,33 +577,18 @@ fn a_low_limit_of_descriptors() {
             break address.trim().parse().unwrap();
         }
     };
-    let mut clients = Vec::new();
-    for round in 0..600 {
-        let mut client = Client::connect(address);
-        let response = client.exchange("GET", "/hello", "");
-        assert_eq!(response.body, b"hello", "round {round}");
-        clients.push(client);
-    }
-    // Silent ones in the same moment, more than the limit has room for.
-    let silent: Vec<TcpStream> = (0..600).map(|_| TcpStream::connect(address).unwrap()).collect();
-    within("a client is answered", || {
+    let is_answered = || {
         let mut client = Client::connect(address);
         let _ = client.stream().write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
-        client.response("GET").is_ok_and(|response| response.body == b"hello")
-    });
-    drop((clients, silent));
+        client.response("GET").is_ok_and(|response| response.body == b"hello").then_some(client)
+    };
+    let idle: Vec<Client> = (0..600).map(|_| is_answered().unwrap()).collect();
+    // Silent ones in the same moment, more than there is room for.
+    let silent: Vec<TcpStream> = (0..600).map(|_| TcpStream::connect(address).unwrap()).collect();
+    within("a client is answered beside them", || is_answered().is_some());
+    drop((idle, silent));
+    within("a client is answered behind them", || is_answered().is_some());
     serves(address);
     drop(child.stdin.take());
     assert!(child.wait().unwrap().success());
-}
-
-/// Serves with few descriptors until standard input ends; then all must be as before.
-fn serve_until_asked_to_end(limit: u64) {
-    let limit = Some(limit);
-    setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
-    // More than the limit allows, so that it is accept that fails.
-    let attacked = Attacked::start(bounds(), GuardedBounds::default());
-    println!("serving on {}", attacked.address());
-    io::stdin().read_to_end(&mut Vec::new()).unwrap();
-    attacked.is_unharmed();
 }
