@@ -369,10 +369,10 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
     }
 }
 
-<<<<<<< HEAD
 fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
     SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
-=======
+}
+
 /// How to listen.
 struct Plan<'a> {
     addresses: Vec<ListenAddr>,
@@ -430,7 +430,6 @@ fn guarded_bounds(settings: &Settings) -> GuardedBounds {
         rate_window: settings.rate_window,
         requests_per_connection_max: settings.requests_per_connection_max,
     }
->>>>>>> main
 }
 
 fn front_bounds(settings: &Settings) -> Bounds {
