@@ -4,8 +4,8 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use artifactapi::cache::chain;
-use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::chain::chain;
+use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::ops::cli::{Cli, Command};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
@@ -22,8 +22,12 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(errors) => return refuse(&errors),
     };
+    let engines = match Engines::read(&wiring::variable) {
+        Ok(engines) => engines,
+        Err(errors) => return refuse(&errors),
+    };
     match command {
-        Command::Serve => serve(settings),
+        Command::Serve => serve(settings, &engines),
         Command::Check { file } => check(&settings, file.as_deref()),
     }
 }
@@ -35,9 +39,9 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
     if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
-    let app = match App::start(settings) {
+    let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),
     };

@@ -1,6 +1,5 @@
 //! Why there is nothing to serve, split by what the caller does about it.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -84,16 +83,4 @@ impl FetchError {
             Self::Staging(_) | Self::Abandoned => true,
         }
     }
-}
-
-/// An error with everything that led to it, on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

@@ -11,10 +11,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 
+use super::Cache;
 use super::turn::Turn;
-use super::{Cache, chain};
 use crate::artifact::BlobKey;
 use crate::blob::BlobMeta;
+use crate::chain::chain;
 use crate::config::Kind;
 use crate::index::{IndexError, Scan};
 

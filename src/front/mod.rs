@@ -10,6 +10,7 @@ use std::time::Instant;
 use crate::artifact::{ArtifactPath, RemoteName};
 use crate::body::Body;
 use crate::cache::Cache;
+use crate::chain::chain;
 use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::health::Health;
 use crate::ops::metrics::{self, Metrics};
@@ -132,14 +133,14 @@ impl Front {
         )
         .map_err(|detail| Problem::new(400, detail))?;
         admin::artifacts(&self.cache, target, &page).map(|list| json(200, &list)).map_err(|error| {
-            tracing::warn!(error = crate::cache::chain(&error), "cannot list artifacts");
+            tracing::warn!(error = chain(&error), "cannot list artifacts");
             Problem { status: 503, ..Problem::overload() }
         })
     }
 
     fn stats(&self) -> Result<Reply, Problem> {
         stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
-            tracing::warn!(error = crate::cache::chain(&error), "cannot tell what is stored");
+            tracing::warn!(error = chain(&error), "cannot tell what is stored");
             Problem { status: 503, ..Problem::overload() }
         })
     }

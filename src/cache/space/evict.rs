@@ -16,11 +16,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::{Space, SpacePlan};
 use crate::artifact::{ArtifactKey, BlobKey, RemoteName};
+use crate::cache::Ports;
 use crate::cache::counters::{self, Counters};
 use crate::cache::flight::{Flights, Joined};
 use crate::cache::readers::Readers;
 use crate::cache::uses::Uses;
-use crate::cache::{Ports, chain};
+use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Acquired, Lease};
 use crate::index::{IndexError, LeastUsed, Position, Row};

@@ -1,21 +1,17 @@
 //! The one place where concrete backends are named and put together.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::BlobKey;
-use crate::blob::BlobStore;
-use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::cache::space::SpacePlan;
-use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
+use crate::cache::{Cache, CacheBounds, Target};
+use crate::chain::chain;
 use crate::clock::Clock;
-use crate::config::env::{HttpFront, Settings};
+use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Kind, Remotes};
-use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
@@ -25,14 +21,13 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
-use crate::index::ArtifactIndex;
-use crate::index::embedded::{
-    DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
-};
-use crate::ops::health::{Health, Probe};
+use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
-use crate::staging::Staging;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
+
+pub mod ports;
+
+use ports::{OpenedPorts, PortsError};
 
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
@@ -63,23 +58,9 @@ pub enum StartError {
     /// The proxies of the environment can't be used.
     #[error("the proxy variables of the environment cannot be used")]
     Proxy(#[source] SetupError),
-    /// The data folder can't be used.
-    #[error("cannot use the data folder {folder} (DATA_DIR)")]
-    DataDir {
-        /// Which folder.
-        folder: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Another process uses the data folder.
+    /// A backend can't be opened.
     #[error(transparent)]
-    Locked(#[from] LockError),
-    /// The store of blobs can't be opened.
-    #[error(transparent)]
-    Blobs(#[from] OpenDiskError),
-    /// The index can't be opened.
-    #[error(transparent)]
-    Index(#[from] OpenIndexError),
+    Ports(#[from] PortsError),
     /// `LISTEN_ADDR` names something that is no address.
     #[error("LISTEN_ADDR cannot be understood")]
     ListenAddr(#[from] ListenAddrError),
@@ -114,12 +95,11 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
-    index: Arc<EmbeddedIndex>,
+    opened: OpenedPorts,
     proxies: ProxyEnv,
     clock: Clock,
     // remotes.yaml as it was before it was read, so that no change is overlooked.
     watched: Watched,
-    _lock: DataDirLock,
 }
 
 impl App {
@@ -127,7 +107,7 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, engines: &Engines) -> Result<Self, StartError> {
         let clock = Clock::system();
         let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
         let trusted_proxies = settings.trusted_proxies.parse()?;
@@ -137,33 +117,17 @@ impl App {
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
 
-        let data_dir = &settings.data_dir;
-        let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
-        std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
-        let lock = lock_data_dir(data_dir)?;
-        let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
-            .map_err(in_data_dir)?;
-        let blobs: Arc<dyn BlobStore> = Arc::new(DiskBlobs::open(data_dir)?);
-        let index = Arc::new(EmbeddedIndex::open(data_dir)?);
-        let ports = Ports {
-            blobs: Arc::clone(&blobs),
-            index: Arc::clone(&index) as Arc<dyn ArtifactIndex>,
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging,
-            clock: clock.clone(),
-        };
-        let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
+        let opened = ports::open(&settings, engines, &clock)?;
+        let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
         cache.space().govern(space_plan(&settings, &catalogs.current()));
-        let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
-            .map_err(StartError::Thread)?;
+        let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             health,
             metrics: Arc::new(Metrics::new(cache.counters())),
-            settings: settings.to_json(),
+            settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
         };
         let plan = Plan { addresses, trusted_proxies, settings: &settings };
@@ -175,11 +139,10 @@ impl App {
             pools,
             cache,
             catalogs,
-            index,
+            opened,
             proxies,
             clock,
             watched,
-            _lock: lock,
         })
     }
 
@@ -213,9 +176,7 @@ impl App {
         }
         self.cache.space().close();
         self.cache.record_uses();
-        if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
-            tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
-        }
+        self.opened.close();
         finished
     }
 
@@ -261,10 +222,8 @@ impl App {
             if is_due(&mut uses) {
                 self.cache.record_uses();
             }
-            if is_due(&mut sync)
-                && let Err(error) = self.index.sync(|| sync_folder(&self.settings.data_dir))
-            {
-                tracing::warn!(error = chain(&error), "the data folder was not synced");
+            if is_due(&mut sync) {
+                self.opened.sync();
             }
         }
     }
@@ -444,16 +403,4 @@ fn front_bounds(settings: &Settings) -> Bounds {
         write_timeout: settings.write_timeout,
         shutdown_grace: settings.shutdown_grace,
     }
-}
-
-fn probes(blobs: Arc<dyn BlobStore>, index: Arc<dyn ArtifactIndex>) -> Vec<(&'static str, Probe)> {
-    let probe_key = BlobKey::from_listing("health/0000000000000000/probe")
-        .expect("the probe's key has the form of a key");
-    vec![
-        (
-            "blobs",
-            Box::new(move || blobs.stat(&probe_key).map(drop).map_err(|error| chain(&error))),
-        ),
-        ("index", Box::new(move || index.probe().map_err(|error| chain(&error)))),
-    ]
 }
