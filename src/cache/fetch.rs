@@ -465,14 +465,34 @@ impl Fetcher {
         }
     }
 
-    /// Writes the row of a blob that was just published. If another writer was first, its blob
-    /// was under this same key and has been replaced by ours, so ours is the row to have.
+    /// Writes the row of a blob that was just published.
+    ///
+    /// Another replica that fetched without the lease may have been first. Both blobs went
+    /// under the same key, and nobody can tell which bytes are newer. With the same bytes its
+    /// row is as good as ours; otherwise neither row is to be trusted, and the next request
+    /// asks upstream: what was served once must not be followed by something older.
     fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
         let mut replaces = stored.map(|stored| stored.generation);
         for _ in 0..PUTS_MAX {
             match self.ports.index.put(key, &entry, replaces) {
                 Ok(Put::Stored(generation)) => return Some(Entry { generation, ..entry }),
-                Ok(Put::Superseded(newer)) => replaces = newer.map(|newer| newer.generation),
+                Ok(Put::Superseded(None)) => replaces = None,
+                Ok(Put::Superseded(Some(other))) if is_same_blob(&other, &entry) => {
+                    return Some(other);
+                }
+                Ok(Put::Superseded(Some(other))) => {
+                    tracing::warn!(artifact = %key, "two replicas stored different bytes; forgetting both");
+                    self.ports.freshness.clear(key, Mark::Fresh);
+                    match self.ports.index.remove(key, other.generation) {
+                        Ok(true) => return None,
+                        // It changed once more: look again.
+                        Ok(false) => replaces = Some(other.generation),
+                        Err(error) => {
+                            self.index_failed(key, &error, "a doubtful row was not forgotten");
+                            return None;
+                        }
+                    }
+                }
                 Err(error) => {
                     self.index_failed(key, &error, "a stored artifact was not recorded");
                     return None;
@@ -553,6 +573,11 @@ impl Fetcher {
         self.counters.unstored.inc();
         tracing::warn!(artifact = %key, error = chain(error), "an artifact was served but not stored");
     }
+}
+
+/// Whether two rows mean the same bytes in the same object.
+fn is_same_blob(one: &Entry, other: &Entry) -> bool {
+    (&one.blob, &one.version, one.digest) == (&other.blob, &other.version, other.digest)
 }
 
 /// The digest of the bytes that an entry means.
