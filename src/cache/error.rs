@@ -55,6 +55,9 @@ pub enum FetchError {
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
+    /// What was uploaded may be damaged, and there is no upstream to ask for it.
+    #[error("the stored bytes cannot be vouched for: {0}")]
+    Unproven(String),
     /// The fetch ended without saying how.
     #[error("the fetch was abandoned")]
     Abandoned,
@@ -80,7 +83,7 @@ impl FetchError {
         match self {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Abandoned => true,
+            Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
         }
     }
 }

@@ -21,23 +21,30 @@ use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::{Staging, StagingError};
 use crate::upstream::Upstream;
 
+mod claims;
 pub mod counters;
 mod error;
 mod fetch;
 pub mod flight;
 mod found;
 mod pass;
+mod purge;
 mod readers;
 pub mod space;
+mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod upload;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
+pub use purge::Purged;
+pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
+use claims::Claims;
 use counters::Counters;
 use fetch::{FetchPool, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
@@ -122,6 +129,8 @@ pub struct Cache {
     readers: Arc<Readers>,
     space: Arc<Space>,
     counters: Arc<Counters>,
+    claims: Claims,
+    lease_ttl: Duration,
 }
 
 impl Drop for Cache {
@@ -148,7 +157,17 @@ impl Cache {
             counters: Arc::clone(&counters),
         };
         keeper.start();
-        Self { ports, flights, fetches, uses, readers, space, counters }
+        Self {
+            ports,
+            flights,
+            fetches,
+            uses,
+            readers,
+            space,
+            counters,
+            claims: Claims::default(),
+            lease_ttl: bounds.lease_ttl,
+        }
     }
 
     /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
@@ -170,6 +189,9 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
+                    Task::Prove(self.provable(&key, entry)?)
+                }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
                 (Decision::Fetch, _) => Task::Fetch,
@@ -202,7 +224,7 @@ impl Cache {
         match bytes.from {
             From::Store(entry, reading) => {
                 let range = from..to.unwrap_or(entry.size);
-                let body = self.open_blob(&bytes.key, &entry, range)?;
+                let body = self.open_blob(target, &bytes.key, &entry, range)?;
                 Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
@@ -405,6 +427,8 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
+                    // Nobody was asked: its bytes were hashed.
+                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
@@ -502,6 +526,7 @@ impl Cache {
 
     fn open_blob(
         &self,
+        target: &Target,
         key: &ArtifactKey,
         entry: &Entry,
         range: Range<u64>,
@@ -510,6 +535,9 @@ impl Cache {
             if !error.is_gone() {
                 self.counters.blob_errors.inc();
                 return OpenError::Store(error);
+            }
+            if target.reach() == Reach::Local {
+                return self.mend(key, entry, error);
             }
             self.counters.healed.inc();
             tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");

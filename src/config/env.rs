@@ -133,6 +133,12 @@ settings! {
             "Redirects of an upstream that are followed.";
         retries_max: u32 = "RETRIES_MAX", "2", Kind::Count { min: 0, max: 10 },
             "Further tries of a fetch that failed, for each base URL.";
+        anonymous_read: bool = "ANONYMOUS_READ", "true", Kind::Switch,
+            "Whether everybody may read; otherwise reading needs a token with the scope read.";
+        tokens_file: Option<PathBuf> = "TOKENS_FILE", "", Kind::Path,
+            "The file that lists the tokens; read again when it changes.";
+        admin_token: Option<Secret> = "ADMIN_TOKEN", "", Kind::Secret,
+            "A token that may do everything, of at least 16 characters.";
         lease_ttl: Duration = "LEASE_TTL_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
             "How long a replica that vanished in mid-fetch holds up the others.";
     }

@@ -65,7 +65,7 @@ pub const REMOTE_KEYS: &[Key] = &[
         name: "include_patterns",
         kind: Holds::Expressions,
         default: "",
-        about: "What may be fetched: searched in the path, none listed is nothing allowed.",
+        about: "What may be fetched: searched in the path, none listed is nothing allowed (everything, for a `local` remote).",
     },
     Key {
         name: "exclude_patterns",
@@ -132,6 +132,12 @@ pub const REMOTE_KEYS: &[Key] = &[
         kind: Holds::Switch,
         default: "false",
         about: "Redirects may lead to loopback, link-local and private addresses.",
+    },
+    Key {
+        name: "allow_overwrite",
+        kind: Holds::Switch,
+        default: "false",
+        about: "For a `local` remote: an upload may replace other content under its name.",
     },
     Key {
         name: "max_bytes",
@@ -414,7 +420,14 @@ fn remote(
             let what = "has no effect in a local remote";
             reading.warn(&fields.place_of(key), Shown::NOTHING, what, "remove it");
         }
-    } else if expressions.include.is_empty() {
+    }
+    let allow_overwrite = reading.switch(fields, "allow_overwrite");
+    if allow_overwrite && !is_local {
+        let what = "has no effect but in a local remote";
+        let place = fields.place_of("allow_overwrite");
+        reading.warn(&place, Shown::NOTHING, what, "remove it");
+    }
+    if !is_local && expressions.include.is_empty() {
         let what = "no pattern is listed, so nothing can be fetched";
         let fix = "list what clients may fetch, such as \"\\\\.tar\\\\.gz$\"";
         reading.warn(&fields.place_of("include_patterns"), Shown::NOTHING, what, fix);
@@ -444,6 +457,7 @@ fn remote(
         patterns,
         lifetimes,
         max_bytes,
+        allow_overwrite,
         keeping: Keeping {
             max_bytes: most,
             unused_for: unused_for.map(Duration::from_millis),

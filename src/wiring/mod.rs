@@ -11,8 +11,10 @@ use crate::clock::Clock;
 use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
+use crate::config::tokens::{Token, Tokens};
 use crate::config::{Kind, Remotes};
 use crate::front::Front;
+use crate::front::access::{Access, Reads};
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::guarded::{
@@ -95,11 +97,13 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
+    access: Arc<Access>,
     opened: OpenedPorts,
     proxies: ProxyEnv,
     clock: Clock,
-    // remotes.yaml as it was before it was read, so that no change is overlooked.
+    // remotes.yaml and the tokens as they were before they were read, so that no change is overlooked.
     watched: Watched,
+    tokens_watched: Option<Watched>,
 }
 
 impl App {
@@ -116,6 +120,9 @@ impl App {
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
+        let tokens_watched = tokens_of(&settings);
+        let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
+        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
@@ -129,6 +136,8 @@ impl App {
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            access: Arc::clone(&access),
+            body_bytes_max: settings.body_bytes_max,
         };
         let plan = Plan { addresses, trusted_proxies, settings: &settings };
         let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
@@ -139,10 +148,12 @@ impl App {
             pools,
             cache,
             catalogs,
+            access,
             opened,
             proxies,
             clock,
             watched,
+            tokens_watched,
         })
     }
 
@@ -202,11 +213,26 @@ impl App {
         }
     }
 
+    /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
+    pub fn reload_tokens(&self) {
+        match load_tokens(&self.settings) {
+            Ok(tokens) => {
+                tracing::info!("the tokens were reloaded");
+                self.access.replace(tokens);
+            }
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "the new tokens cannot be used; the old ones stay in force"
+            ),
+        }
+    }
+
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml, records uses and syncs the data folder.
+    /// remotes.yaml and the tokens, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = self.watched;
+        let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
         let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
@@ -217,6 +243,11 @@ impl App {
                 if seen != watched {
                     watched = seen;
                     self.reload();
+                }
+                let seen = tokens_of(&self.settings);
+                if seen != tokens {
+                    tokens = seen;
+                    self.reload_tokens();
                 }
             }
             if is_due(&mut uses) {
@@ -270,6 +301,25 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+fn tokens_of(settings: &Settings) -> Option<Watched> {
+    settings.tokens_file.as_deref().map(Watched::of)
+}
+
+fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+    let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
+    let tokens = tokens.unwrap_or_default();
+    let tokens = match &settings.admin_token {
+        Some(secret) => tokens.with(Token::admin(secret)?),
+        None => tokens,
+    };
+    if tokens.is_empty() && !settings.anonymous_read {
+        tracing::warn!(
+            "nobody can read: ANONYMOUS_READ is false and there is no token in TOKENS_FILE or ADMIN_TOKEN"
+        );
+    }
+    Ok(tokens)
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {
