@@ -118,10 +118,10 @@ impl Front {
                 let config = admin::config(&self.settings, &catalog.remotes);
                 Ok(own(json(200, &config)))
             }
+            Route::Stats => self.stats().map(own),
             Route::Artifacts { remote, query } if head.method == "DELETE" => {
                 self.purge(catalog, remote, query, &caller)
             }
-            Route::Stats => self.stats().map(own),
             Route::Artifacts { remote, query } => self.list(catalog, remote, query).map(own),
             Route::Artifact { remote, path, query } => {
                 self.artifact(catalog, (remote, path, query), head, body, &caller)

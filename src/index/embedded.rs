@@ -472,18 +472,6 @@ impl ArtifactIndex for EmbeddedIndex {
         Ok(())
     }
 
-    /// Syncs the write-ahead log, which holds every commit since it was last folded back; what
-    /// was folded back is synced already. Its folder too: the log may be new. The main file is
-    /// never opened here: closing it would drop the locks that SQLite holds on it (POSIX).
-    fn persist(&self) -> Result<(), IndexError> {
-        let log = self.file.with_extension("sqlite-wal");
-        let folder = self.file.parent().unwrap_or(&self.file);
-        [log.as_path(), folder]
-            .into_iter()
-            .try_for_each(|path| File::open(path)?.sync_all())
-            .map_err(unavailable("bring its rows to the disk"))
-    }
-
     fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
         const OPERATION: &str = "add up what is stored";
         let reader = self.reader(OPERATION)?;
@@ -526,6 +514,18 @@ impl ArtifactIndex for EmbeddedIndex {
                 None => return Ok(()),
             }
         }
+    }
+
+    /// Syncs the write-ahead log, which holds every commit since it was last folded back; what
+    /// was folded back is synced already. Its folder too: the log may be new. The main file is
+    /// never opened here: closing it would drop the locks that SQLite holds on it (POSIX).
+    fn persist(&self) -> Result<(), IndexError> {
+        let log = self.file.with_extension("sqlite-wal");
+        let folder = self.file.parent().unwrap_or(&self.file);
+        [log.as_path(), folder]
+            .into_iter()
+            .try_for_each(|path| File::open(path)?.sync_all())
+            .map_err(unavailable("bring its rows to the disk"))
     }
 
     fn probe(&self) -> Result<(), IndexError> {

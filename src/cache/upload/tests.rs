@@ -7,8 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::artifact::BlobVersion;
-use crate::artifact::RemoteName;
+use crate::artifact::{BlobVersion, RemoteName};
 use crate::blob::memory::MemoryBlobs;
 use crate::blob::{BlobMeta, BlobStore};
 use crate::body::{Body, read_to_vec};
@@ -18,8 +17,7 @@ use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken, Leases};
 use crate::index::memory::MemoryIndex;
-use crate::index::{ArtifactIndex, Row, Scan, Use};
-use crate::index::{LeastUsed, Usage};
+use crate::index::{ArtifactIndex, LeastUsed, Row, Scan, Usage, Use};
 use crate::staging::Staging;
 
 /// Backends in memory that write down what they are asked, and fail where a test says so.
