@@ -332,23 +332,7 @@ impl Cache {
     }
 
     fn entry_from_blob(&self, key: &ArtifactKey) -> Option<Entry> {
-        let blob = BlobKey::of(key);
-        let meta = self.ports.blobs.stat(&blob).ok()??;
-        let about = meta.about.filter(|about| about.artifact == *key)?;
-        Some(Entry {
-            blob,
-            version: meta.version,
-            size: meta.size,
-            digest: about.digest,
-            content_type: about.content_type,
-            content_encoding: about.content_encoding,
-            validators: about.validators,
-            stored_at: about.stored_at,
-            validated_at: about.stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
-        })
+        self.ports.blobs.stat(&BlobKey::of(key)).ok()??.entry_of(key)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
