@@ -5,9 +5,11 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use artifactapi::cache::chain;
+use artifactapi::cache::upkeep::{self, Reindex, UpkeepError, Verify};
 use artifactapi::config::env::{LogFormat, LogLevel, Settings};
-use artifactapi::ops::cli::{Cli, Command};
-use artifactapi::wiring::{self, App};
+use artifactapi::ops::cli::{self, Cli, Command};
+use artifactapi::ops::upkeep::{Form, Report, Summary};
+use artifactapi::wiring::{self, App, OpenedPorts};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -25,7 +27,51 @@ fn main() -> ExitCode {
     match command {
         Command::Serve => serve(settings),
         Command::Check { file } => check(&settings, file.as_deref()),
+        Command::Reindex { dry_run, json } => {
+            let writes = cli::writes(dry_run);
+            run_upkeep(&settings, "reindex", cli::form(json), |opened, report| {
+                let how = Reindex { writes, trust: opened.trust };
+                let done = upkeep::reindex(&opened.ports, how, report)?;
+                Ok(Summary::Reindexed(done, writes))
+            })
+        }
+        Command::Verify { remote, repair, json } => {
+            let what = Verify { remote, repair: cli::repair(repair) };
+            run_upkeep(&settings, "verify", cli::form(json), |opened, report| {
+                upkeep::verify(&opened.ports, &what, report).map(Summary::Verified)
+            })
+        }
     }
+}
+
+/// Runs a command on the backends of the environment. Its exit code says whether all is well.
+fn run_upkeep(
+    settings: &Settings,
+    name: &'static str,
+    form: Form,
+    run: impl FnOnce(&OpenedPorts, &mut Report) -> Result<Summary, UpkeepError>,
+) -> ExitCode {
+    start_logs(settings);
+    let opened = match wiring::open_ports(settings) {
+        Ok(opened) => opened,
+        Err(error) => return refuse(&error),
+    };
+    let mut report = Report::to_terminal(name, form);
+    let done = run(&opened, &mut report);
+    // Before the summary: whoever reads that may rely on it.
+    let closed = opened.close();
+    let is_well = match &done {
+        Ok(summary) => report.sum_up(summary),
+        Err(_) => false,
+    };
+    drop(report);
+    if let Err(error) = done {
+        return refuse(&error);
+    }
+    if let Err(error) = closed {
+        return refuse(&error);
+    }
+    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {

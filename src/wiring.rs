@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::artifact::BlobKey;
-use crate::blob::BlobStore;
 use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
+use crate::cache::upkeep::Trust;
 use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
 use crate::clock::Clock;
 use crate::config::env::Settings;
@@ -20,7 +20,7 @@ use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener};
-use crate::index::ArtifactIndex;
+use crate::index::IndexError;
 use crate::index::embedded::{
     DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
 };
@@ -88,6 +88,65 @@ pub enum StartError {
     Thread(#[source] std::io::Error),
 }
 
+/// The backends that the environment asks for, opened.
+#[derive(Debug)]
+pub struct OpenedPorts {
+    /// The backends.
+    pub ports: Ports,
+    /// What the store of blobs promises, for a rebuild of the index.
+    pub trust: Trust,
+    index: Arc<EmbeddedIndex>,
+    data_dir: PathBuf,
+    // Last, so that the folder is free only when nothing uses it any more.
+    _lock: DataDirLock,
+}
+
+/// Opens the backends that the environment asks for, and takes the data folder.
+///
+/// # Errors
+/// [`StartError`]; nothing stays open then.
+pub fn open_ports(settings: &Settings) -> Result<OpenedPorts, StartError> {
+    let clock = Clock::system();
+    let data_dir = &settings.data_dir;
+    let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
+    std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
+    let lock = lock_data_dir(data_dir)?;
+    let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
+        .map_err(in_data_dir)?;
+    let blobs = DiskBlobs::open(data_dir)?;
+    let index = Arc::new(EmbeddedIndex::open(data_dir)?);
+    let ports = Ports {
+        blobs: Arc::new(blobs),
+        index: Arc::clone(&index) as _,
+        freshness: Arc::new(LocalFreshness::new(clock.clone())),
+        leases: Arc::new(LocalLeases::new(clock.clone())),
+        staging,
+        clock,
+    };
+    // Files are synced in batches, and which of them were is written in the index.
+    let trust = Trust::UntilCrash;
+    Ok(OpenedPorts { ports, trust, index, data_dir: data_dir.clone(), _lock: lock })
+}
+
+impl OpenedPorts {
+    /// Brings what was published to the disk, so that a crash of the machine puts little in
+    /// doubt.
+    ///
+    /// # Errors
+    /// What the file system or the index says.
+    pub fn sync(&self) -> Result<(), IndexError> {
+        self.index.sync(|| sync_folder(&self.data_dir))
+    }
+
+    /// Writes down what must outlive the process. Nothing can be recorded any more.
+    ///
+    /// # Errors
+    /// What the file system or the index says.
+    pub fn close(&self) -> Result<(), IndexError> {
+        self.index.close_cleanly(|| sync_folder(&self.data_dir))
+    }
+}
+
 /// The program, put together and ready to run.
 #[derive(Debug)]
 pub struct App {
@@ -97,12 +156,12 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
-    index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
     clock: Clock,
     // remotes.yaml as it was before it was read, so that no change is overlooked.
     watched: Watched,
-    _lock: DataDirLock,
+    // Last: it holds the data folder.
+    opened: OpenedPorts,
 }
 
 impl App {
@@ -118,25 +177,9 @@ impl App {
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
 
-        let data_dir = &settings.data_dir;
-        let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
-        std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
-        let lock = lock_data_dir(data_dir)?;
-        let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
-            .map_err(in_data_dir)?;
-        let blobs: Arc<dyn BlobStore> = Arc::new(DiskBlobs::open(data_dir)?);
-        let index = Arc::new(EmbeddedIndex::open(data_dir)?);
-        let ports = Ports {
-            blobs: Arc::clone(&blobs),
-            index: Arc::clone(&index) as Arc<dyn ArtifactIndex>,
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging,
-            clock: clock.clone(),
-        };
-        let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
-        let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
-            .map_err(StartError::Thread)?;
+        let opened = open_ports(&settings)?;
+        let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        let health = Health::watch(probes(&opened.ports)).map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
@@ -162,11 +205,10 @@ impl App {
             pools,
             cache,
             catalogs,
-            index,
             proxies,
             clock,
             watched,
-            _lock: lock,
+            opened,
         })
     }
 
@@ -199,7 +241,7 @@ impl App {
             std::thread::sleep(LANDING_POLL);
         }
         self.cache.record_uses();
-        if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
+        if let Err(error) = self.opened.close() {
             tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
         }
         finished
@@ -248,7 +290,7 @@ impl App {
                 self.cache.record_uses();
             }
             if is_due(&mut sync)
-                && let Err(error) = self.index.sync(|| sync_folder(&self.settings.data_dir))
+                && let Err(error) = self.opened.sync()
             {
                 tracing::warn!(error = chain(&error), "the data folder was not synced");
             }
@@ -363,7 +405,8 @@ fn front_bounds(settings: &Settings) -> Bounds {
     }
 }
 
-fn probes(blobs: Arc<dyn BlobStore>, index: Arc<dyn ArtifactIndex>) -> Vec<(&'static str, Probe)> {
+fn probes(ports: &Ports) -> Vec<(&'static str, Probe)> {
+    let (blobs, index) = (Arc::clone(&ports.blobs), Arc::clone(&ports.index));
     let probe_key = BlobKey::from_listing("health/0000000000000000/probe")
         .expect("the probe's key has the form of a key");
     vec![

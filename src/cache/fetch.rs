@@ -577,13 +577,13 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
 
 /// SHA-256 over the pieces of a body.
 #[derive(Default)]
-struct Hashing {
+pub(super) struct Hashing {
     sha256: sha2::Sha256,
     buffer: Vec<u8>,
 }
 
 impl Hashing {
-    fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+    pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
         use sha2::Digest as _;
         use std::os::unix::fs::FileExt;
         match piece {
@@ -603,7 +603,7 @@ impl Hashing {
         Ok(())
     }
 
-    fn digest(self) -> crate::artifact::Digest {
+    pub(super) fn digest(self) -> crate::artifact::Digest {
         use sha2::Digest as _;
         crate::artifact::Digest(self.sha256.finalize().into())
     }

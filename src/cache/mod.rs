@@ -29,6 +29,7 @@ mod pass;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+pub mod upkeep;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError, chain};

@@ -6,6 +6,7 @@ pub mod admin;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod upkeep;
 
 use crate::cache::Outcome;
 
