@@ -4,6 +4,7 @@
 
 mod api;
 mod collapse;
+mod commands;
 mod crash;
 mod docs;
 mod failure;

@@ -213,7 +213,8 @@ impl Watch for Report {
 }
 
 fn amount(work: Work) -> String {
-    format!("{} files, {}", HumanCount(work.files), HumanBytes(work.bytes))
+    let files = if work.files == 1 { "file" } else { "files" };
+    format!("{} {files}, {}", HumanCount(work.files), HumanBytes(work.bytes))
 }
 
 fn json_of(finding: &Finding) -> Value {
