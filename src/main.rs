@@ -90,7 +90,7 @@ fn serve(settings: Settings) -> ExitCode {
     if let Err(error) = watch_signals(&app).and_then(|()| start_upkeep(&app)) {
         return refuse(&error);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.address());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.addresses());
     let served = app.serve();
     let finished = app.finish();
     if !finished {

@@ -10,7 +10,7 @@ use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::cache::upkeep::Trust;
 use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
 use crate::clock::Clock;
-use crate::config::env::Settings;
+use crate::config::env::{HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Kind, Remotes};
@@ -18,8 +18,12 @@ use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
+use crate::front::wire::guarded::{
+    self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
+    TrustedProxies,
+};
 use crate::front::wire::tiny::TinyListener;
-use crate::front::wire::{Bounds, Listener};
+use crate::front::wire::{Bounds, Listener, Service};
 use crate::index::IndexError;
 use crate::index::embedded::{
     DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
@@ -75,14 +79,26 @@ pub enum StartError {
     /// The index can't be opened.
     #[error(transparent)]
     Index(#[from] OpenIndexError),
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// `TRUSTED_PROXIES` names something that is no proxy.
+    #[error("TRUSTED_PROXIES cannot be understood")]
+    TrustedProxies(#[from] ProxyError),
     /// The address can't be listened on.
+    #[error("cannot listen on LISTEN_ADDR")]
+    Listen(#[from] BindError),
+    /// The address can't be listened on with tiny_http.
     #[error("cannot listen on {address} (LISTEN_ADDR)")]
-    Listen {
+    ListenTiny {
         /// Which address.
-        address: SocketAddr,
+        address: String,
         /// Why.
         source: std::io::Error,
     },
+    /// tiny_http listens on one address and port only.
+    #[error("HTTP_FRONT=tiny_http takes one address and port as LISTEN_ADDR, not {0:?}")]
+    OneAddress(String),
     /// No thread can be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -151,8 +167,8 @@ impl OpenedPorts {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
-    listener: TinyListener,
-    address: SocketAddr,
+    listener: Box<dyn Listener>,
+    addresses: String,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
@@ -171,6 +187,8 @@ impl App {
     /// [`StartError`]; nothing is left running then.
     pub fn start(settings: Settings) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+        let trusted_proxies = settings.trusted_proxies.parse()?;
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
         let watched = Watched::of(&settings.config_path);
         let remotes = load_remotes(&settings)?;
@@ -185,23 +203,16 @@ impl App {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             health,
-            metrics: Metrics::new(cache.counters()),
+            metrics: Arc::new(Metrics::new(cache.counters())),
             settings: settings.to_json(),
             pools: Arc::clone(&pools),
         };
-        let listen = |source| StartError::Listen { address: settings.listen_addr, source };
-        let listener = TinyListener::bind(
-            settings.listen_addr,
-            Arc::new(front),
-            Arc::clone(&pools),
-            front_bounds(&settings),
-        )
-        .map_err(listen)?;
-        let address = listener.address().map_err(listen)?;
+        let plan = Plan { addresses, trusted_proxies, settings: &settings };
+        let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
         Ok(Self {
             settings,
             listener,
-            address,
+            addresses,
             pools,
             cache,
             catalogs,
@@ -212,9 +223,9 @@ impl App {
         })
     }
 
-    /// The address that clients connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// The addresses that clients connect to, with the ports that were chosen.
+    pub fn addresses(&self) -> &str {
+        &self.addresses
     }
 
     /// Accepts and serves until [`App::stop`].
@@ -388,6 +399,65 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_threads: settings.fetch_threads,
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
+    }
+}
+
+/// How to listen.
+struct Plan<'a> {
+    addresses: Vec<ListenAddr>,
+    trusted_proxies: TrustedProxies,
+    settings: &'a Settings,
+}
+
+impl Plan<'_> {
+    /// Opens the listener of `HTTP_FRONT`, and says where it listens.
+    fn listen(
+        self,
+        service: Arc<dyn Service>,
+        pools: Arc<Pools>,
+    ) -> Result<(Box<dyn Listener>, String), StartError> {
+        let Self { addresses, trusted_proxies, settings } = self;
+        match settings.http_front {
+            HttpFront::Guarded => {
+                let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
+                let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
+                let settings = guarded::Settings {
+                    addresses,
+                    bounds: front_bounds(settings),
+                    guarded: guarded_bounds(settings),
+                    trusted_proxies,
+                };
+                let listener = Guarded::bind(settings, pools, service)?;
+                let chosen = listener.addresses().iter().map(SocketAddr::to_string);
+                let named: Vec<_> = chosen.chain(unix).collect();
+                Ok((Box::new(listener), named.join(", ")))
+            }
+            HttpFront::TinyHttp => {
+                let [ListenAddr::Tcp(address)] = addresses[..] else {
+                    return Err(StartError::OneAddress(settings.listen_addr.clone()));
+                };
+                let failed =
+                    |source| StartError::ListenTiny { address: address.to_string(), source };
+                let bounds = front_bounds(settings);
+                let listener =
+                    TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
+                let chosen = listener.address().map_err(failed)?.to_string();
+                Ok((Box::new(listener), chosen))
+            }
+        }
+    }
+}
+
+fn guarded_bounds(settings: &Settings) -> GuardedBounds {
+    GuardedBounds {
+        connections_max: settings.connections_max,
+        connections_reserved: settings.connections_reserved,
+        connections_per_address_max: settings.connections_per_address_max,
+        head_timeout: settings.head_timeout,
+        body_idle_timeout: settings.body_idle_timeout,
+        rate_min_bytes_per_second: settings.rate_min,
+        rate_window: settings.rate_window,
+        requests_per_connection_max: settings.requests_per_connection_max,
     }
 }
 

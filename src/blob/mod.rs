@@ -16,8 +16,10 @@ mod about;
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;
+pub mod hot;
 #[cfg(test)]
 pub mod memory;
+pub mod s3;
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {
