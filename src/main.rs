@@ -4,12 +4,17 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use artifactapi::cache::chain;
+use artifactapi::artifact::RemoteName;
 use artifactapi::cache::upkeep::{self, Reindex, UpkeepError, Verify};
-use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::chain::chain;
+use artifactapi::clock::Clock;
+use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
+use artifactapi::config::tokens::Scope;
 use artifactapi::ops::cli::{self, Cli, Command};
+use artifactapi::ops::token;
 use artifactapi::ops::upkeep::{Form, Report, Summary};
-use artifactapi::wiring::{self, App, OpenedPorts};
+use artifactapi::wiring::ports::{self, OpenedPorts};
+use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
@@ -19,17 +24,12 @@ use tracing::level_filters::LevelFilter;
 const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
-    let settings = match Settings::read(&wiring::variable) {
-        Ok(settings) => settings,
-        Err(errors) => return refuse(&errors),
-    };
-    match command {
-        Command::Serve => serve(settings),
-        Command::Check { file } => check(&settings, file.as_deref()),
+    match Cli::parse().command.unwrap_or(Command::Serve) {
+        Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
+        Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
         Command::Reindex { dry_run, json } => {
             let writes = cli::writes(dry_run);
-            run_upkeep(&settings, "reindex", cli::form(json), |opened, report| {
+            run_upkeep("reindex", cli::form(json), |opened, report| {
                 let how = Reindex { writes, trust: opened.trust };
                 let done = upkeep::reindex(&opened.ports, how, report)?;
                 Ok(Summary::Reindexed(done, writes))
@@ -37,41 +37,64 @@ fn main() -> ExitCode {
         }
         Command::Verify { remote, repair, json } => {
             let what = Verify { remote, repair: cli::repair(repair) };
-            run_upkeep(&settings, "verify", cli::form(json), |opened, report| {
+            run_upkeep("verify", cli::form(json), |opened, report| {
                 upkeep::verify(&opened.ports, &what, report).map(Summary::Verified)
             })
         }
+        Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
+    }
+}
+
+fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
+    let settings = match Settings::read(&wiring::variable) {
+        Ok(settings) => settings,
+        Err(errors) => return refuse(&errors),
+    };
+    match Engines::read(&wiring::variable) {
+        Ok(engines) => run(settings, engines),
+        Err(errors) => refuse(&errors),
     }
 }
 
 /// Runs a command on the backends of the environment. Its exit code says whether all is well.
 fn run_upkeep(
-    settings: &Settings,
     name: &'static str,
     form: Form,
     run: impl FnOnce(&OpenedPorts, &mut Report) -> Result<Summary, UpkeepError>,
 ) -> ExitCode {
-    start_logs(settings);
-    let opened = match wiring::open_ports(settings) {
-        Ok(opened) => opened,
-        Err(error) => return refuse(&error),
-    };
-    let mut report = Report::to_terminal(name, form);
-    let done = run(&opened, &mut report);
-    // Before the summary: whoever reads that may rely on it.
-    let closed = opened.close();
-    let is_well = match &done {
-        Ok(summary) => report.sum_up(summary),
-        Err(_) => false,
-    };
-    drop(report);
-    if let Err(error) = done {
-        return refuse(&error);
+    with_settings(|settings, engines| {
+        start_logs(&settings);
+        let opened = match ports::open(&settings, &engines, &Clock::system()) {
+            Ok(opened) => opened,
+            Err(error) => return refuse(&error),
+        };
+        let mut report = Report::to_terminal(name, form);
+        let done = run(&opened, &mut report);
+        // Before the summary: whoever reads that may rely on it.
+        opened.close();
+        match done {
+            Ok(summary) if report.sum_up(&summary) => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => {
+                // Takes the bar off the line.
+                drop(report);
+                refuse(&error)
+            }
+        }
+    })
+}
+
+fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
+    match token::make(name, scopes, remotes) {
+        Ok(made) => {
+            println!("# The token; it is stored nowhere and cannot be shown again:");
+            println!("{}", made.token);
+            println!("# Its line for TOKENS_FILE:");
+            println!("{}", made.line);
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error),
     }
-    if let Err(error) = closed {
-        return refuse(&error);
-    }
-    if is_well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
 fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
@@ -81,9 +104,9 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
     if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
-    let app = match App::start(settings) {
+    let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),
     };
@@ -115,7 +138,10 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
         let mut is_stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP => app.reload(),
+                SIGHUP => {
+                    app.reload();
+                    app.reload_tokens();
+                }
                 _ if is_stopping => std::process::exit(EXIT_AT_ONCE),
                 _ => {
                     is_stopping = true;

@@ -2,6 +2,7 @@
 //!
 //! Each room's own tests stand beside its code; here stands what only the whole can show.
 
+mod access;
 mod api;
 mod collapse;
 mod commands;
@@ -11,7 +12,9 @@ mod failure;
 mod floors;
 mod formats;
 mod hit_miss;
+mod local;
 mod paths;
+mod purge;
 mod ranges;
 mod regressions;
 mod reload;

@@ -14,8 +14,9 @@
 //! system takes none, or the text is too long, the blob is stored without: it is served as any
 //! other, but only its row knows what it is.
 //!
-//! Deliberately not here: syncing. A cached artifact may be lost with the machine's power, so
-//! that a small miss does not wait for the disk. Whoever has to know calls [`sync_folder`].
+//! Deliberately not here: syncing when publishing. A cached artifact may be lost with the
+//! machine's power, so that a small miss does not wait for the disk. Whoever has to know calls
+//! [`sync_folder`], or [`BlobStore::persist`] for a single blob.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -249,6 +250,18 @@ impl BlobStore for DiskBlobs {
             linked_or_failed => linked_or_failed,
         }
         .map_err(|error| failed("publish", key, error))
+    }
+
+    /// Syncs the file, then every folder from its own up to the data folder's entry for the
+    /// store: a new name is as durable as the last folder that was synced.
+    fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
+        let path = self.path(key);
+        let chain = path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.folder));
+        let data_dir = self.folder.parent();
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| chain.chain(data_dir).try_for_each(|dir| File::open(dir)?.sync_all()))
+            .map_err(|error| failed("persist", key, error))
     }
 
     fn open(

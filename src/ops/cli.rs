@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use super::upkeep::Form;
 use crate::artifact::RemoteName;
 use crate::cache::upkeep::{Repair, Writes};
+use crate::config::tokens::{self, Scope};
 
 /// A caching proxy for artifacts.
 #[derive(Debug, Parser)]
@@ -49,6 +50,18 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Make a token: print it once, and the line for TOKENS_FILE that lets it in.
+    Token {
+        /// Whose it is; it stands in the file and in the log.
+        #[arg(value_parser = token_name)]
+        name: String,
+        /// What it may do: read, write or admin; may be given several times.
+        #[arg(long = "scope", default_value = "read", value_parser = scope)]
+        scopes: Vec<Scope>,
+        /// A remote that it is restricted to; may be given several times. None is all.
+        #[arg(long = "remote")]
+        remotes: Vec<RemoteName>,
+    },
 }
 
 /// `--dry-run`, as the upkeep takes it.
@@ -66,6 +79,14 @@ pub fn form(json: bool) -> Form {
     if json { Form::Json } else { Form::Text }
 }
 
+fn token_name(text: &str) -> Result<String, &'static str> {
+    if tokens::is_name(text) { Ok(text.to_owned()) } else { Err(tokens::NAME_FIX) }
+}
+
+fn scope(text: &str) -> Result<Scope, String> {
+    Scope::named(text).ok_or_else(|| format!("write {}", Scope::WORDS.join(" or ")))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -80,7 +101,6 @@ mod tests {
             parse(&["artifactapi", "check", "x.yaml"]).unwrap(),
             Some(Command::Check { file })
         );
-        assert!(parse(&["artifactapi", "chekc"]).is_err());
         assert_eq!(
             parse(&["artifactapi", "reindex", "--dry-run"]).unwrap(),
             Some(Command::Reindex { dry_run: true, json: false })
@@ -91,5 +111,24 @@ mod tests {
             Some(Command::Verify { remote, repair: true, json: true })
         );
         assert!(parse(&["artifactapi", "verify", "--remote", "../x"]).is_err());
+        let token = |scopes: &[Scope], remotes: &[&str]| Command::Token {
+            name: "ci".to_owned(),
+            scopes: scopes.to_vec(),
+            remotes: remotes.iter().map(|remote| remote.parse().unwrap()).collect(),
+        };
+        assert_eq!(
+            parse(&["artifactapi", "token", "ci"]).unwrap(),
+            Some(token(&[Scope::Read], &[]))
+        );
+        let words = "artifactapi token ci --scope read --scope write --remote tools";
+        assert_eq!(
+            parse(&words.split(' ').collect::<Vec<_>>()).unwrap(),
+            Some(token(&[Scope::Read, Scope::Write], &["tools"]))
+        );
+        for wrong in ["token", "token a/b", "token ci --scope all", "token ci --remote a/b"] {
+            let words: Vec<&str> = "artifactapi".split(' ').chain(wrong.split(' ')).collect();
+            assert!(parse(&words).is_err(), "{wrong}");
+        }
+        assert!(parse(&["artifactapi", "chekc"]).is_err());
     }
 }

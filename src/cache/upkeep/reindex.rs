@@ -16,7 +16,8 @@ use std::ops::ControlFlow;
 use super::{Finding, UNREADABLE_MAX, UpkeepError, Watch, What, Work};
 use crate::artifact::{ArtifactKey, BlobKey, BlobVersion, Entry};
 use crate::blob::BlobMeta;
-use crate::cache::{Ports, chain};
+use crate::cache::Ports;
+use crate::chain::chain;
 use crate::index::{Put, Scan};
 
 /// How to rebuild.

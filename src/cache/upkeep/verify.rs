@@ -17,8 +17,9 @@ use super::{Finding, UNREADABLE_MAX, UpkeepError, Watch, What, Work};
 use crate::artifact::{ArtifactKey, Entry, RemoteName};
 use crate::blob::BlobError;
 use crate::body::{BodyError, Piece};
+use crate::cache::Ports;
 use crate::cache::fetch::Hashing;
-use crate::cache::{Ports, chain};
+use crate::chain::chain;
 use crate::index::{IndexError, Put, Row, Scan};
 
 /// Threads that hash: two keep a disk and a core busy, and leave the rest to a server.
