@@ -155,8 +155,9 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
 }
 
 fn start_upkeep(app: &Arc<App>) -> std::io::Result<()> {
-    let app = Arc::clone(app);
-    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || app.upkeep())?;
+    let (upkeep, sweep) = (Arc::clone(app), Arc::clone(app));
+    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep.upkeep())?;
+    std::thread::Builder::new().name("sweep".to_owned()).spawn(move || sweep.sweep())?;
     Ok(())
 }
 

@@ -19,5 +19,6 @@ mod ranges;
 mod regressions;
 mod reload;
 mod shutdown;
+mod space;
 mod support;
 mod upstreams;

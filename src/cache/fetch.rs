@@ -12,6 +12,7 @@ use threadpool::ThreadPool;
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
+use super::space::Space;
 use super::{CacheBounds, FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError, BlobStore};
@@ -78,13 +79,18 @@ pub(super) struct FetchPool {
 }
 
 impl FetchPool {
-    pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
+    pub(super) fn start(
+        ports: Ports,
+        bounds: &CacheBounds,
+        space: Arc<Space>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let (jobs, waiting) = bounded(bounds.fetch_queue_max);
         let threads = threadpool::Builder::new()
             .num_threads(bounds.fetch_threads)
             .thread_name("fetch".to_owned())
             .build();
-        let fetcher = Arc::new(Fetcher { ports, counters, lease_ttl: bounds.lease_ttl });
+        let fetcher = Arc::new(Fetcher { ports, space, counters, lease_ttl: bounds.lease_ttl });
         for _ in 0..bounds.fetch_threads {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
             threads.execute(move || run_jobs(&fetcher, &waiting));
@@ -120,6 +126,7 @@ fn run_jobs(fetcher: &Fetcher, waiting: &Receiver<Job>) {
 
 struct Fetcher {
     ports: Ports,
+    space: Arc<Space>,
     counters: Arc<Counters>,
     lease_ttl: Duration,
 }
@@ -332,7 +339,8 @@ impl Fetcher {
         let written = staged.written();
         let sealed = staged.seal()?;
         fetch.writer.whole();
-        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max);
+        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max)
+            || !self.space.could_hold(fetch.remote, written);
         if !is_framed || too_large {
             self.counters.unstored.inc();
             return Ok((End::Unstored, written));
@@ -423,6 +431,13 @@ impl Fetcher {
         stored_at: SystemTime,
     ) -> End {
         let key = fetch.key;
+        let replaced = fetch.stored.as_ref().map_or(0, |stored| stored.size);
+        let Some(room) = self.space.make_room(fetch.remote, sealed.len(), replaced) else {
+            counters::of(&self.counters.without_room, &key.remote).inc();
+            self.counters.unstored.inc();
+            tracing::warn!(artifact = %key, bytes = sealed.len(), "not stored: nothing that may be evicted makes room");
+            return End::Unstored;
+        };
         let blob = BlobKey::of(key);
         let about = About {
             artifact: key.clone(),
@@ -455,6 +470,7 @@ impl Fetcher {
         };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
+                room.fill();
                 self.mark_fresh(fetch);
                 End::Stored(entry)
             }

@@ -15,8 +15,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::artifact::{ArtifactKey, Entry};
-use crate::index::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use crate::artifact::{ArtifactKey, Entry, RemoteName};
+use crate::index::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 
 /// Rows that wait at most, a few hundred bytes each; more are not recorded, and `reindex`
 /// finds them.
@@ -204,6 +204,18 @@ impl ArtifactIndex for BridgedIndex {
         self.index.touch(uses)
     }
 
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        self.index.usage()
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        self.index.least_used(query, visit)
+    }
+
     fn probe(&self) -> Result<(), IndexError> {
         self.index.probe()
     }
@@ -270,6 +282,18 @@ mod tests {
 
         fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
             self.there()?.touch(uses)
+        }
+
+        fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+            self.there()?.usage()
+        }
+
+        fn least_used(
+            &self,
+            query: &LeastUsed,
+            visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+        ) -> Result<(), IndexError> {
+            self.there()?.least_used(query, visit)
         }
 
         fn probe(&self) -> Result<(), IndexError> {

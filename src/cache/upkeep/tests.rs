@@ -1,12 +1,13 @@
 //! Rebuilding and verifying over backends in memory and on disk, with somebody who interferes.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::ops::{ControlFlow, Range};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::*;
-use crate::artifact::{ArtifactPath, BlobVersion, Digest, Entry, Validators};
+use crate::artifact::{ArtifactPath, BlobVersion, Digest, Entry, RemoteName, Validators};
 use crate::blob::disk::DiskBlobs;
 use crate::blob::memory::MemoryBlobs;
 use crate::blob::{About, BlobMeta, BlobStore};
@@ -15,7 +16,7 @@ use crate::cache::Ports;
 use crate::clock::Clock;
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::index::memory::MemoryIndex;
-use crate::index::{ArtifactIndex, Put, Row, Scan, Use};
+use crate::index::{ArtifactIndex, LeastUsed, Put, Row, Scan, Usage, Use};
 use crate::staging::{Expect, SealedFile, Staging};
 
 type Hook = Box<dyn FnOnce() + Send>;
@@ -125,6 +126,18 @@ impl ArtifactIndex for MeddledIndex {
 
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
         self.0.touch(uses)
+    }
+
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        self.0.usage()
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        self.0.least_used(query, visit)
     }
 
     fn probe(&self) -> Result<(), IndexError> {
