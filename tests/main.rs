@@ -5,6 +5,7 @@
 mod access;
 mod api;
 mod collapse;
+mod commands;
 mod crash;
 mod docs;
 mod failure;

@@ -629,13 +629,13 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
 
 /// SHA-256 over the pieces of a body.
 #[derive(Default)]
-struct Hashing {
+pub(super) struct Hashing {
     sha256: sha2::Sha256,
     buffer: Vec<u8>,
 }
 
 impl Hashing {
-    fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+    pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
         use sha2::Digest as _;
         use std::os::unix::fs::FileExt;
         match piece {
@@ -655,7 +655,7 @@ impl Hashing {
         Ok(())
     }
 
-    fn digest(self) -> Digest {
+    pub(super) fn digest(self) -> Digest {
         use sha2::Digest as _;
         Digest(self.sha256.finalize().into())
     }

@@ -36,6 +36,7 @@ pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod turn;
+pub mod upkeep;
 mod upload;
 mod uses;
 

@@ -9,6 +9,7 @@ pub mod metrics;
 pub mod purge;
 pub mod stats;
 pub mod token;
+pub mod upkeep;
 
 use crate::cache::Outcome;
 
