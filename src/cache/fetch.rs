@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
+use super::space::Space;
 use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError, BlobStore};
@@ -72,6 +73,7 @@ pub(super) struct Job {
 /// Runs jobs, one at a time on each thread of the pool.
 pub(super) struct Fetcher {
     ports: Ports,
+    space: Arc<Space>,
     counters: Arc<Counters>,
     lease_ttl: Duration,
 }
@@ -90,8 +92,13 @@ struct Fetch<'a> {
 }
 
 impl Fetcher {
-    pub(super) fn new(ports: Ports, counters: Arc<Counters>, lease_ttl: Duration) -> Self {
-        Self { ports, counters, lease_ttl }
+    pub(super) fn new(
+        ports: Ports,
+        space: Arc<Space>,
+        counters: Arc<Counters>,
+        lease_ttl: Duration,
+    ) -> Self {
+        Self { ports, space, counters, lease_ttl }
     }
 
     /// Runs a job to its end; `buffer` is the thread's own.
@@ -291,7 +298,8 @@ impl Fetcher {
         let written = staged.written();
         let sealed = staged.seal()?;
         fetch.writer.whole();
-        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max);
+        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max)
+            || !self.space.could_hold(fetch.remote, written);
         if !is_framed || too_large {
             self.counters.unstored.inc();
             return Ok((End::Unstored, written));
@@ -382,6 +390,13 @@ impl Fetcher {
         stored_at: SystemTime,
     ) -> End {
         let key = fetch.key;
+        let replaced = fetch.stored.as_ref().map_or(0, |stored| stored.size);
+        let Some(room) = self.space.make_room(fetch.remote, sealed.len(), replaced) else {
+            counters::of(&self.counters.without_room, &key.remote).inc();
+            self.counters.unstored.inc();
+            tracing::warn!(artifact = %key, bytes = sealed.len(), "not stored: nothing that may be evicted makes room");
+            return End::Unstored;
+        };
         let blob = fetch.blob.clone();
         let about = About {
             artifact: key.clone(),
@@ -414,6 +429,7 @@ impl Fetcher {
         };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
+                room.fill();
                 self.mark_fresh(fetch);
                 End::Stored(entry)
             }
@@ -572,13 +588,13 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
 
 /// SHA-256 over the pieces of a body.
 #[derive(Default)]
-struct Hashing {
+pub(super) struct Hashing {
     sha256: sha2::Sha256,
     buffer: Vec<u8>,
 }
 
 impl Hashing {
-    fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+    pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
         use sha2::Digest as _;
         use std::os::unix::fs::FileExt;
         match piece {
@@ -598,7 +614,7 @@ impl Hashing {
         Ok(())
     }
 
-    fn digest(self) -> Digest {
+    pub(super) fn digest(self) -> Digest {
         use sha2::Digest as _;
         Digest(self.sha256.finalize().into())
     }

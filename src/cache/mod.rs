@@ -31,10 +31,14 @@ mod found;
 mod pass;
 mod pool;
 mod purge;
+mod readers;
+pub mod space;
 mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod turn;
+pub mod upkeep;
 mod upload;
 mod uses;
 
@@ -50,6 +54,8 @@ use fetch::{Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
 use pool::{FetchPool, Urgency};
+use readers::Readers;
+use space::{Keeper, Space};
 use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
@@ -124,22 +130,45 @@ pub struct Cache {
     ports: Ports,
     flights: Arc<Flights>,
     fetches: FetchPool,
-    uses: Uses,
+    uses: Arc<Uses>,
+    readers: Arc<Readers>,
+    space: Arc<Space>,
     counters: Arc<Counters>,
     claims: Claims,
     lease_ttl: Duration,
 }
 
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.space.close();
+    }
+}
+
 impl Cache {
-    /// A cache over these backends; starts the fetch threads.
+    /// A cache over these backends; starts the fetch threads and the keeper of space. Nothing
+    /// bounds its space until [`Space::govern`] is called.
     pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
         let counters = Arc::new(Counters::default());
-        let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
+        let (space, flights): (Arc<Space>, Arc<Flights>) = Default::default();
+        let (uses, readers): (Arc<Uses>, _) = (Arc::default(), Readers::new());
+        let fetches =
+            FetchPool::start(ports.clone(), bounds, Arc::clone(&space), Arc::clone(&counters));
+        let keeper = Keeper {
+            ports: ports.clone(),
+            space: Arc::clone(&space),
+            flights: Arc::clone(&flights),
+            readers: Arc::clone(&readers),
+            uses: Arc::clone(&uses),
+            counters: Arc::clone(&counters),
+        };
+        keeper.start();
         Self {
             ports,
-            flights: Arc::default(),
+            flights,
             fetches,
-            uses: Uses::default(),
+            uses,
+            readers,
+            space,
             counters,
             claims: Claims::default(),
             lease_ttl: bounds.lease_ttl,
@@ -198,9 +227,10 @@ impl Cache {
             (None, len) => (0, len),
         };
         match bytes.from {
-            From::Store(entry) => {
+            From::Store(entry, reading) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(target, &bytes.key, &entry, range)
+                let body = self.open_blob(target, &bytes.key, &entry, range)?;
+                Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
@@ -270,6 +300,11 @@ impl Cache {
     /// What the cache counts.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The space that what is stored takes up, and its bounds.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Fetches in the air.
@@ -493,7 +528,8 @@ impl Cache {
             content_encoding: entry.content_encoding.clone(),
             age: policy::age(now, &entry),
         };
-        let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
+        let reading = self.readers.read(&key).map(Arc::new);
+        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
         Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
     }
 

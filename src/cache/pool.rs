@@ -14,6 +14,7 @@ use threadpool::ThreadPool;
 use super::counters::Counters;
 use super::fetch::{Fetcher, Job};
 use super::flight::End;
+use super::space::Space;
 use super::{CacheBounds, FetchError, Ports};
 use crate::artifact::ArtifactKey;
 
@@ -68,7 +69,12 @@ pub(super) fn batch_threads(fetch_threads: usize) -> usize {
 }
 
 impl FetchPool {
-    pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
+    pub(super) fn start(
+        ports: Ports,
+        bounds: &CacheBounds,
+        space: Arc<Space>,
+        counters: Arc<Counters>,
+    ) -> Self {
         let (jobs, waiting) = bounded(bounds.fetch_queue_max);
         let shared = batch_threads(bounds.fetch_threads);
         let (tokens, given) = bounded(bounds.fetch_queue_max.max(shared));
@@ -79,7 +85,7 @@ impl FetchPool {
             .num_threads(shared + clients_only)
             .thread_name("fetch".to_owned())
             .build();
-        let fetcher = Arc::new(Fetcher::new(ports, counters, bounds.lease_ttl));
+        let fetcher = Arc::new(Fetcher::new(ports, space, counters, bounds.lease_ttl));
         for _ in 0..clients_only {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
             threads.execute(move || {

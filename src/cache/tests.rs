@@ -93,13 +93,17 @@ impl World {
     }
 }
 
-fn replica(ports: &Ports) -> Arc<Cache> {
+pub(super) fn replica(ports: &Ports) -> Arc<Cache> {
     let bounds =
         CacheBounds { fetch_threads: 4, fetch_queue_max: 4, lease_ttl: Duration::from_secs(20) };
     Arc::new(Cache::new(ports.clone(), &bounds))
 }
 
-fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>), String> {
+pub(super) fn get(
+    cache: &Cache,
+    target: &Target,
+    path: &str,
+) -> Result<(Outcome, Vec<u8>), String> {
     let found = cache.find(target, &World::path(path)).map_err(|error| chain(&error))?;
     let len = found.met.about.len;
     let outcome = found.met.outcome;
@@ -109,7 +113,7 @@ fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>),
 }
 
 #[track_caller]
-fn wait_until(condition: impl Fn() -> bool) {
+pub(super) fn wait_until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to pass within 20 s");
@@ -117,7 +121,7 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-fn bytes(len: usize) -> Vec<u8> {
+pub(super) fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect()
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 use crate::artifact::{ArtifactPath, RemoteName};
 use crate::formats::PackageFormat;
 use crate::policy::lifetime::Lifetimes;
-use crate::policy::pattern::Patterns;
+use crate::policy::pattern::{Patterns, Pins};
 
 pub mod env;
 mod expressions;
@@ -55,6 +55,8 @@ pub struct Remote {
     pub max_bytes: Option<u64>,
     /// Whether an upload to a local repository may replace other content under its name.
     pub allow_overwrite: bool,
+    /// What of it stays stored; without effect on a local repository, which keeps everything.
+    pub keeping: Keeping,
 }
 
 impl Remote {
@@ -68,6 +70,18 @@ impl Remote {
             Kind::Local | Kind::Remote(_) => self.patterns.allow(self.format, path),
         }
     }
+}
+
+/// How much of a remote stays stored, and for how long.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// The most that its stored artifacts may take up together, in bytes; `None` is without
+    /// limit of its own.
+    pub max_bytes: Option<u64>,
+    /// What was not used for this long goes; `None` stays.
+    pub unused_for: Option<Duration>,
+    /// What stays in spite of both, and of the bound of the whole cache.
+    pub pins: Pins,
 }
 
 /// Where a remote's artifacts come from.

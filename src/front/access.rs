@@ -59,7 +59,7 @@ impl<'a> Need<'a> {
         let is_local = target.is_some_and(|target| matches!(target.remote.kind, Kind::Local));
         let (scope, remote) = match *route {
             Route::Health => (None, None),
-            Route::Root | Route::Metrics | Route::Config | Route::Unknown => {
+            Route::Root | Route::Metrics | Route::Stats | Route::Config | Route::Unknown => {
                 (Some(Scope::Read), None)
             }
             // A batch does no more than reads do, of whatever remotes it names.

@@ -17,7 +17,7 @@ use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::health::Health;
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
-use crate::ops::{Answered, admin, purge};
+use crate::ops::{Answered, admin, purge, stats};
 
 pub mod access;
 mod artifact;
@@ -121,6 +121,7 @@ impl Front {
                 let config = admin::config(&self.settings, &catalog.remotes);
                 Ok(own(json(200, &config)))
             }
+            Route::Stats => self.stats().map(own),
             Route::Artifacts { remote, query } if head.method == "DELETE" => {
                 self.purge(catalog, remote, query, &caller)
             }
@@ -219,6 +220,13 @@ impl Front {
         Ok(json(200, &list))
     }
 
+    fn stats(&self) -> Result<Reply, Problem> {
+        stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
+            tracing::warn!(error = chain(&error), "cannot tell what is stored");
+            Problem { status: 503, ..Problem::overload() }
+        })
+    }
+
     fn metrics(&self) -> Reply {
         let now = metrics::Now {
             flights: self.cache.flight_count(),
@@ -227,6 +235,7 @@ impl Front {
             queued: self.pools.queued(),
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
         };
+        self.metrics.set_usage(&self.cache.space().usage());
         let text = self.metrics.render(now);
         Reply::new(200, Body::from_bytes(text)).header("Content-Type", metrics::CONTENT_TYPE)
     }

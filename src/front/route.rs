@@ -11,6 +11,8 @@ pub(super) enum Route<'a> {
     Metrics,
     /// `/config`.
     Config,
+    /// `/stats`.
+    Stats,
     /// `/artifacts/{remote}`: what is cached.
     Artifacts {
         /// The remote's name as sent.
@@ -69,6 +71,7 @@ impl<'a> Route<'a> {
             "/health" => Self::Health,
             "/metrics" => Self::Metrics,
             "/config" => Self::Config,
+            "/stats" => Self::Stats,
             _ => Self::Unknown,
         }
     }

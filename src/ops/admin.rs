@@ -52,6 +52,7 @@ pub fn root(remotes: &Remotes) -> Value {
             "/config": "GET: the configuration in force, secrets masked",
             "/health": "GET: the state of each backend",
             "/metrics": "GET: metrics in the Prometheus text format",
+            "/stats": "GET: what each remote takes up, hits, misses, bytes, evictions",
         },
     })
 }

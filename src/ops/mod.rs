@@ -8,7 +8,9 @@ pub mod cli;
 pub mod health;
 pub mod metrics;
 pub mod purge;
+pub mod stats;
 pub mod token;
+pub mod upkeep;
 pub mod warm;
 
 use crate::cache::Outcome;
@@ -37,6 +39,21 @@ pub enum Answered {
 }
 
 impl Answered {
+    /// Every way in which a request can end.
+    pub const ALL: &[Self] = &[
+        Self::Cache(Outcome::Hit),
+        Self::Cache(Outcome::Stale),
+        Self::Cache(Outcome::Revalidated),
+        Self::Cache(Outcome::Miss),
+        Self::Cache(Outcome::Collapsed),
+        Self::Cache(Outcome::Pass),
+        Self::Refused,
+        Self::Absent,
+        Self::Failed,
+        Self::Shed,
+        Self::Own,
+    ];
+
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::batch::Batches;
+use crate::cache::space::SpacePlan;
 use crate::cache::{Cache, CacheBounds, Target};
 use crate::chain::chain;
 use crate::clock::Clock;
@@ -128,6 +129,7 @@ impl App {
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let batches = Arc::new(Batches::start(Arc::clone(&cache)));
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
@@ -190,6 +192,7 @@ impl App {
             finished = Instant::now() < deadline;
             std::thread::sleep(LANDING_POLL);
         }
+        self.cache.space().close();
         self.cache.record_uses();
         self.opened.close();
         finished
@@ -205,6 +208,7 @@ impl App {
         match catalog {
             Ok(catalog) => {
                 tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
             }
             Err(error) => {
@@ -231,14 +235,13 @@ impl App {
     }
 
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml and the tokens, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml and the tokens, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = self.watched;
         let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
-        let (mut uses, mut sync, mut sweep) =
-            (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
+        let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
         loop {
             std::thread::sleep(UPKEEP_TICK);
@@ -260,12 +263,18 @@ impl App {
             if is_due(&mut sync) {
                 self.opened.sync();
             }
-            if is_due(&mut sweep) {
-                match self.cache.sweep_orphans() {
-                    Ok(0) => {}
-                    Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
-                    Err(error) => tracing::warn!(error, "a sweep broke off"),
-                }
+        }
+    }
+
+    /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
+    /// own, because it walks over everything that is stored.
+    pub fn sweep(&self) -> ! {
+        loop {
+            std::thread::sleep(SWEEP_INTERVAL);
+            match self.cache.sweep_orphans() {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
+                Err(error) => tracing::warn!(error, "a sweep broke off"),
             }
         }
     }
@@ -379,6 +388,10 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
     }
+}
+
+fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
+    SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
 }
 
 /// How to listen.
