@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use artifactapi::cache::chain;
 use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::ops::ask;
 use artifactapi::ops::cli::{Cli, Command};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
@@ -25,6 +26,14 @@ fn main() -> ExitCode {
     match command {
         Command::Serve => serve(settings),
         Command::Check { file } => check(&settings, file.as_deref()),
+        Command::Health => health(&settings),
+    }
+}
+
+fn health(settings: &Settings) -> ExitCode {
+    match ask::health(settings.listen_addr) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
     }
 }
 

@@ -97,6 +97,7 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
+    health: Health,
     index: Arc<EmbeddedIndex>,
     proxies: ProxyEnv,
     clock: Clock,
@@ -141,7 +142,7 @@ impl App {
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
-            health,
+            health: health.clone(),
             metrics: Metrics::new(cache.counters()),
             settings: settings.to_json(),
             pools: Arc::clone(&pools),
@@ -162,6 +163,7 @@ impl App {
             pools,
             cache,
             catalogs,
+            health,
             index,
             proxies,
             clock,
@@ -185,6 +187,8 @@ impl App {
 
     /// Stops accepting; requests in flight go on.
     pub fn stop(&self) {
+        // First, so that whoever still asks learns of it.
+        self.health.stop();
         self.listener.stop();
     }
 

@@ -23,6 +23,8 @@ pub enum Command {
         /// The file; without one, CONFIG_PATH or remotes.yaml.
         file: Option<PathBuf>,
     },
+    /// Ask the server of this machine (LISTEN_ADDR) for its health: exit 0 if it answers, 1 if not.
+    Health,
 }
 
 #[cfg(test)]
@@ -39,6 +41,7 @@ mod tests {
             parse(&["artifactapi", "check", "x.yaml"]).unwrap(),
             Some(Command::Check { file })
         );
+        assert_eq!(parse(&["artifactapi", "health"]).unwrap(), Some(Command::Health));
         assert!(parse(&["artifactapi", "chekc"]).is_err());
     }
 }

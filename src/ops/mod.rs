@@ -1,8 +1,10 @@
 //! Operations: what an operator sees. Metrics, health, the access log and the views of what is
-//! configured and cached. No sockets and no HTTP here.
+//! configured and cached. No HTTP here, and of sockets only the one that `artifactapi health` asks
+//! through.
 
 pub mod access_log;
 pub mod admin;
+pub mod ask;
 pub mod cli;
 pub mod health;
 pub mod metrics;
