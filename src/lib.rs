@@ -56,7 +56,9 @@
 pub mod artifact;
 pub mod blob;
 pub mod body;
+pub mod breaker;
 pub mod cache;
+pub mod chain;
 pub mod clock;
 pub mod config;
 pub mod coord;
@@ -66,5 +68,7 @@ pub mod index;
 pub mod ops;
 pub mod policy;
 pub mod staging;
+#[cfg(test)]
+mod test_servers;
 pub mod upstream;
 pub mod wiring;

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use artifactapi::cache::chain;
-use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::ops::ask;
 use artifactapi::ops::cli::{Cli, Command};
 use artifactapi::wiring::{self, App};
@@ -23,15 +23,23 @@ fn main() -> ExitCode {
         Ok(settings) => settings,
         Err(errors) => return refuse(&errors),
     };
+    let engines = match Engines::read(&wiring::variable) {
+        Ok(engines) => engines,
+        Err(errors) => return refuse(&errors),
+    };
     match command {
-        Command::Serve => serve(settings),
+        Command::Serve => serve(settings, &engines),
         Command::Check { file } => check(&settings, file.as_deref()),
         Command::Health => health(&settings),
     }
 }
 
 fn health(settings: &Settings) -> ExitCode {
-    match ask::health(settings.listen_addr) {
+    let door = match wiring::door(settings) {
+        Ok(door) => door,
+        Err(error) => return refuse(&error),
+    };
+    match ask::health(&door) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
@@ -44,16 +52,16 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
     if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
-    let app = match App::start(settings) {
+    let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),
     };
     if let Err(error) = watch_signals(&app).and_then(|()| start_upkeep(&app)) {
         return refuse(&error);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.address());
+    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.addresses());
     let served = app.serve();
     let finished = app.finish();
     if !finished {

@@ -91,7 +91,7 @@ fn a_request_without_room_is_503_at_once() {
         scope.spawn(|| server.get("/api/files/a").expect(200, b"bytes"));
         eventually("one request waits", || server.metric("artifactapi_queued") >= 1.0);
         for _ in 0..5 {
-            let answer = server.get("/api/files/a");
+            let answer = server.ask(&Ask::get("/api/files/a"));
             answer.expect_error(503);
             assert!(answer.header("retry-after").is_some(), "{:?}", answer.head);
         }

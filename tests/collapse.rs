@@ -89,7 +89,7 @@ fn a_held_file_does_not_hold_another() {
     let (upstream, gate, server) = held(&noise(6, 1 << 20), 1000);
     upstream.serve("/other", Answer::file(b"bytes"));
     let waiting = server.begin(&Ask::get("/api/files/big"));
-    server.get("/api/files/other").expect(200, b"bytes");
+    server.ask(&Ask::get("/api/files/other")).expect(200, b"bytes");
     gate.open();
     waiting.finish().expect_status(200);
 }

@@ -12,7 +12,10 @@ use crate::support::server::files_below;
 const FLOORS: &[(&str, u32)] = &[
     ("artifact", 0),
     ("body", 0),
+    ("breaker", 0),
+    ("chain", 0),
     ("clock", 0),
+    ("test_servers", 0),
     ("config", 1),
     ("formats", 1),
     ("policy", 1),
@@ -44,6 +47,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tiny_http", &["front/wire/tiny"]),
     ("ureq", &["upstream/", "blob/s3"]),
     ("rusqlite", &["index/embedded"]),
+    ("tokio_postgres_rustls", &["index/postgres"]),
     ("serde_yaml", &["config/"]),
 ];
 

@@ -44,6 +44,22 @@ fn a_miss_is_stored_and_later_requests_are_hits() {
 }
 
 #[test]
+fn a_client_that_asks_for_the_digest_has_it_on_a_miss_as_well() {
+    let upstream = Upstream::start();
+    let bytes = noise(13, 300_000);
+    upstream.serve("/a", Answer::file(&bytes));
+    upstream.serve("/cut", Answer::file(&bytes).ignoring_ranges().cut_at(100_000));
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let ask = |path: &str| Ask::get(path).header("Want-Repr-Digest", "sha-256=10");
+    let answer = server.ask(&ask("/api/files/a"));
+    answer.expect(200, &bytes);
+    answer.expect_header("x-checksum-sha256", &sha256_hex(&bytes));
+    assert!(answer.header("repr-digest").is_some_and(|digest| digest.starts_with("sha-256=:")));
+    // It can be told of a whole file only, so nothing was sent when this one broke off.
+    server.ask(&ask("/api/files/cut")).expect_error(502);
+}
+
+#[test]
 fn the_first_bytes_come_before_upstream_has_finished() {
     let upstream = Upstream::start();
     let (bytes, gate) = (noise(2, 1 << 20), Gate::new());

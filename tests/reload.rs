@@ -76,7 +76,8 @@ fn a_reload_drops_no_request() {
     let running = server.begin(&Ask::get("/api/old/big"));
     server.rewrite_config(&remotes_yaml(&[("new", Remote::at(&upstream))]));
     server.signal(Signal::HUP);
-    eventually("the new remote is there", || server.get("/api/new/a").status() == 200);
+    let ask = Ask::get("/api/new/a");
+    eventually("the new remote is there", || server.ask(&ask).status() == 200);
     gate.open();
     running.finish().expect(200, &bytes);
 }

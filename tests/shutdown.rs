@@ -36,6 +36,22 @@ fn a_stop_finishes_what_is_in_flight_and_exits_with_0() {
 }
 
 #[test]
+fn a_stop_finishes_a_fill_that_nobody_reads_any_more() {
+    let (upstream, gate, mut server, bytes) = busy(600);
+    server.begin(&Ask::get("/api/files/big")).abort();
+    gate.wait_reached(1);
+    server.signal(Signal::TERM);
+    eventually("nobody is accepted any more", || server.try_connect().is_err());
+    gate.open();
+    assert_eq!(server.wait_exit().code(), Some(0));
+    server.start_again();
+    let hit = server.get("/api/files/big");
+    hit.expect(200, &bytes);
+    hit.expect_header("x-artifact-source", "cache");
+    assert_eq!(upstream.count("/big"), 1);
+}
+
+#[test]
 fn an_idle_connection_holds_up_no_stop() {
     let (_upstream, _gate, mut server, _) = busy(600);
     let (answer, kept) = server.begin(&Ask::get("/api/files/small")).finish_keeping();

@@ -8,15 +8,17 @@ use std::fmt::Debug;
 use std::ops::{ControlFlow, Range};
 use std::time::SystemTime;
 
-use crate::artifact::{ArtifactKey, BlobKey, BlobVersion, Digest, Validators};
+use crate::artifact::{ArtifactKey, BlobKey, BlobVersion, Digest, Entry, Validators};
 use crate::body::Body;
 use crate::staging::SealedFile;
 
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;
+pub mod hot;
 #[cfg(test)]
 pub mod memory;
+pub mod s3;
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {
@@ -96,6 +98,29 @@ pub struct BlobMeta {
     /// What it says about itself, where the store keeps that beside the bytes and the call
     /// asked for one blob; a listing may leave it out.
     pub about: Option<About>,
+}
+
+impl BlobMeta {
+    /// The entry that the blob says it is, for an index that lost or lacks it: confirmed when
+    /// it came and not since. `None` where it does not describe itself, or as another artifact
+    /// than `artifact`.
+    pub fn entry_of(&self, artifact: &ArtifactKey) -> Option<Entry> {
+        let about = self.about.as_ref().filter(|about| about.artifact == *artifact)?;
+        Some(Entry {
+            blob: self.key.clone(),
+            version: self.version.clone(),
+            size: self.size,
+            digest: about.digest,
+            content_type: about.content_type.clone(),
+            content_encoding: about.content_encoding.clone(),
+            validators: about.validators.clone(),
+            stored_at: about.stored_at,
+            validated_at: about.stored_at,
+            head: None,
+            generation: 0,
+            unproven: false,
+        })
+    }
 }
 
 /// Why a store did not do what it was asked.

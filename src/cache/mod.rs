@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, Digest, Entry, Validators};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::{Body, Source};
 use crate::clock::Clock;
@@ -319,35 +319,12 @@ impl Cache {
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
     }
 
-    /// The row, or what the stored object says about itself where the index can't answer.
+    /// The row; none where the index can't answer, which costs a fetch.
     fn lookup(&self, key: &ArtifactKey) -> Option<Entry> {
-        match self.ports.index.get(key) {
-            Ok(entry) => entry,
-            Err(error) => {
-                self.counters.index_errors.inc();
-                tracing::warn!(error = chain(&error), artifact = %key, "looking at the stored object instead of its row");
-                self.entry_from_blob(key)
-            }
-        }
-    }
-
-    fn entry_from_blob(&self, key: &ArtifactKey) -> Option<Entry> {
-        let blob = BlobKey::of(key);
-        let meta = self.ports.blobs.stat(&blob).ok()??;
-        let about = meta.about.filter(|about| about.artifact == *key)?;
-        Some(Entry {
-            blob,
-            version: meta.version,
-            size: meta.size,
-            digest: about.digest,
-            content_type: about.content_type,
-            content_encoding: about.content_encoding,
-            validators: about.validators,
-            stored_at: about.stored_at,
-            validated_at: about.stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
+        self.ports.index.get(key).unwrap_or_else(|error| {
+            self.counters.index_errors.inc();
+            tracing::warn!(error = chain(&error), artifact = %key, "the index does not answer");
+            None
         })
     }
 

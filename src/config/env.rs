@@ -4,7 +4,6 @@
 //! A variable that is set to nothing counts as not set, as containers often do that.
 
 use std::fmt::Debug;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -70,8 +69,10 @@ macro_rules! settings {
 settings! {
     /// What the environment sets for the whole program.
     pub Settings, SETTINGS {
-        listen_addr: SocketAddr = "LISTEN_ADDR", "0.0.0.0:8000", Kind::Address,
-            "Where clients connect.";
+        listen_addr: String = "LISTEN_ADDR", "0.0.0.0:8000", Kind::Text,
+            "Where clients connect: addresses with ports, `unix:/path`, or `systemd` for passed sockets, with commas between.";
+        http_front: HttpFront = "HTTP_FRONT", "guarded", Kind::OneOf(HttpFront::WORDS),
+            "The listener: see \"Listeners\".";
         data_dir: PathBuf = "DATA_DIR", "data", Kind::Path,
             "The folder of the cache: blobs, index, staging.";
         config_path: PathBuf = "CONFIG_PATH", "remotes.yaml", Kind::Path,
@@ -104,6 +105,24 @@ settings! {
             "How long a connection may stay idle between requests.";
         write_timeout: Duration = "WRITE_TIMEOUT_S", "60", Kind::Seconds { min_ms: 100, max_ms: HOUR_MS },
             "How long a client may leave our bytes untaken.";
+        connections_max: usize = "CONNECTIONS_MAX", "8192", Kind::Count { min: 8, max: 1_000_000 },
+            "Connections in all, cut to three quarters of the descriptors that the process may have; beyond, the longest idle one is closed (guarded).";
+        connections_reserved: usize = "CONNECTIONS_RESERVED", "32", Kind::Count { min: 1, max: 1000 },
+            "Of these, how many are kept for health and metrics (guarded).";
+        connections_per_address_max: usize = "CONNECTIONS_PER_ADDRESS_MAX", "2048", Kind::Count { min: 1, max: 1_000_000 },
+            "Connections from one address, or one /64 of IPv6; one more is answered 503 (guarded).";
+        requests_per_connection_max: u32 = "REQUESTS_PER_CONNECTION_MAX", "100000", Kind::Count { min: 1, max: 1_000_000_000 },
+            "Requests that one connection carries before it is closed (guarded).";
+        head_timeout: Duration = "HEAD_TIMEOUT_S", "15", Kind::Seconds { min_ms: 100, max_ms: HOUR_MS },
+            "How long a request's head may take to come; then it is answered 408 (guarded).";
+        body_idle_timeout: Duration = "BODY_IDLE_TIMEOUT_S", "30", Kind::Seconds { min_ms: 100, max_ms: HOUR_MS },
+            "The longest silence inside a request's body (guarded).";
+        rate_min: u64 = "RATE_MIN_BYTES_PER_S", "1024", Kind::Bytes { min: 0, max: 1 << 30 },
+            "What a client must take or give a second, on average over RATE_WINDOW_S; 0 asks for nothing (guarded).";
+        rate_window: Duration = "RATE_WINDOW_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
+            "The window for that (guarded).";
+        trusted_proxies: String = "TRUSTED_PROXIES", "", Kind::Text,
+            "Whose `X-Forwarded-For` is believed: addresses, networks like 10.0.0.0/8, `unix`, with commas between (guarded).";
         shutdown_grace: Duration = "SHUTDOWN_GRACE_S", "30", Kind::Seconds { min_ms: 0, max_ms: HOUR_MS },
             "How long a stop waits for requests in flight.";
         regex_size_max: usize = "REGEX_SIZE_MAX", "10Mi", Kind::Bytes { min: 1 << 10, max: 1 << 30 },
@@ -115,6 +134,63 @@ settings! {
         lease_ttl: Duration = "LEASE_TTL_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
             "How long a replica that vanished in mid-fetch holds up the others.";
     }
+}
+
+settings! {
+    /// Which services stand behind the cache; without them it is embedded.
+    pub Engines, ENGINES {
+        minio_endpoint: Option<String> = "MINIO_ENDPOINT", "", Kind::Text,
+            "An S3 server for the files, as host:port or URL; needs the next three. Without it they are in DATA_DIR.";
+        minio_access_key: Option<String> = "MINIO_ACCESS_KEY", "", Kind::Text,
+            "Its access key.";
+        minio_secret_key: Option<Secret> = "MINIO_SECRET_KEY", "", Kind::Secret,
+            "Its secret key.";
+        minio_bucket: Option<String> = "MINIO_BUCKET", "", Kind::Text,
+            "Its bucket; made if it is missing and that is allowed.";
+        minio_secure: bool = "MINIO_SECURE", "false", Kind::Switch,
+            "Whether it is spoken to by TLS where MINIO_ENDPOINT names no scheme.";
+        minio_region: String = "MINIO_REGION", "us-east-1", Kind::Text,
+            "The region that requests are signed for.";
+        minio_ca_file: Option<PathBuf> = "MINIO_CA_FILE", "", Kind::Path,
+            "Further root certificates for it (PEM).";
+        hot_bytes: u64 = "HOT_BYTES", "0", Kind::Bytes { min: 0, max: 1 << 60 },
+            "Local disk space for the most used files of the S3 server, in DATA_DIR/hot; 0 is none.";
+        db_host: Option<String> = "DBHOST", "", Kind::Text,
+            "A PostgreSQL server for the index; needs DBUSER, DBPASS and DBNAME. Without it the index is in DATA_DIR.";
+        db_port: u16 = "DBPORT", "5432", Kind::Count { min: 1, max: 65_535 },
+            "Its port.";
+        db_user: Option<String> = "DBUSER", "", Kind::Text,
+            "Its user.";
+        db_password: Option<Secret> = "DBPASS", "", Kind::Secret,
+            "Its password.";
+        db_name: Option<String> = "DBNAME", "", Kind::Text,
+            "Its database; the tables are made and migrated by the program.";
+        db_ssl_mode: String = "DBSSLMODE", "prefer", Kind::OneOf(&["disable", "prefer", "require", "verify-ca", "verify-full"]),
+            "Whether TLS is used, and how its certificate is judged.";
+        db_ca_file: Option<PathBuf> = "DBSSLROOTCERT", "", Kind::Path,
+            "Further root certificates for it (PEM).";
+        db_connections_max: usize = "DB_CONNECTIONS_MAX", "8", Kind::Count { min: 1, max: 100 },
+            "Connections to it that are kept.";
+        redis_url: Option<Secret> = "REDIS_URL", "", Kind::Secret,
+            "A Redis server for freshness and leases between replicas: redis:// or rediss://, with user and password in it. Without it they are in memory.";
+        redis_prefix: String = "REDIS_PREFIX", "artifactapi:", Kind::Text,
+            "What each of its keys begins with.";
+    }
+}
+
+/// Which listener serves.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpFront {
+    /// Our own.
+    Guarded,
+    /// tiny_http.
+    TinyHttp,
+}
+
+impl HttpFront {
+    /// The words of `HTTP_FRONT`.
+    pub const WORDS: &[&str] = &["guarded", "tiny_http"];
+    const ALL: [Self; 2] = [Self::Guarded, Self::TinyHttp];
 }
 
 /// How log lines are written.
@@ -204,7 +280,7 @@ macro_rules! number_settings {
         }
     )*};
 }
-number_settings!(usize, u64, u32);
+number_settings!(usize, u64, u32, u16);
 
 impl Setting for Duration {
     fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
@@ -213,17 +289,6 @@ impl Setting for Duration {
 
     fn shown(&self) -> Value {
         shown::seconds(*self)
-    }
-}
-
-impl Setting for SocketAddr {
-    fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
-        let misfit = |_| Misfit { what: format!("is not {}", kind.noun()), fix: kind.fix() };
-        text.parse().map_err(misfit)
-    }
-
-    fn shown(&self) -> Value {
-        json!(self.to_string())
     }
 }
 
@@ -238,6 +303,16 @@ impl Setting for PathBuf {
 }
 
 impl Setting for LogFormat {
+    fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
+        one_of(text, kind).map(|at| Self::ALL[at])
+    }
+
+    fn shown(&self) -> Value {
+        json!(Self::WORDS[*self as usize])
+    }
+}
+
+impl Setting for HttpFront {
     fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
         one_of(text, kind).map(|at| Self::ALL[at])
     }
@@ -358,7 +433,7 @@ mod tests {
             ("LOG_LEVEL", "Warn"),
         ])
         .unwrap();
-        assert_eq!(settings.listen_addr.port(), 80);
+        assert_eq!(settings.listen_addr, "[::1]:80");
         assert_eq!(settings.workers, 8);
         assert_eq!(settings.staging_bytes_max, 5 << 30);
         assert_eq!(settings.idle_timeout, Duration::from_millis(500));
@@ -369,7 +444,7 @@ mod tests {
     #[test]
     fn every_value_that_cannot_be_understood_is_named_with_its_fix() {
         let errors = read(&[
-            ("LISTEN_ADDR", "localhost"),
+            ("HTTP_FRONT", "tiny"),
             ("WORKERS", "0"),
             ("LOG_LEVEL", "warning"),
             ("HEAD_BYTES_MAX", "lots"),
@@ -378,7 +453,7 @@ mod tests {
         ])
         .unwrap_err();
         let expected = [
-            r#"LISTEN_ADDR: "localhost" is not an address with a port; write address:port, such as 0.0.0.0:8000 or [::]:8000 (the default is 0.0.0.0:8000)"#,
+            r#"HTTP_FRONT: "tiny" is not one of the known words; did you mean tiny_http? (the default is guarded)"#,
             r#"LOG_LEVEL: "warning" is not one of the known words; did you mean warn? (the default is info)"#,
             r#"WORKERS: "0" is below 1; give 1 to 16384 (the default is 256)"#,
             r#"HEAD_BYTES_MAX: "lots" is not a number of bytes; give 1 KiB to 1 MiB, as a number or with Ki, Mi, Gi, K, M, G (the default is 32Ki)"#,

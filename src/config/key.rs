@@ -27,8 +27,6 @@ pub enum Kind {
     Secret,
     /// A path of the file system; relative ones start at the working directory.
     Path,
-    /// An address and a port to listen on.
-    Address,
     /// An http or https URL.
     Url,
     /// `true` or `false`.
@@ -116,7 +114,6 @@ impl Kind {
         match self {
             Self::Text | Self::Secret => "a text",
             Self::Path => "a path",
-            Self::Address => "an address with a port",
             Self::Url => "an http or https URL",
             Self::Switch => "true or false",
             Self::OneOf(_) => "one of the known words",
@@ -136,7 +133,6 @@ impl Kind {
         match self {
             Self::Text | Self::Secret => "put a text there, in quotes".to_owned(),
             Self::Path => "put a path there, in quotes".to_owned(),
-            Self::Address => "write address:port, such as 0.0.0.0:8000 or [::]:8000".to_owned(),
             Self::Url => "write a URL such as https://files.example.org/path".to_owned(),
             Self::Switch => "write true or false without quotes".to_owned(),
             Self::OneOf(words) => format!("write {}", words.join(" or ")),
@@ -174,7 +170,6 @@ impl fmt::Display for Kind {
             Self::Text => f.write_str("text"),
             Self::Secret => f.write_str("text, never printed"),
             Self::Path => f.write_str("path"),
-            Self::Address => f.write_str("address:port"),
             Self::Url => f.write_str("http or https URL"),
             Self::Switch => f.write_str("true or false"),
             Self::OneOf(words) => f.write_str(&words.join(" or ")),

@@ -13,6 +13,7 @@ use crate::artifact::ArtifactKey;
 #[cfg(test)]
 pub mod conformance;
 pub mod local;
+pub mod redis;
 
 /// What is remembered of an artifact for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

@@ -7,7 +7,7 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::artifact::ArtifactPath;
+use crate::artifact::{ArtifactPath, RemoteName};
 use crate::body::Body;
 use crate::cache::Cache;
 use crate::ops::access_log::{self, Line, Wholeness};
@@ -29,7 +29,7 @@ use catalog::{Catalog, Catalogs};
 use pools::Pools;
 use reply::{Problem, json};
 use route::Route;
-use wire::{Broken, Lane, Reply, ReplyWriter, Request, RequestHead, Service};
+use wire::{Broken, Lane, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
 
 /// Everything that answers requests.
 #[derive(Debug)]
@@ -41,7 +41,7 @@ pub struct Front {
     /// The state of the backends.
     pub health: Health,
     /// What is counted.
-    pub metrics: Metrics,
+    pub metrics: Arc<Metrics>,
     /// The settings in force, masked, for `GET /config`.
     pub settings: serde_json::Value,
     /// The pools that serve, for the gauges.
@@ -60,12 +60,12 @@ impl Service for Front {
         let began = Instant::now();
         let catalog = self.catalogs.current();
         let (reply, answered) = self.answer(&catalog, &request.head);
-        self.send(&catalog, &request.head, reply, answered, began, writer);
+        self.send(&catalog, request.head, reply, answered, began, writer);
     }
 
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter) {
         let (catalog, reply) = (self.catalogs.current(), Problem::overload().reply());
-        self.send(&catalog, head, reply, Answered::Shed, Instant::now(), writer);
+        self.send(&catalog, head.clone(), reply, Answered::Shed, Instant::now(), writer);
     }
 }
 
@@ -156,41 +156,47 @@ impl Front {
         Reply::new(200, Body::from_bytes(text)).header("Content-Type", metrics::CONTENT_TYPE)
     }
 
+    /// Sends a reply; the log line and the count follow when it has ended, which for a client
+    /// that takes it slowly is after this returns.
     fn send(
         &self,
         catalog: &Catalog,
-        head: &RequestHead,
+        head: RequestHead,
         reply: Reply,
         answered: Answered,
         began: Instant,
         writer: &mut dyn ReplyWriter,
     ) {
         let (status, waited) = (reply.status, began.elapsed());
-        let sent = writer.send(reply);
         let remote = match Route::of(&head.target) {
             Route::Artifact { remote, .. } | Route::Artifacts { remote, .. } => {
                 // Only configured names may become labels: clients could invent any number.
-                catalog.targets.get(remote).map(|target| target.remote.name.as_str())
+                catalog.targets.get(remote).map(|target| target.remote.name.clone())
             }
             _ => None,
         };
-        self.metrics.count(remote.unwrap_or_default(), answered, sent.body_bytes);
-        access_log::write(&Line {
-            method: &head.method,
-            target: &head.target,
-            remote,
-            status,
-            answered,
-            bytes: sent.body_bytes,
-            took: began.elapsed(),
-            waited,
-            client: head.client,
-            whole: match sent.broken {
-                None => Wholeness::Whole,
-                Some(Broken::ByClient) => Wholeness::ClientLeft,
-                Some(Broken::ByBody) => Wholeness::BrokeOff,
-            },
-        });
+        let metrics = Arc::clone(&self.metrics);
+        let told = move |sent: Sent| {
+            let remote = remote.as_ref().map(RemoteName::as_str);
+            metrics.count(remote.unwrap_or_default(), answered, sent.body_bytes);
+            access_log::write(&Line {
+                method: &head.method,
+                target: &head.target,
+                remote,
+                status,
+                answered,
+                bytes: sent.body_bytes,
+                took: began.elapsed(),
+                waited,
+                client: head.client,
+                whole: match sent.broken {
+                    None => Wholeness::Whole,
+                    Some(Broken::ByClient) => Wholeness::ClientLeft,
+                    Some(Broken::ByBody) => Wholeness::BrokeOff,
+                },
+            });
+        };
+        writer.send_and_tell(reply, Box::new(told));
     }
 }
 

@@ -10,12 +10,14 @@ use std::time::SystemTime;
 
 use crate::artifact::{ArtifactKey, Entry, RemoteName};
 
+pub mod bridge;
 #[cfg(test)]
 pub mod conformance;
 pub mod embedded;
 #[cfg(test)]
 pub mod memory;
 mod micros;
+pub mod postgres;
 
 /// Rows by artifact.
 pub trait ArtifactIndex: Debug + Send + Sync {

@@ -14,7 +14,7 @@ use crate::policy::{Decision, media_type};
 /// Rows of a page where the client names no limit, and the most that it gets.
 const LIMIT_DEFAULT: usize = 1000;
 const LIMIT_MAX: usize = 10_000;
-/// Rows that one page looks at for its pattern; the cursor leads on.
+/// Rows that one page looks at for its pattern and its count; the cursor leads on.
 const ROWS_EXAMINED_MAX: usize = 200_000;
 /// Bytes of a client's pattern, and of its compiled form.
 const PATTERN_BYTES_MAX: usize = 1024;
@@ -103,8 +103,8 @@ impl Page {
     }
 }
 
-/// `GET /artifacts/{remote}`. `total_objects` counts what the page holds; `next_cursor` is
-/// there where more may follow.
+/// `GET /artifacts/{remote}`. `total_objects` counts every artifact from the cursor on that
+/// matches, this page's included; `next_cursor` is there where more follow.
 ///
 /// # Errors
 /// The index's.
@@ -114,23 +114,31 @@ pub fn artifacts(cache: &Cache, target: &Target, page: &Page) -> Result<Value, I
         prefix: page.prefix.clone(),
         after: page.after.clone(),
     };
-    let (mut artifacts, mut next, mut examined) = (Vec::new(), None, 0);
-    let mut last = String::new();
+    let (mut artifacts, mut total, mut examined) = (Vec::new(), 0_usize, 0_usize);
+    let (mut last, mut next) = (String::new(), None);
     cache.list(target, &scan, &mut |row, decision| {
-        if artifacts.len() == page.limit || examined == ROWS_EXAMINED_MAX {
-            next = Some(std::mem::take(&mut last));
-            return ControlFlow::Break(());
+        let path = row.key.path.as_str();
+        if page.include.as_ref().is_none_or(|include| include.is_match(path)) {
+            total += 1;
+            if artifacts.len() < page.limit {
+                artifacts.push(artifact(&row, decision));
+                path.clone_into(&mut last);
+            } else if next.is_none() {
+                next = Some(std::mem::take(&mut last));
+            }
+        } else if artifacts.len() < page.limit {
+            path.clone_into(&mut last);
         }
         examined += 1;
-        last = row.key.path.to_string();
-        if page.include.as_ref().is_none_or(|include| include.is_match(&last)) {
-            artifacts.push(artifact(&row, decision));
+        if examined < ROWS_EXAMINED_MAX {
+            return ControlFlow::Continue(());
         }
-        ControlFlow::Continue(())
+        next.get_or_insert_with(|| std::mem::take(&mut last));
+        ControlFlow::Break(())
     })?;
     Ok(json!({
         "remote": target.remote.name.as_str(),
-        "total_objects": artifacts.len(),
+        "total_objects": total,
         "pattern": page.pattern,
         "artifacts": artifacts,
         "next_cursor": next,

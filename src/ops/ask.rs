@@ -4,54 +4,75 @@
 //! enough HTTP for that, and judges the status alone: a degraded server answers 200, because
 //! replacing its container would mend nothing.
 
+use std::fmt;
 use std::io::{self, Read, Write};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
+
+use socket2::{Domain, SockAddr, Socket, Type};
 
 /// How long the whole question may take. Below the time that Dockerfile gives its health check.
 const PATIENCE: Duration = Duration::from_secs(4);
 /// Bytes in which the status line has to end (`HTTP/1.1 200 OK`).
 const STATUS_LINE_MAX: usize = 256;
 
+/// Where a server listens.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Door {
+    /// An address and a port; an unspecified address is asked on loopback.
+    Tcp(SocketAddr),
+    /// A unix socket at this path.
+    Unix(PathBuf),
+}
+
+impl fmt::Display for Door {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Tcp(address) => write!(f, "{}", reachable(*address)),
+            Self::Unix(path) => write!(f, "unix:{}", path.display()),
+        }
+    }
+}
+
 /// Why a server is not well.
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// Nobody answers there, or not in time.
-    #[error("{address} did not answer GET /health")]
+    #[error("{door} did not answer GET /health")]
     Silent {
         /// Who was asked.
-        address: SocketAddr,
+        door: Door,
         /// Why.
         source: io::Error,
     },
     /// Another answer than 200.
-    #[error("{address} answered GET /health with {status_line:?}")]
+    #[error("{door} answered GET /health with {status_line:?}")]
     Unwell {
         /// Who was asked.
-        address: SocketAddr,
+        door: Door,
         /// Its first line, cut after 256 bytes.
         status_line: String,
     },
 }
 
-/// Sends `GET /health` to the server that listens on `listening` (as LISTEN_ADDR has it; an
-/// unspecified address is asked on loopback) and waits at most 4 seconds for a 200.
+/// Sends `GET /health` to a server and waits at most 4 seconds for a 200.
 ///
 /// # Errors
 /// [`AskError`] where there is none.
-pub fn health(listening: SocketAddr) -> Result<(), AskError> {
-    ask(reachable(listening), PATIENCE)
+pub fn health(door: &Door) -> Result<(), AskError> {
+    ask(door, PATIENCE)
 }
 
-fn ask(address: SocketAddr, patience: Duration) -> Result<(), AskError> {
-    let status_line =
-        status_line(address, patience).map_err(|source| AskError::Silent { address, source })?;
+fn ask(door: &Door, patience: Duration) -> Result<(), AskError> {
+    let status_line = status_line(door, patience)
+        .map_err(|source| AskError::Silent { door: door.clone(), source })?;
     let mut words = status_line.split(' ');
     let is_http = words.next().is_some_and(|version| version.starts_with("HTTP/1."));
     if is_http && words.next() == Some("200") {
         Ok(())
     } else {
-        Err(AskError::Unwell { address, status_line })
+        Err(AskError::Unwell { door: door.clone(), status_line })
     }
 }
 
@@ -65,17 +86,21 @@ fn reachable(listening: SocketAddr) -> SocketAddr {
     SocketAddr::new(host, listening.port())
 }
 
-fn status_line(address: SocketAddr, patience: Duration) -> io::Result<String> {
+fn status_line(door: &Door, patience: Duration) -> io::Result<String> {
     let deadline = Instant::now() + patience;
     // A timeout of zero would be an error of its own kind.
     let left = || match deadline.saturating_duration_since(Instant::now()) {
         Duration::ZERO => Err(io::ErrorKind::TimedOut.into()),
         left => Ok::<_, io::Error>(left),
     };
-    let mut stream = TcpStream::connect_timeout(&address, left()?)?;
+    let (domain, address) = match door {
+        Door::Tcp(address) => (Domain::for_address(*address), reachable(*address).into()),
+        Door::Unix(path) => (Domain::UNIX, SockAddr::unix(path)?),
+    };
+    let mut stream = Socket::new(domain, Type::STREAM, None)?;
+    stream.connect_timeout(&address, left()?)?;
     stream.set_write_timeout(Some(left()?))?;
-    let request = format!("GET /health HTTP/1.1\r\nHost: {address}\r\nConnection: close\r\n\r\n");
-    stream.write_all(request.as_bytes())?;
+    stream.write_all(b"GET /health HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")?;
     let (mut line, mut piece) = (Vec::new(), [0; STATUS_LINE_MAX]);
     while !line.contains(&b'\n') && line.len() < STATUS_LINE_MAX {
         // Anew for each piece: drops that come one by one must not add up.
@@ -109,11 +134,12 @@ mod tests {
             stream.write_all(answer).unwrap();
             request
         });
-        let judged = ask(address, Duration::from_secs(60)).map_err(|error| match error {
-            AskError::Silent { source, .. } => source.kind().to_string(),
-            AskError::Unwell { status_line, .. } => status_line,
-        });
-        assert!(server.join().unwrap().starts_with(b"GET /health HTTP/1.1\r\n"));
+        let judged =
+            ask(&Door::Tcp(address), Duration::from_secs(60)).map_err(|error| match error {
+                AskError::Silent { source, .. } => source.kind().to_string(),
+                AskError::Unwell { status_line, .. } => status_line,
+            });
+        assert!(server.join().unwrap().starts_with(b"GET /health HTTP/1.1\r\nHost: "));
         judged
     }
 
@@ -142,11 +168,28 @@ mod tests {
     fn nobody_and_a_silent_server_are_not_well() {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
         let address = listener.local_addr().unwrap();
-        let silent = ask(address, Duration::from_millis(50));
+        let silent = ask(&Door::Tcp(address), Duration::from_millis(50));
         assert!(matches!(silent, Err(AskError::Silent { .. })), "{silent:?}");
         drop(listener);
-        let gone = ask(address, Duration::from_secs(60));
+        let gone = ask(&Door::Tcp(address), Duration::from_secs(60));
         assert!(matches!(gone, Err(AskError::Silent { .. })), "{gone:?}");
+    }
+
+    #[test]
+    fn a_unix_socket_is_asked_too() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("api.sock");
+        let door = Door::Unix(path.clone());
+        assert!(matches!(health(&door), Err(AskError::Silent { .. })));
+        let listener = std::os::unix::net::UnixListener::bind(path).unwrap();
+        let server = std::thread::spawn(move || {
+            let (mut stream, _) = listener.accept().unwrap();
+            stream.write_all(b"HTTP/1.1 200 OK\r\n\r\n").unwrap();
+            // Read to its end, so that closing does not break the answer off.
+            stream.read_to_end(&mut Vec::new()).unwrap();
+        });
+        health(&door).unwrap();
+        server.join().unwrap();
     }
 
     #[test]

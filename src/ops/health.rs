@@ -14,6 +14,9 @@ use serde_json::{Value, json};
 
 /// How often each backend is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The backends of which one has to have answered before requests can be served: with
+/// coordination alone, nothing is found and nothing is stored.
+const STORES: [&str; 2] = ["blobs", "index"];
 /// A backend that has not answered for this long hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 
@@ -32,7 +35,7 @@ pub struct Health {
 pub enum Readiness {
     /// Yes, also with some backend down.
     Ready,
-    /// Not yet: none of the backends has answered since the start.
+    /// Not yet: neither the store of blobs nor the index has answered since the start.
     Starting,
     /// No more: the program is stopping.
     Stopping,
@@ -88,11 +91,13 @@ impl Health {
         self.is_stopping.store(true, Ordering::SeqCst);
     }
 
-    /// Whether requests should be sent here. Once any backend has answered, this stays so until
-    /// [`Health::stop`], whatever becomes of the backends: taking every replica out because
+    /// Whether requests should be sent here. Once one of the stores has answered, this stays so
+    /// until [`Health::stop`], whatever becomes of the backends: taking every replica out because
     /// they share a database that is down would turn a degraded cache into none.
     pub fn readiness(&self) -> Readiness {
-        let has_answered = |backend: &Backend| backend.has_answered.load(Ordering::SeqCst);
+        let has_answered = |backend: &Backend| {
+            STORES.contains(&backend.name) && backend.has_answered.load(Ordering::SeqCst)
+        };
         if self.is_stopping.load(Ordering::SeqCst) {
             Readiness::Stopping
         } else if self.backends.iter().any(has_answered) {
@@ -162,13 +167,13 @@ mod tests {
     }
 
     #[test]
-    fn it_is_ready_from_the_first_answer_of_any_backend_until_the_stop() {
+    fn it_is_ready_from_the_first_answer_of_a_store_until_the_stop() {
         let (answers, taken) = crossbeam_channel::bounded::<Result<(), String>>(1);
         let (never, hang) = crossbeam_channel::bounded::<()>(0);
         let first = move || taken.recv().unwrap_or_else(|_| Err("gone".to_owned()));
         let probes: Vec<(&'static str, Probe)> = vec![
-            ("first", Box::new(first)),
-            ("hanging", Box::new(move || hang.recv().map_err(|error| error.to_string()))),
+            ("index", Box::new(first)),
+            ("blobs", Box::new(move || hang.recv().map_err(|error| error.to_string()))),
         ];
         let health = Health::watch(probes).unwrap();
         assert_eq!(health.readiness(), Readiness::Starting);
@@ -181,17 +186,19 @@ mod tests {
     }
 
     #[test]
-    fn it_is_not_ready_by_failures_and_stays_ready_through_them() {
-        let backends = Arc::new(vec![Backend::new("one")]);
+    fn neither_failures_nor_coordination_make_it_ready_and_failures_leave_it_so() {
+        let backends = Arc::new(vec![Backend::new("blobs"), Backend::new("coordination")]);
         let health = Health { backends, is_stopping: Arc::default() };
-        let check = |answer: Result<(), &str>, readiness, status: &str| {
-            health.backends[0].record(answer.map_err(str::to_owned));
-            assert_eq!(health.readiness(), readiness, "{answer:?}");
-            assert_eq!(health.report()["status"], status, "{answer:?}");
+        let check = |of: usize, answer: Result<(), &str>, readiness| {
+            health.backends[of].record(answer.map_err(str::to_owned));
+            assert_eq!(health.readiness(), readiness, "{of} {answer:?}");
         };
-        check(Err("refused"), Readiness::Starting, "degraded");
-        check(Ok(()), Readiness::Ready, "ok");
-        check(Err("refused"), Readiness::Ready, "degraded");
+        let (blobs, coordination) = (0, 1);
+        check(blobs, Err("refused"), Readiness::Starting);
+        check(coordination, Ok(()), Readiness::Starting);
+        check(blobs, Ok(()), Readiness::Ready);
+        check(blobs, Err("refused"), Readiness::Ready);
+        check(coordination, Err("refused"), Readiness::Ready);
     }
 
     #[test]

@@ -137,10 +137,15 @@ impl Server {
         self.begin(ask).finish()
     }
 
-    /// `GET target` on a new connection.
+    /// `GET target` on a new connection. Of an artifact, also waits until no fetch is in the
+    /// air: a client may have its last byte a moment before the file is stored.
     #[track_caller]
     pub(crate) fn get(&self, target: &str) -> Received {
-        self.ask(&Ask::get(target))
+        let answer = self.ask(&Ask::get(target));
+        if target.starts_with("/api/") {
+            eventually("every flight has landed", || self.metric("artifactapi_flights") == 0.0);
+        }
+        answer
     }
 
     /// The value of a metric with exactly these labels; 0 if it is not there yet.
@@ -350,11 +355,15 @@ impl Process {
 
 impl Drop for Process {
     fn drop(&mut self) {
+        let ended_before = self.child.try_wait();
         // It may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
         if std::thread::panicking() {
-            eprintln!("--- the server's log:\n{}\n---", self.log().join("\n"));
+            let log = self.log().join("\n");
+            eprintln!(
+                "--- the server's log:\n{log}\n--- its end before that of the test: {ended_before:?}"
+            );
         }
     }
 }

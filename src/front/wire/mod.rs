@@ -9,7 +9,11 @@ use std::net::IpAddr;
 
 use crate::body::Body;
 
+pub mod guarded;
 pub mod tiny;
+
+#[cfg(test)]
+mod suite;
 
 /// A request head, complete and within bounds. Header names are lower case; a value has no
 /// control characters.
@@ -91,10 +95,19 @@ pub enum Broken {
     ByBody,
 }
 
+/// Called with what became of a reply, on whichever thread ended it.
+pub type Told = Box<dyn FnOnce(Sent) + Send>;
+
 /// Writes the one reply of an exchange.
 pub trait ReplyWriter {
     /// Sends head and body. To HEAD, and with 204 and 304, the body is not sent.
     fn send(&mut self, reply: Reply) -> Sent;
+
+    /// Like [`ReplyWriter::send`], but may return before the reply is out, so that a client
+    /// that takes it slowly holds no thread; `told` is called once, whenever it has ended.
+    fn send_and_tell(&mut self, reply: Reply, told: Told) {
+        told(self.send(reply));
+    }
 }
 
 /// A request with its body.
@@ -124,7 +137,7 @@ pub enum Lane {
 pub trait Service: Send + Sync {
     /// The lane of a request, told from its head without any waiting.
     fn lane(&self, head: &RequestHead) -> Lane;
-    /// Answers a request with exactly one call of `writer.send`.
+    /// Answers a request with exactly one call of a method of `writer`.
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter);
     /// Answers a request for which there is no room (503 with `Retry-After`).
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter);
@@ -154,7 +167,7 @@ pub struct Bounds {
 }
 
 /// A listener that runs until it is stopped.
-pub trait Listener: Send + Sync {
+pub trait Listener: std::fmt::Debug + Send + Sync {
     /// Accepts and serves until [`Listener::stop`]; returns when accepting has ended.
     ///
     /// # Errors

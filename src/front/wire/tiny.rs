@@ -313,7 +313,11 @@ impl ReplyWriter for TinyWriter<'_> {
         if (closes || sent.broken.is_some())
             && let Some(socket) = socket()
         {
-            // Of a body that broke off the client must see an error, not an end.
+            if sent.broken.is_some() {
+                // Of a body that broke off the client must see an error, not an end: this
+                // resets the connection at once, whoever else has its descriptor open.
+                let _ = rustix::net::connect_unspec(&socket);
+            }
             let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         }
         sent

@@ -1,33 +1,32 @@
 //! The one place where concrete backends are named and put together.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::BlobKey;
-use crate::blob::BlobStore;
-use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
-use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
+use crate::cache::{Cache, CacheBounds, Target, chain};
 use crate::clock::Clock;
-use crate::config::env::Settings;
+use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::{Kind, Remotes};
-use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
-use crate::front::wire::tiny::TinyListener;
-use crate::front::wire::{Bounds, Listener};
-use crate::index::ArtifactIndex;
-use crate::index::embedded::{
-    DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
+use crate::front::wire::guarded::{
+    self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
+    TrustedProxies,
 };
-use crate::ops::health::{Health, Probe};
+use crate::front::wire::tiny::TinyListener;
+use crate::front::wire::{Bounds, Listener, Service};
+use crate::ops::ask::Door;
+use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
-use crate::staging::Staging;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
+
+pub mod ports;
+
+use ports::{OpenedPorts, PortsError};
 
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
@@ -58,31 +57,29 @@ pub enum StartError {
     /// The proxies of the environment can't be used.
     #[error("the proxy variables of the environment cannot be used")]
     Proxy(#[source] SetupError),
-    /// The data folder can't be used.
-    #[error("cannot use the data folder {folder} (DATA_DIR)")]
-    DataDir {
-        /// Which folder.
-        folder: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Another process uses the data folder.
+    /// A backend can't be opened.
     #[error(transparent)]
-    Locked(#[from] LockError),
-    /// The store of blobs can't be opened.
-    #[error(transparent)]
-    Blobs(#[from] OpenDiskError),
-    /// The index can't be opened.
-    #[error(transparent)]
-    Index(#[from] OpenIndexError),
+    Ports(#[from] PortsError),
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// `TRUSTED_PROXIES` names something that is no proxy.
+    #[error("TRUSTED_PROXIES cannot be understood")]
+    TrustedProxies(#[from] ProxyError),
     /// The address can't be listened on.
+    #[error("cannot listen on LISTEN_ADDR")]
+    Listen(#[from] BindError),
+    /// The address can't be listened on with tiny_http.
     #[error("cannot listen on {address} (LISTEN_ADDR)")]
-    Listen {
+    ListenTiny {
         /// Which address.
-        address: SocketAddr,
+        address: String,
         /// Why.
         source: std::io::Error,
     },
+    /// tiny_http listens on one address and port only.
+    #[error("HTTP_FRONT=tiny_http takes one address and port as LISTEN_ADDR, not {0:?}")]
+    OneAddress(String),
     /// No thread can be started.
     #[error("cannot start a thread")]
     Thread(#[source] std::io::Error),
@@ -92,18 +89,17 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
-    listener: TinyListener,
-    address: SocketAddr,
+    listener: Box<dyn Listener>,
+    addresses: String,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
     health: Health,
-    index: Arc<EmbeddedIndex>,
+    opened: OpenedPorts,
     proxies: ProxyEnv,
     clock: Clock,
     // remotes.yaml as it was before it was read, so that no change is overlooked.
     watched: Watched,
-    _lock: DataDirLock,
 }
 
 impl App {
@@ -111,70 +107,48 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, engines: &Engines) -> Result<Self, StartError> {
         let clock = Clock::system();
+        let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+        let trusted_proxies = settings.trusted_proxies.parse()?;
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
         let watched = Watched::of(&settings.config_path);
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
 
-        let data_dir = &settings.data_dir;
-        let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
-        std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
-        let lock = lock_data_dir(data_dir)?;
-        let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
-            .map_err(in_data_dir)?;
-        let blobs: Arc<dyn BlobStore> = Arc::new(DiskBlobs::open(data_dir)?);
-        let index = Arc::new(EmbeddedIndex::open(data_dir)?);
-        let ports = Ports {
-            blobs: Arc::clone(&blobs),
-            index: Arc::clone(&index) as Arc<dyn ArtifactIndex>,
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging,
-            clock: clock.clone(),
-        };
-        let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
-        let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
-            .map_err(StartError::Thread)?;
+        let opened = ports::open(&settings, engines, &clock)?;
+        let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             health: health.clone(),
-            metrics: Metrics::new(cache.counters()),
-            settings: settings.to_json(),
+            metrics: Arc::new(Metrics::new(cache.counters())),
+            settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
         };
-        let listen = |source| StartError::Listen { address: settings.listen_addr, source };
-        let listener = TinyListener::bind(
-            settings.listen_addr,
-            Arc::new(front),
-            Arc::clone(&pools),
-            front_bounds(&settings),
-        )
-        .map_err(listen)?;
-        let address = listener.address().map_err(listen)?;
+        let plan = Plan { addresses, trusted_proxies, settings: &settings };
+        let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
         Ok(Self {
             settings,
             listener,
-            address,
+            addresses,
             pools,
             cache,
             catalogs,
             health,
-            index,
+            opened,
             proxies,
             clock,
             watched,
-            _lock: lock,
         })
     }
 
-    /// The address that clients connect to.
-    pub fn address(&self) -> SocketAddr {
-        self.address
+    /// The addresses that clients connect to, with the ports that were chosen.
+    pub fn addresses(&self) -> &str {
+        &self.addresses
     }
 
     /// Accepts and serves until [`App::stop`].
@@ -203,9 +177,7 @@ impl App {
             std::thread::sleep(LANDING_POLL);
         }
         self.cache.record_uses();
-        if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
-            tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
-        }
+        self.opened.close();
         finished
     }
 
@@ -251,10 +223,8 @@ impl App {
             if is_due(&mut uses) {
                 self.cache.record_uses();
             }
-            if is_due(&mut sync)
-                && let Err(error) = self.index.sync(|| sync_folder(&self.settings.data_dir))
-            {
-                tracing::warn!(error = chain(&error), "the data folder was not synced");
+            if is_due(&mut sync) {
+                self.opened.sync();
             }
             if is_due(&mut sweep) {
                 match self.cache.sweep_orphans() {
@@ -295,6 +265,32 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+/// Where `artifactapi health` finds the server that runs with these settings: the first TCP
+/// address or unix socket of `LISTEN_ADDR`.
+///
+/// # Errors
+/// [`DoorError`] where there is none that another process could know.
+pub fn door(settings: &Settings) -> Result<Door, DoorError> {
+    let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+    let known = |address| match address {
+        ListenAddr::Tcp(address) => Some(Door::Tcp(address)),
+        ListenAddr::Unix(path) => Some(Door::Unix(path)),
+        ListenAddr::Inherited => None,
+    };
+    addresses.into_iter().find_map(known).ok_or(DoorError::Inherited)
+}
+
+/// Why a server can't be asked for its health.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// Only the service manager knows where the server listens.
+    #[error("LISTEN_ADDR is systemd, which does not say where to ask; set it to the address")]
+    Inherited,
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {
@@ -353,6 +349,65 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
     }
 }
 
+/// How to listen.
+struct Plan<'a> {
+    addresses: Vec<ListenAddr>,
+    trusted_proxies: TrustedProxies,
+    settings: &'a Settings,
+}
+
+impl Plan<'_> {
+    /// Opens the listener of `HTTP_FRONT`, and says where it listens.
+    fn listen(
+        self,
+        service: Arc<dyn Service>,
+        pools: Arc<Pools>,
+    ) -> Result<(Box<dyn Listener>, String), StartError> {
+        let Self { addresses, trusted_proxies, settings } = self;
+        match settings.http_front {
+            HttpFront::Guarded => {
+                let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
+                let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
+                let settings = guarded::Settings {
+                    addresses,
+                    bounds: front_bounds(settings),
+                    guarded: guarded_bounds(settings),
+                    trusted_proxies,
+                };
+                let listener = Guarded::bind(settings, pools, service)?;
+                let chosen = listener.addresses().iter().map(SocketAddr::to_string);
+                let named: Vec<_> = chosen.chain(unix).collect();
+                Ok((Box::new(listener), named.join(", ")))
+            }
+            HttpFront::TinyHttp => {
+                let [ListenAddr::Tcp(address)] = addresses[..] else {
+                    return Err(StartError::OneAddress(settings.listen_addr.clone()));
+                };
+                let failed =
+                    |source| StartError::ListenTiny { address: address.to_string(), source };
+                let bounds = front_bounds(settings);
+                let listener =
+                    TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
+                let chosen = listener.address().map_err(failed)?.to_string();
+                Ok((Box::new(listener), chosen))
+            }
+        }
+    }
+}
+
+fn guarded_bounds(settings: &Settings) -> GuardedBounds {
+    GuardedBounds {
+        connections_max: settings.connections_max,
+        connections_reserved: settings.connections_reserved,
+        connections_per_address_max: settings.connections_per_address_max,
+        head_timeout: settings.head_timeout,
+        body_idle_timeout: settings.body_idle_timeout,
+        rate_min_bytes_per_second: settings.rate_min,
+        rate_window: settings.rate_window,
+        requests_per_connection_max: settings.requests_per_connection_max,
+    }
+}
+
 fn front_bounds(settings: &Settings) -> Bounds {
     Bounds {
         workers: settings.workers,
@@ -365,16 +420,4 @@ fn front_bounds(settings: &Settings) -> Bounds {
         write_timeout: settings.write_timeout,
         shutdown_grace: settings.shutdown_grace,
     }
-}
-
-fn probes(blobs: Arc<dyn BlobStore>, index: Arc<dyn ArtifactIndex>) -> Vec<(&'static str, Probe)> {
-    let probe_key = BlobKey::from_listing("health/0000000000000000/probe")
-        .expect("the probe's key has the form of a key");
-    vec![
-        (
-            "blobs",
-            Box::new(move || blobs.stat(&probe_key).map(drop).map_err(|error| chain(&error))),
-        ),
-        ("index", Box::new(move || index.probe().map_err(|error| chain(&error)))),
-    ]
 }

@@ -1,0 +1,548 @@
+//! A hot tier: the blobs that are used most, on the local disk before a store that is far.
+//!
+//! A wrapper over any store. The second use of a blob within a while brings it here, by a
+//! thread of its own that reads it once more, so no reader waits for the tier. A version that
+//! is here is served from here, also while the store behind does not answer. Whatever goes
+//! wrong here falls through to the store; what is here can be lost at any time, and a start
+//! begins with nothing.
+//!
+//! Another replica may replace or remove a blob meanwhile. That does not matter: whoever asks
+//! names a version, and the bytes of a version never change.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::hash::{BuildHasher, RandomState};
+use std::io::{self, Write};
+use std::mem;
+use std::ops::{ControlFlow, Range};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::thread;
+use std::time::{Duration, SystemTime};
+
+#[cfg(test)]
+mod tests;
+
+use crossbeam_channel::{Receiver, Sender, bounded};
+use sha2::{Digest as _, Sha256};
+
+use crate::artifact::{BlobKey, BlobVersion, Digest};
+use crate::blob::{About, BlobError, BlobMeta, BlobStore};
+use crate::body::{Body, BodyError, Piece};
+use crate::chain::chain;
+use crate::clock::Clock;
+use crate::staging::SealedFile;
+
+/// Threads that bring blobs here.
+const FILL_THREADS: usize = 2;
+/// Blobs that wait to be brought here; further ones wait for another use.
+const FILLS_WAITING_MAX: usize = 64;
+/// Uses are remembered at least for half of this, and at most for all of it.
+const SEEN_FOR: Duration = Duration::from_secs(3600);
+/// Blobs whose first use is remembered at once, about 2 MiB in all.
+const SEEN_MAX: usize = 64 << 10;
+/// The largest blob that is brought here, as a part of the tier: one may not empty it.
+const SHARE_OF_ONE: u64 = 4;
+/// How long nothing is brought here after the local disk failed.
+const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
+/// What is copied at a time.
+const COPY_BYTES: usize = 256 << 10;
+/// What the tier's files end with; others in its folder are left alone.
+const SUFFIX: &str = ".hot";
+
+/// Where the tier is and how large it may be.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HotSettings {
+    /// Its folder, which it has for itself.
+    pub folder: PathBuf,
+    /// Most bytes in it (`HOT_BYTES`), over 0; for 0 use the store behind as it is. No blob
+    /// over a quarter of this is brought here.
+    pub bytes_max: u64,
+}
+
+/// What a tier has counted since the start.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct HotCounts {
+    /// Reads that were served from here.
+    pub hits: u64,
+    /// Reads that went to the store behind.
+    pub misses: u64,
+    /// Blobs that were brought here.
+    pub fills: u64,
+    /// Blobs that could not be brought here, or not be read.
+    pub failures: u64,
+    /// Blobs that made room for others.
+    pub evictions: u64,
+    /// Bytes that are here or on their way.
+    pub bytes: u64,
+}
+
+/// A store with a hot tier before it.
+#[derive(Debug)]
+pub struct HotBlobs {
+    tier: Arc<Tier>,
+    // Only here, so that the threads end with the store.
+    fills: Sender<Fill>,
+}
+
+#[derive(Debug)]
+struct Tier {
+    behind: Arc<dyn BlobStore>,
+    clock: Clock,
+    folder: PathBuf,
+    bytes_max: u64,
+    // Nothing else is taken while it is held, and no file is touched under it.
+    table: Mutex<Table>,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// A blob to be brought here.
+#[derive(Debug)]
+struct Fill {
+    key: BlobKey,
+    version: BlobVersion,
+    ticket: u64,
+}
+
+#[derive(Debug)]
+struct Table {
+    here: HashMap<BlobKey, Held>,
+    /// The keys of `here` by the number of their last use.
+    by_use: BTreeMap<u64, BlobKey>,
+    /// The tickets of blobs on their way; one that was called off has another or none.
+    under_way: HashMap<BlobKey, u64>,
+    seen: Seen,
+    /// Bytes of `here`, and reserved for what is on its way.
+    bytes: u64,
+    /// Numbers uses, tickets and files.
+    next: u64,
+    paused_until: Option<SystemTime>,
+    fills: u64,
+    evictions: u64,
+}
+
+#[derive(Debug)]
+struct Held {
+    version: BlobVersion,
+    size: u64,
+    file: u64,
+    used: u64,
+}
+
+impl HotBlobs {
+    /// Puts an empty tier before `behind`; what an earlier run left is removed.
+    ///
+    /// # Errors
+    /// What the file system says, or that no thread could be started.
+    pub fn open(
+        behind: Arc<dyn BlobStore>,
+        settings: &HotSettings,
+        clock: Clock,
+    ) -> io::Result<Self> {
+        fs::create_dir_all(&settings.folder)?;
+        for left_over in fs::read_dir(&settings.folder)? {
+            let path = left_over?.path();
+            if path.to_string_lossy().ends_with(SUFFIX) {
+                fs::remove_file(path)?;
+            }
+        }
+        let now = clock.now();
+        let tier = Arc::new(Tier {
+            behind,
+            clock,
+            folder: settings.folder.clone(),
+            bytes_max: settings.bytes_max,
+            table: Mutex::new(Table {
+                here: HashMap::new(),
+                by_use: BTreeMap::new(),
+                under_way: HashMap::new(),
+                seen: Seen::new(now),
+                bytes: 0,
+                next: 0,
+                paused_until: None,
+                fills: 0,
+                evictions: 0,
+            }),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        });
+        let (fills, waiting) = bounded(FILLS_WAITING_MAX);
+        for number in 0..FILL_THREADS {
+            let (tier, waiting): (_, Receiver<Fill>) = (Arc::clone(&tier), waiting.clone());
+            thread::Builder::new()
+                .name(format!("hot-fill-{number}"))
+                .spawn(move || waiting.iter().for_each(|fill| tier.fill(&fill)))?;
+        }
+        Ok(Self { tier, fills })
+    }
+
+    /// What was counted.
+    pub fn counts(&self) -> HotCounts {
+        let table = self.tier.table();
+        HotCounts {
+            hits: self.tier.hits.load(Ordering::Relaxed),
+            misses: self.tier.misses.load(Ordering::Relaxed),
+            fills: table.fills,
+            failures: self.tier.failures.load(Ordering::Relaxed),
+            evictions: table.evictions,
+            bytes: table.bytes,
+        }
+    }
+}
+
+impl BlobStore for HotBlobs {
+    fn publish(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        let published = self.tier.behind.publish(key, sealed, about);
+        // After a failure the store may hold either; then nothing is here.
+        self.tier.forget(key, published.as_ref().ok());
+        published
+    }
+
+    fn open(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+        range: Range<u64>,
+    ) -> Result<Body, BlobError> {
+        if let Some(body) = self.tier.open_here(key, version, &range) {
+            return Ok(body);
+        }
+        let body = self.tier.behind.open(key, version, range.clone())?;
+        self.tier.misses.fetch_add(1, Ordering::Relaxed);
+        if range.end <= self.tier.largest()
+            && let Some(ticket) = self.tier.ticket(key)
+        {
+            let fill = Fill { key: key.clone(), version: version.clone(), ticket };
+            if self.fills.try_send(fill).is_err() {
+                self.tier.call_off(key);
+            }
+        }
+        Ok(body)
+    }
+
+    fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
+        self.tier.behind.stat(key)
+    }
+
+    fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
+        let removed = self.tier.behind.remove(key);
+        self.tier.forget(key, None);
+        removed
+    }
+
+    fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
+        self.tier.behind.each(visit)
+    }
+}
+
+impl Tier {
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().expect("nothing can panic while it holds the table")
+    }
+
+    /// The largest blob that is brought here.
+    fn largest(&self) -> u64 {
+        self.bytes_max / SHARE_OF_ONE
+    }
+
+    fn path(&self, file: u64) -> PathBuf {
+        self.folder.join(format!("{file:016x}{SUFFIX}"))
+    }
+
+    /// The blob from here, if this version of it is.
+    fn open_here(&self, key: &BlobKey, version: &BlobVersion, range: &Range<u64>) -> Option<Body> {
+        let (file, size) = self.table().used(key, version)?;
+        // A range past the end is for the store behind to refuse.
+        if range.start > range.end || range.end > size {
+            return None;
+        }
+        let opened = File::open(self.path(file))
+            .and_then(|opened| Ok((opened.metadata()?.len(), opened)))
+            .and_then(|(len, opened)| if len == size { Ok(opened) } else { Err(cut(len, size)) });
+        match opened {
+            Ok(opened) => {
+                self.hits.fetch_add(1, Ordering::Relaxed);
+                Some(Body::from_file(opened, range.start, range.end - range.start))
+            }
+            Err(error) => {
+                // It may have been evicted since; else the disk lost it.
+                if self.table().drop_file(key, file) {
+                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    tracing::warn!(%key, %error, "cannot read a blob in the hot tier");
+                    remove(&self.path(file));
+                }
+                None
+            }
+        }
+    }
+
+    /// Notes a use; a ticket to bring the blob here, if that is due.
+    fn ticket(&self, key: &BlobKey) -> Option<u64> {
+        let now = self.clock.now();
+        let mut table = self.table();
+        let again = table.seen.note(key, now);
+        let paused = table.paused_until.is_some_and(|until| now < until);
+        if !again || paused || table.under_way.contains_key(key) {
+            return None;
+        }
+        let ticket = table.number();
+        table.under_way.insert(key.clone(), ticket);
+        Some(ticket)
+    }
+
+    fn call_off(&self, key: &BlobKey) {
+        self.table().under_way.remove(key);
+    }
+
+    /// Forgets a blob but for `version`, whether it is here or on its way.
+    fn forget(&self, key: &BlobKey, version: Option<&BlobVersion>) {
+        let mut table = self.table();
+        table.under_way.remove(key);
+        let stays = table.here.get(key).is_some_and(|held| Some(&held.version) == version);
+        let dropped = if stays { None } else { table.take(key) };
+        drop(table);
+        if let Some(held) = dropped {
+            remove(&self.path(held.file));
+        }
+    }
+
+    /// Brings a blob here; on a thread of the tier's own.
+    fn fill(&self, fill: &Fill) {
+        match self.try_fill(fill) {
+            Ok(()) | Err(FillError::NotNow) => {}
+            Err(FillError::Store(error)) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                tracing::debug!(key = %fill.key, error, "cannot bring a blob into the hot tier");
+            }
+            Err(FillError::Disk(error)) => {
+                self.failures.fetch_add(1, Ordering::Relaxed);
+                let until = self.clock.now() + PAUSE_AFTER_FAILURE;
+                self.table().paused_until = Some(until);
+                tracing::warn!(key = %fill.key, %error, "cannot write the hot tier; trying again in a minute");
+            }
+        }
+        let mut table = self.table();
+        if table.under_way.get(&fill.key) == Some(&fill.ticket) {
+            table.under_way.remove(&fill.key);
+        }
+    }
+
+    fn try_fill(&self, fill: &Fill) -> Result<(), FillError> {
+        let Fill { key, version, ticket } = fill;
+        let meta = self.behind.stat(key)?.filter(|meta| meta.version == *version);
+        let meta = meta.ok_or(FillError::NotNow)?;
+        if meta.size > self.largest() {
+            return Err(FillError::NotNow);
+        }
+        let room = self.make_room(key, meta.size, *ticket)?;
+        let mut body = self.behind.open(key, version, 0..meta.size)?;
+        let digest = write_all(&mut body, &self.path(room.file))?;
+        if let Some(about) = meta.about.filter(|about| about.digest != digest) {
+            let why = format!("its bytes hash to {digest}, not to {}", about.digest);
+            return Err(FillError::Store(why));
+        }
+        room.keep(key, version, *ticket)
+    }
+
+    /// Reserves bytes, and a file that is removed unless it is kept. The blobs that were not
+    /// used for longest make room.
+    fn make_room(&self, key: &BlobKey, size: u64, ticket: u64) -> Result<Room<'_>, FillError> {
+        let mut table = self.table();
+        if table.under_way.get(key) != Some(&ticket) {
+            return Err(FillError::NotNow);
+        }
+        let mut evicted = Vec::new();
+        while table.bytes + size > self.bytes_max {
+            // What is on its way may hold all of it.
+            let Some(oldest) = table.by_use.values().next().cloned() else { break };
+            evicted.extend(table.take(&oldest));
+            table.evictions += 1;
+        }
+        let fits = table.bytes + size <= self.bytes_max;
+        let room = fits.then(|| {
+            table.bytes += size;
+            Room { tier: self, file: table.number(), size, kept: false }
+        });
+        drop(table);
+        // Before anything is written, so that the disk is not asked for more than the bound.
+        evicted.iter().for_each(|held| remove(&self.path(held.file)));
+        room.ok_or(FillError::NotNow)
+    }
+}
+
+impl Table {
+    fn number(&mut self) -> u64 {
+        self.next += 1;
+        self.next
+    }
+
+    /// Notes a use of a version that is here; its file and size.
+    fn used(&mut self, key: &BlobKey, version: &BlobVersion) -> Option<(u64, u64)> {
+        let number = self.number();
+        let held = self.here.get_mut(key).filter(|held| held.version == *version)?;
+        self.by_use.remove(&held.used);
+        held.used = number;
+        self.by_use.insert(number, key.clone());
+        Some((held.file, held.size))
+    }
+
+    fn take(&mut self, key: &BlobKey) -> Option<Held> {
+        let held = self.here.remove(key)?;
+        self.by_use.remove(&held.used);
+        self.bytes -= held.size;
+        Some(held)
+    }
+
+    /// Drops a blob if it is still in this file; says whether it was.
+    fn drop_file(&mut self, key: &BlobKey, file: u64) -> bool {
+        let is_there = self.here.get(key).is_some_and(|held| held.file == file);
+        is_there && self.take(key).is_some()
+    }
+}
+
+/// Reserved bytes and the file that they are for.
+struct Room<'a> {
+    tier: &'a Tier,
+    file: u64,
+    size: u64,
+    kept: bool,
+}
+
+impl Room<'_> {
+    /// Shows the blob to readers, unless it was called off meanwhile.
+    fn keep(mut self, key: &BlobKey, version: &BlobVersion, ticket: u64) -> Result<(), FillError> {
+        let mut table = self.tier.table();
+        if table.under_way.get(key) != Some(&ticket) {
+            return Err(FillError::NotNow);
+        }
+        let earlier = table.take(key);
+        let used = table.number();
+        let held = Held { version: version.clone(), size: self.size, file: self.file, used };
+        table.here.insert(key.clone(), held);
+        table.by_use.insert(used, key.clone());
+        table.fills += 1;
+        self.kept = true;
+        drop(table);
+        if let Some(earlier) = earlier {
+            remove(&self.tier.path(earlier.file));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Room<'_> {
+    fn drop(&mut self) {
+        if !self.kept {
+            remove(&self.tier.path(self.file));
+            self.tier.table().bytes -= self.size;
+        }
+    }
+}
+
+/// Why a blob was not brought here.
+#[derive(Debug)]
+enum FillError {
+    /// It changed, or there is no room, or it was called off.
+    NotNow,
+    /// The store behind did not give it.
+    Store(String),
+    /// The local disk did not take it.
+    Disk(io::Error),
+}
+
+impl From<BlobError> for FillError {
+    fn from(error: BlobError) -> Self {
+        if error.is_gone() { Self::NotNow } else { Self::Store(chain(&error)) }
+    }
+}
+
+impl From<BodyError> for FillError {
+    fn from(error: BodyError) -> Self {
+        Self::Store(chain(&error))
+    }
+}
+
+/// Writes a body to a new file; the digest of its bytes.
+fn write_all(body: &mut Body, path: &Path) -> Result<Digest, FillError> {
+    let mut file = File::create_new(path).map_err(FillError::Disk)?;
+    let mut hash = Sha256::new();
+    let mut write = |bytes: &[u8]| {
+        hash.update(bytes);
+        file.write_all(bytes).map_err(FillError::Disk)
+    };
+    let mut buffer = Vec::new();
+    while let Some(piece) = body.next_piece()? {
+        match piece {
+            Piece::Bytes(bytes) => write(bytes)?,
+            Piece::Region { file, offset, len } => {
+                buffer.resize(COPY_BYTES, 0);
+                let end = offset + len;
+                let mut at = offset;
+                while at < end {
+                    let step = (end - at).min(COPY_BYTES as u64) as usize;
+                    file.read_exact_at(&mut buffer[..step], at).map_err(BodyError::Io)?;
+                    write(&buffer[..step])?;
+                    at += step as u64;
+                }
+            }
+        }
+    }
+    Ok(Digest(hash.finalize().into()))
+}
+
+/// Which blobs were used lately, in bounded memory: two sets, of which the elder is dropped
+/// as the younger is full or old enough.
+#[derive(Debug)]
+struct Seen {
+    hasher: RandomState,
+    young: HashSet<u64>,
+    old: HashSet<u64>,
+    turned: SystemTime,
+}
+
+impl Seen {
+    fn new(now: SystemTime) -> Self {
+        let hasher = RandomState::new();
+        Self { hasher, young: HashSet::new(), old: HashSet::new(), turned: now }
+    }
+
+    /// Notes a use; whether there was one before it. Two keys may be taken for one, rarely,
+    /// which brings a blob here early.
+    fn note(&mut self, key: &BlobKey, now: SystemTime) -> bool {
+        let age = now.duration_since(self.turned).unwrap_or_default();
+        if age >= SEEN_FOR / 2 || self.young.len() >= SEEN_MAX / 2 {
+            self.old = mem::take(&mut self.young);
+            self.turned = now;
+            if age >= SEEN_FOR {
+                self.old.clear();
+            }
+        }
+        let hash = self.hasher.hash_one(key);
+        !self.young.insert(hash) || self.old.contains(&hash)
+    }
+}
+
+fn cut(len: u64, size: u64) -> io::Error {
+    let what = format!("it has {len} of {size} bytes");
+    io::Error::new(io::ErrorKind::UnexpectedEof, what)
+}
+
+/// Removes a file of the tier; one that stays is removed by the next start.
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            tracing::warn!(path = %path.display(), %error, "cannot remove a file of the hot tier");
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,514 @@
+//! Freshness and leases on Redis, shared by all replicas.
+//!
+//! Nothing fails here. A server that is away, slow or refusing is "not known" and "not
+//! granted", within [`RedisSettings::timeout`] for whoever notices and at once for the
+//! others, while a circuit breaker is open. It remembers nothing between calls, so Redis may
+//! forget everything at any time, which costs work and never correctness.
+
+use std::fs;
+use std::hash::{BuildHasher, RandomState};
+use std::io;
+use std::ops::RangeInclusive;
+use std::path::PathBuf;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, TlsCertificates, cmd};
+
+use crate::artifact::ArtifactKey;
+use crate::breaker::{Breaker, BreakerCounts};
+use crate::config::Secret;
+use crate::coord::{Acquired, Freshness, LeaseToken, Leases, Mark};
+
+/// Connections that are kept for the next call; more may be open while they are used.
+const IDLE_CONNECTIONS_MAX: usize = 16;
+/// What part of the timeout a new connection may take; a network that is in order answers in
+/// a fraction of it, and one that lost a packet would not before a second.
+const CONNECT_SHARE: u32 = 2;
+/// The longest that a mark is kept: Redis refuses times that it can't count to.
+const LIFETIME_MAX: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
+/// Takes the lease for ARGV[2] ms, if nobody has it or ARGV[1] has.
+const ACQUIRE_AGAIN: &str = "if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) \
+     or redis.call('GET', KEYS[1]) == ARGV[1] then return 'OK' else return false end";
+/// Lets the lease end ARGV[2] ms from now if ARGV[1] still holds it.
+const RENEW: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+     return redis.call('PEXPIRE', KEYS[1], ARGV[2]) else return 0 end";
+/// Removes the lease if ARGV[1] still holds it.
+const RELEASE: &str = "if redis.call('GET', KEYS[1]) == ARGV[1] then \
+     return redis.call('DEL', KEYS[1]) else return 0 end";
+
+/// Where Redis is and how patient to be with it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct RedisSettings {
+    /// `redis://[user:password@]host[:port][/database]`, or `rediss://` for TLS (`REDIS_URL`).
+    pub url: Secret,
+    /// What every key begins with, so that others may use the same database.
+    pub key_prefix: String,
+    /// For one call with all it takes, within [`TIMEOUT`].
+    pub timeout: Duration,
+    /// Root certificates for `rediss://` instead of the platform's, a PEM file.
+    pub ca_file: Option<PathBuf>,
+}
+
+/// Bounds of the timeout.
+pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(1);
+
+impl RedisSettings {
+    /// Settings with the defaults: prefix `artifactapi:`, 100 ms.
+    pub fn new(url: Secret) -> Self {
+        Self {
+            url,
+            key_prefix: "artifactapi:".to_owned(),
+            timeout: Duration::from_millis(100),
+            ca_file: None,
+        }
+    }
+}
+
+/// Why Redis can't be used as it was set.
+#[derive(Debug, thiserror::Error)]
+pub enum RedisSetupError {
+    /// The URL is none. It may hold a password, so it is not shown.
+    #[error("the URL of Redis is not of the form redis://[user:password@]host[:port][/database]")]
+    Url(#[source] RedisError),
+    /// The certificates can't be read.
+    #[error("cannot read root certificates from {file}")]
+    CaFile {
+        /// Which file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+}
+
+/// Freshness and leases on Redis.
+pub struct RedisCoord {
+    client: Client,
+    key_prefix: String,
+    timeout: Duration,
+    breaker: Breaker,
+    // Nothing else is taken while it is held, and no connection is used under it.
+    idle: Mutex<Vec<Connection>>,
+    tokens: Tokens,
+}
+
+impl std::fmt::Debug for RedisCoord {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RedisCoord")
+            .field("key_prefix", &self.key_prefix)
+            .field("breaker", &self.breaker)
+            .finish_non_exhaustive()
+    }
+}
+
+impl RedisCoord {
+    /// Connects as it is used: a server that is away now is not an error.
+    ///
+    /// # Errors
+    /// [`RedisSetupError`] where the settings can't be used.
+    pub fn new(settings: &RedisSettings) -> Result<Self, RedisSetupError> {
+        let url = settings.url.reveal();
+        let client = match &settings.ca_file {
+            None => Client::open(url),
+            Some(file) => {
+                let root_cert = fs::read(file)
+                    .map_err(|source| RedisSetupError::CaFile { file: file.clone(), source })?;
+                let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+                Client::build_with_tls(url, certificates)
+            }
+        };
+        Ok(Self {
+            client: client.map_err(RedisSetupError::Url)?,
+            key_prefix: settings.key_prefix.clone(),
+            timeout: settings.timeout,
+            breaker: Breaker::new("Redis"),
+            idle: Mutex::new(Vec::new()),
+            tokens: Tokens::new(),
+        })
+    }
+
+    /// How often Redis was away.
+    pub fn counts(&self) -> BreakerCounts {
+        self.breaker.counts()
+    }
+
+    /// Whether it answers now; asks it, unless it did not answer a moment ago.
+    pub fn answers(&self) -> bool {
+        self.call::<String>(|_| cmd("PING")).is_some()
+    }
+
+    /// Runs a command; `None` if Redis can't be asked. It is made once more on a new
+    /// connection where a kept one turns out to be closed, as after a restart of Redis:
+    /// `command` is told whether it may have been done already.
+    fn call<T: FromRedisValue>(&self, command: impl Fn(Attempt) -> Cmd) -> Option<T> {
+        let start = Instant::now();
+        self.breaker.admit(start).ok()?;
+        let outcome = match self.kept() {
+            Some(mut connection) => match command(Attempt::First).query(&mut connection) {
+                Ok(answer) => Ok((connection, answer)),
+                Err(error) if error.is_connection_dropped() => {
+                    self.call_anew(start, &command(Attempt::Again))
+                }
+                Err(error) => Err(error),
+            },
+            None => self.call_anew(start, &command(Attempt::First)),
+        };
+        match outcome {
+            Ok((connection, answer)) => {
+                self.breaker.succeeded();
+                self.keep(connection);
+                Some(answer)
+            }
+            // Whatever it was, the connection is gone: it may still get a late answer.
+            Err(error) => {
+                self.breaker.failed(Instant::now(), &error);
+                None
+            }
+        }
+    }
+
+    fn call_anew<T: FromRedisValue>(
+        &self,
+        start: Instant,
+        command: &Cmd,
+    ) -> Result<(Connection, T), RedisError> {
+        let mut connection =
+            self.client.get_connection_with_timeout(self.timeout / CONNECT_SHARE)?;
+        // What is left, and never nothing, which would mean "without limit".
+        let left = self.timeout.saturating_sub(start.elapsed()).max(self.timeout / 10);
+        set_timeouts(&connection, left)?;
+        let answer = command.query(&mut connection)?;
+        set_timeouts(&connection, self.timeout)?;
+        Ok((connection, answer))
+    }
+
+    fn kept(&self) -> Option<Connection> {
+        self.idle.lock().expect("nothing can panic while it holds the connections").pop()
+    }
+
+    fn keep(&self, connection: Connection) {
+        let mut idle = self.idle.lock().expect("nothing can panic while it holds the connections");
+        if idle.len() < IDLE_CONNECTIONS_MAX {
+            idle.push(connection);
+        }
+    }
+
+    fn mark_key(&self, key: &ArtifactKey, mark: Mark) -> String {
+        let kind = match mark {
+            Mark::Fresh => "fresh",
+            Mark::Absent => "absent",
+        };
+        format!("{}{kind}:{key}", self.key_prefix)
+    }
+
+    fn lease_key(&self, key: &ArtifactKey) -> String {
+        format!("{}lease:{key}", self.key_prefix)
+    }
+}
+
+/// Whether a command was sent before, on a connection that broke.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Attempt {
+    First,
+    Again,
+}
+
+fn set_timeouts(connection: &Connection, timeout: Duration) -> Result<(), RedisError> {
+    connection.set_read_timeout(Some(timeout))?;
+    connection.set_write_timeout(Some(timeout))
+}
+
+/// At least a millisecond: 0 is refused.
+fn milliseconds(time: Duration) -> u64 {
+    u64::try_from(time.min(LIFETIME_MAX).as_millis()).unwrap_or(u64::MAX).max(1)
+}
+
+impl Freshness for RedisCoord {
+    fn remaining(&self, key: &ArtifactKey, mark: Mark) -> Option<Duration> {
+        let key = self.mark_key(key, mark);
+        let left: i64 = self.call(|_| {
+            let mut command = cmd("PTTL");
+            command.arg(&key);
+            command
+        })?;
+        // Negative: there is no such key, or one without an end, which we never write.
+        u64::try_from(left).ok().filter(|left| *left > 0).map(Duration::from_millis)
+    }
+
+    fn set(&self, key: &ArtifactKey, mark: Mark, lifetime: Duration) {
+        let key = self.mark_key(key, mark);
+        self.call::<()>(|_| {
+            let mut command = cmd("SET");
+            command.arg(&key).arg(1).arg("PX").arg(milliseconds(lifetime));
+            command
+        });
+    }
+
+    fn clear(&self, key: &ArtifactKey, mark: Mark) {
+        let key = self.mark_key(key, mark);
+        self.call::<()>(|_| {
+            let mut command = cmd("DEL");
+            command.arg(&key);
+            command
+        });
+    }
+}
+
+impl Leases for RedisCoord {
+    fn try_acquire(&self, key: &ArtifactKey, ttl: Duration) -> Acquired {
+        let key = self.lease_key(key);
+        let token = self.tokens.next();
+        let before: Option<Option<String>> = self.call(|attempt| match attempt {
+            Attempt::First => {
+                let mut command = cmd("SET");
+                command.arg(&key).arg(&token).arg("NX").arg("PX").arg(milliseconds(ttl));
+                command
+            }
+            // It may be ours already.
+            Attempt::Again => {
+                let mut command = cmd("EVAL");
+                command.arg(ACQUIRE_AGAIN).arg(1).arg(&key).arg(&token).arg(milliseconds(ttl));
+                command
+            }
+        });
+        match before {
+            Some(Some(_ok)) => Acquired::Granted(LeaseToken(token)),
+            Some(None) => Acquired::Held,
+            None => Acquired::Unknown,
+        }
+    }
+
+    fn renew(&self, key: &ArtifactKey, token: &LeaseToken, ttl: Duration) -> bool {
+        let key = self.lease_key(key);
+        self.call::<i64>(|_| {
+            let mut command = cmd("EVAL");
+            command.arg(RENEW).arg(1).arg(&key).arg(&token.0).arg(milliseconds(ttl));
+            command
+        })
+        .is_some_and(|renewed| renewed == 1)
+    }
+
+    fn release(&self, key: &ArtifactKey, token: &LeaseToken) {
+        let key = self.lease_key(key);
+        self.call::<i64>(|_| {
+            let mut command = cmd("EVAL");
+            command.arg(RELEASE).arg(1).arg(&key).arg(&token.0);
+            command
+        });
+    }
+}
+
+/// Names that no other holder of a lease has, in this process or another.
+#[derive(Debug)]
+struct Tokens {
+    process: String,
+    next: AtomicU64,
+}
+
+impl Tokens {
+    fn new() -> Self {
+        // Each of them is keyed by the system's randomness.
+        let random = || RandomState::new().hash_one(std::process::id());
+        Self { process: format!("{:016x}{:016x}", random(), random()), next: AtomicU64::new(0) }
+    }
+
+    fn next(&self) -> String {
+        format!("{}-{:x}", self.process, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::thread;
+
+    use super::*;
+    use crate::artifact::ArtifactPath;
+    use crate::test_servers::{Private, eventually, shared, unique_name};
+
+    const LONG: Duration = Duration::from_secs(600);
+
+    fn key(path: &str) -> ArtifactKey {
+        let path = ArtifactPath::from_canonical(path).unwrap();
+        ArtifactKey { remote: "r".parse().unwrap(), path }
+    }
+
+    fn settings(url: &str) -> RedisSettings {
+        let mut settings = RedisSettings::new(Secret::new(url));
+        settings.key_prefix = format!("{}:", unique_name("test"));
+        // How busy the machine is, is not what is tested.
+        settings.timeout = *TIMEOUT.end();
+        settings
+    }
+
+    fn coord(url: &str) -> RedisCoord {
+        RedisCoord::new(&settings(url)).unwrap()
+    }
+
+    fn on_shared() -> RedisCoord {
+        coord(&shared("ARTIFACTAPI_TEST_REDIS"))
+    }
+
+    mod marks {
+        crate::coord::conformance::freshness_conformance!(|| {
+            (super::on_shared(), std::thread::sleep, ())
+        });
+    }
+
+    mod leases {
+        crate::coord::conformance::leases_conformance!(|| {
+            (super::on_shared(), std::thread::sleep, ())
+        });
+    }
+
+    fn granted(acquired: Acquired) -> LeaseToken {
+        match acquired {
+            Acquired::Granted(token) => token,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn marks_last_as_long_as_they_were_set_for() {
+        let coord = on_shared();
+        let key = key("é/x?y=%2f z");
+        coord.set(&key, Mark::Fresh, LONG);
+        let left = coord.remaining(&key, Mark::Fresh).unwrap();
+        assert!(left <= LONG && left > LONG / 2, "{left:?}");
+        assert_eq!(coord.remaining(&key, Mark::Absent), None);
+        coord.clear(&key, Mark::Fresh);
+        assert_eq!(coord.remaining(&key, Mark::Fresh), None);
+        coord.set(&key, Mark::Absent, Duration::from_millis(30));
+        eventually("the mark ends", || coord.remaining(&key, Mark::Absent).is_none());
+        coord.set(&key, Mark::Fresh, Duration::MAX);
+        coord.set(&key, Mark::Absent, Duration::from_nanos(1));
+        assert!(coord.remaining(&key, Mark::Fresh).is_some());
+        assert_eq!(coord.counts().failures, 0);
+    }
+
+    #[test]
+    fn prefixes_keep_two_installations_apart() {
+        let (one, other) = (on_shared(), on_shared());
+        one.set(&key("a"), Mark::Fresh, LONG);
+        assert_eq!(other.remaining(&key("a"), Mark::Fresh), None);
+    }
+
+    #[test]
+    fn of_replicas_that_race_for_a_lease_one_gets_it() {
+        let coord = on_shared();
+        let acquired: Vec<Acquired> = thread::scope(|scope| {
+            let racing: Vec<_> =
+                (0..16).map(|_| scope.spawn(|| coord.try_acquire(&key("a"), LONG))).collect();
+            racing.into_iter().map(|replica| replica.join().unwrap()).collect()
+        });
+        let held = acquired.iter().filter(|acquired| **acquired == Acquired::Held).count();
+        assert_eq!(held, 15, "{acquired:?}");
+    }
+
+    #[test]
+    fn a_lease_is_renewed_and_released_by_its_holder_only() {
+        let coord = on_shared();
+        let token = granted(coord.try_acquire(&key("a"), LONG));
+        let forged = LeaseToken("forged".to_owned());
+        assert!(!coord.renew(&key("a"), &forged, LONG));
+        coord.release(&key("a"), &forged);
+        assert_eq!(coord.try_acquire(&key("a"), LONG), Acquired::Held);
+        assert!(coord.renew(&key("a"), &token, LONG));
+        coord.release(&key("a"), &token);
+        assert!(!coord.renew(&key("a"), &token, LONG));
+        assert_ne!(granted(coord.try_acquire(&key("a"), LONG)), token);
+    }
+
+    #[test]
+    fn a_lease_that_is_not_renewed_ends_and_its_holder_learns_of_it() {
+        let coord = on_shared();
+        let lost = granted(coord.try_acquire(&key("a"), Duration::from_millis(30)));
+        let mut next = Acquired::Held;
+        eventually("the lease ends", || {
+            next = coord.try_acquire(&key("a"), LONG);
+            next != Acquired::Held
+        });
+        assert!(!coord.renew(&key("a"), &lost, LONG));
+        coord.release(&key("a"), &lost);
+        assert!(coord.renew(&key("a"), &granted(next), LONG));
+    }
+
+    #[test]
+    fn acquiring_again_after_a_break_finds_the_lease_that_was_granted_unheard() {
+        let coord = on_shared();
+        let again = |token: &str| {
+            let mut connection = coord.client.get_connection_with_timeout(LONG).unwrap();
+            let mut command = cmd("EVAL");
+            command.arg(ACQUIRE_AGAIN).arg(1).arg(coord.lease_key(&key("a")));
+            command.arg(token).arg(10_000).query::<Option<String>>(&mut connection).unwrap()
+        };
+        assert!(again("ours").is_some());
+        assert!(again("ours").is_some());
+        assert_eq!(again("theirs"), None);
+    }
+
+    #[test]
+    fn a_restart_is_not_noticed_by_callers_that_come_after_it() {
+        let server = Private::start("redis");
+        let coord = coord(server.variable("ARTIFACTAPI_TEST_REDIS"));
+        assert!(coord.answers());
+        server.tell("kill", "redis");
+        server.tell("start", "redis");
+        granted(coord.try_acquire(&key("a"), LONG));
+        coord.set(&key("a"), Mark::Fresh, LONG);
+        assert!(coord.remaining(&key("a"), Mark::Fresh).is_some());
+        assert_eq!(coord.counts(), BreakerCounts::default());
+    }
+
+    #[test]
+    fn while_redis_is_away_or_silent_nothing_is_known_and_hardly_anybody_asks() {
+        let server = Private::start("redis");
+        let coord = coord(server.variable("ARTIFACTAPI_TEST_REDIS"));
+        for (round, (leave, come_back)) in
+            [("kill", "start"), ("pause", "resume")].iter().enumerate()
+        {
+            let key = key("a");
+            coord.set(&key, Mark::Fresh, LONG);
+            server.tell(leave, "redis");
+            let before = coord.counts();
+            for _ in 0..100 {
+                assert_eq!(coord.remaining(&key, Mark::Fresh), None);
+                assert_eq!(coord.try_acquire(&key, LONG), Acquired::Unknown);
+                assert!(!coord.renew(&key, &LeaseToken("t".to_owned()), LONG));
+                coord.release(&key, &LeaseToken("t".to_owned()));
+                coord.set(&key, Mark::Fresh, LONG);
+            }
+            let counts = coord.counts();
+            let (failed, refused) =
+                (counts.failures - before.failures, counts.refused - before.refused);
+            assert_eq!((failed + refused, counts.opened), (500, round as u64 + 1), "{counts:?}");
+            assert!(failed < 10, "{counts:?}");
+            server.tell(come_back, "redis");
+            eventually("Redis is asked again", || coord.answers());
+        }
+    }
+
+    #[test]
+    fn tls_is_spoken_with_a_certificate_of_the_named_authority_only() {
+        let url = shared("ARTIFACTAPI_TEST_REDIS_TLS");
+        let mut settings = settings(&url);
+        settings.ca_file = Some(shared("ARTIFACTAPI_TEST_REDIS_CA").into());
+        assert!(RedisCoord::new(&settings).unwrap().answers());
+        settings.ca_file = None;
+        assert!(!RedisCoord::new(&settings).unwrap().answers());
+    }
+
+    #[test]
+    fn settings_that_cannot_be_used_are_refused_without_showing_the_password() {
+        let error =
+            RedisCoord::new(&RedisSettings::new(Secret::new("http://:hush@h/"))).unwrap_err();
+        assert!(!format!("{error} {error:?}").contains("hush"), "{error:?}");
+        let mut settings = RedisSettings::new(Secret::new("rediss://localhost"));
+        assert_eq!(settings.timeout, Duration::from_millis(100));
+        settings.ca_file = Some("/nowhere/ca.pem".into());
+        let error = RedisCoord::new(&settings).unwrap_err();
+        assert_eq!(error.to_string(), "cannot read root certificates from /nowhere/ca.pem");
+        assert!(!format!("{settings:?}").contains("localhost"));
+    }
+}

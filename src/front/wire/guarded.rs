@@ -1,0 +1,311 @@
+//! The guarded listener: our own, for clients that nobody knows.
+//!
+//! One thread accepts and watches; a connection costs a descriptor and a few hundred bytes
+//! until its request head is complete, and a thread of the fixed pools only from then to the
+//! end of its reply. Every wait, buffer and count has a bound.
+//!
+//! - `address`: where to listen. `census`: who is connected. `proxies`: who the client is.
+//! - `watcher`: the accept and readiness loop over the `table` of parked `connection`s.
+//! - `head`, `chunked`: RFC 9112, strictly, without I/O. `refusal`: answers of our own.
+//! - `exchange`: a worker with a connection; `body` in, `reply` and its
+//!   `transfer` out, over a `stream`.
+//!
+//! It knows no routes, no TLS and no HTTP/2.
+//!
+//! A connection has one owner at a time: the table, the watcher, or a job. It is watched for
+//! one event at a time (`EPOLLONESHOT`), so that the watcher can't see a connection that a
+//! worker has.
+
+use std::fmt;
+use std::io;
+use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::process::{Resource, getrlimit};
+
+use super::{Bounds, Listener, Service};
+use crate::front::pools::Pools;
+
+mod address;
+mod body;
+mod census;
+mod chunked;
+mod connection;
+mod date;
+mod exchange;
+mod head;
+mod proxies;
+mod refusal;
+mod reply;
+mod stream;
+mod table;
+mod transfer;
+mod watcher;
+
+pub use address::{BindError, ListenAddr, ListenAddrError};
+pub use proxies::{ProxyError, TrustedProxies};
+
+use address::Listeners;
+use census::Census;
+use connection::Conn;
+use table::{Table, Token, WATCHES, Watch};
+use watcher::Watcher;
+
+/// Bytes of an unread request body that are read and dropped to keep the connection.
+const DRAIN_BYTES_MAX: u64 = 256 << 10;
+/// Bytes of half-read heads of all connections together.
+const HALF_READ_BYTES_MAX: usize = 16 << 20;
+/// Bytes that all replies together keep in memory while they wait for their clients; beyond
+/// it a worker waits with its client.
+const PUT_DOWN_BYTES_MAX: usize = 16 << 20;
+
+/// Bounds of this listener beyond [`Bounds`].
+#[derive(Debug, Clone)]
+pub struct GuardedBounds {
+    /// Connections in all, cut to three quarters of the descriptors that the process may
+    /// have. At the bound the oldest idle connection makes room.
+    pub connections_max: usize,
+    /// Of these, how many are kept for health and metrics when all others are at work.
+    pub connections_reserved: usize,
+    /// Connections from one address (IPv6: from one /64); one more is answered 503. Trusted
+    /// proxies and unix sockets are not counted.
+    pub connections_per_address_max: usize,
+    /// From a connection's accept, or from the first byte of a later request, to the end of
+    /// the request's head; what is incomplete then is answered 408.
+    pub head_timeout: Duration,
+    /// Longest silence inside a request body.
+    pub body_idle_timeout: Duration,
+    /// What a client must take of a reply or give of a body, on average over `rate_window` of
+    /// waiting for it; 0 asks for nothing.
+    pub rate_min_bytes_per_second: u64,
+    /// The window for that.
+    pub rate_window: Duration,
+    /// Requests that one connection carries.
+    pub requests_per_connection_max: u32,
+}
+
+impl Default for GuardedBounds {
+    fn default() -> Self {
+        Self {
+            connections_max: 8192,
+            connections_reserved: 32,
+            connections_per_address_max: 2048,
+            head_timeout: Duration::from_secs(15),
+            body_idle_timeout: Duration::from_secs(30),
+            rate_min_bytes_per_second: 1024,
+            rate_window: Duration::from_secs(30),
+            requests_per_connection_max: 100_000,
+        }
+    }
+}
+
+/// How to run the listener.
+#[derive(Debug, Clone)]
+pub struct Settings {
+    /// Where to listen.
+    pub addresses: Vec<ListenAddr>,
+    /// Bounds that every listener knows.
+    pub bounds: Bounds,
+    /// Further bounds.
+    pub guarded: GuardedBounds,
+    /// Whose `X-Forwarded-For` is believed.
+    pub trusted_proxies: TrustedProxies,
+}
+
+/// The listener.
+pub struct Guarded {
+    shared: Arc<Shared>,
+    addresses: Vec<SocketAddr>,
+    // Taken by `run`.
+    listeners: Mutex<Option<Listeners>>,
+}
+
+impl fmt::Debug for Guarded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guarded").field("addresses", &self.addresses).finish_non_exhaustive()
+    }
+}
+
+impl Guarded {
+    /// Listens; nothing is accepted before [`Listener::run`].
+    ///
+    /// # Errors
+    /// [`BindError`].
+    pub fn bind(
+        settings: Settings,
+        pools: Arc<Pools>,
+        service: Arc<dyn Service>,
+    ) -> Result<Self, BindError> {
+        let Settings { addresses, bounds, guarded, trusted_proxies: trusted } = settings;
+        let listeners = Listeners::bind(&addresses, bounds.write_timeout)?;
+        let watch = |error: rustix::io::Errno| BindError::Watch(error.into());
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(watch)?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(watch)?;
+        let census = Census::new(
+            connections_max(&guarded),
+            guarded.connections_reserved,
+            guarded.connections_per_address_max,
+        );
+        let shared = Arc::new(Shared {
+            bounds,
+            guarded,
+            trusted,
+            pools,
+            service,
+            census,
+            epoll,
+            wake,
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            table: Mutex::new(Table::new()),
+            stopping: AtomicBool::new(false),
+        });
+        let addresses = listeners.addresses.clone();
+        Ok(Self { shared, addresses, listeners: Mutex::new(Some(listeners)) })
+    }
+
+    /// The TCP addresses it listens on, with the ports that were chosen.
+    pub fn addresses(&self) -> &[SocketAddr] {
+        &self.addresses
+    }
+
+    /// Connections now.
+    pub fn connections(&self) -> usize {
+        self.shared.census.len()
+    }
+}
+
+impl Listener for Guarded {
+    fn run(&self) -> io::Result<()> {
+        let taken = self.listeners.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(mut listeners) = taken else {
+            return Err(io::Error::other("the listener has run already"));
+        };
+        let sockets = std::mem::take(&mut listeners.sockets);
+        Watcher::new(&self.shared, sockets)?.run()
+    }
+
+    fn stop(&self) {
+        self.shared.stopping.store(true, Ordering::SeqCst);
+        // It can only fail where it has been written 2^64 times.
+        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
+    }
+}
+
+/// Connections that the descriptors allow, a quarter of which are left for files and upstream.
+fn connections_max(guarded: &GuardedBounds) -> usize {
+    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
+    let allowed = usize::try_from(descriptors / 4 * 3).unwrap_or(usize::MAX);
+    if allowed < guarded.connections_max {
+        tracing::warn!(
+            connections_max = guarded.connections_max,
+            allowed,
+            "the limit of open files allows fewer connections"
+        );
+    }
+    allowed.min(guarded.connections_max)
+}
+
+/// What the watcher and the jobs share.
+pub(crate) struct Shared {
+    bounds: Bounds,
+    guarded: GuardedBounds,
+    trusted: TrustedProxies,
+    pools: Arc<Pools>,
+    service: Arc<dyn Service>,
+    census: Arc<Census>,
+    epoll: OwnedFd,
+    wake: OwnedFd,
+    // Threads that the machine runs at once.
+    parallelism: usize,
+    // Guards the parked connections and that each is armed for one event. Held for a
+    // readiness call at most, which does not block; the census may be locked inside.
+    table: Mutex<Table>,
+    stopping: AtomicBool,
+}
+
+impl Shared {
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    fn table(&self) -> MutexGuard<'_, Table> {
+        // Nothing panics while it holds the lock, short of a bug in the table itself.
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Gives a connection to the watcher, or back where we are stopping: then only a reply
+    /// that is not out yet is worth more than a close.
+    fn park(&self, mut conn: Box<Conn>, watch: Watch) -> Option<Box<Conn>> {
+        let was_registered = std::mem::replace(&mut conn.is_registered, true);
+        let mut table = self.table();
+        // Looked at under the lock: the stop sets it before it closes what is parked.
+        if self.is_stopping() {
+            return Some(conn);
+        }
+        let token = table.insert(conn, watch, Instant::now());
+        self.arm(&mut table, token, watch, was_registered);
+        self.bound_half_read(&mut table);
+        None
+    }
+
+    /// Puts a connection back that the watcher has looked at.
+    fn put_back(&self, token: Token, conn: Box<Conn>, watch: Watch) {
+        let mut table = self.table();
+        table.put_back(token, conn, watch, Instant::now());
+        self.arm(&mut table, token, watch, true);
+        self.bound_half_read(&mut table);
+    }
+
+    /// Closes the oldest half-read connections where all together take too much memory.
+    fn bound_half_read(&self, table: &mut Table) {
+        while table.buffered(Watch::Head) > HALF_READ_BYTES_MAX {
+            let Some((token, _)) = table.oldest(Watch::Head) else { return };
+            table.remove(token);
+        }
+    }
+
+    /// Arms the socket for one event. Under the table's lock, or the connection could lapse
+    /// and its descriptor be another's before the call.
+    fn arm(&self, table: &mut Table, token: Token, watch: Watch, is_registered: bool) {
+        let Some(conn) = table.get(token) else { return };
+        let event = match watch {
+            Watch::Reply => epoll::EventFlags::OUT,
+            Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
+        };
+        let flags = event | epoll::EventFlags::ONESHOT;
+        let data = epoll::EventData::new_u64(token.bits());
+        let armed = match is_registered {
+            true => epoll::modify(&self.epoll, &conn.stream, data, flags),
+            false => epoll::add(&self.epoll, &conn.stream, data, flags),
+        };
+        if let Err(error) = armed {
+            tracing::warn!(%error, "cannot watch a connection; closing it");
+            table.remove(token);
+        }
+    }
+
+    /// Whether replies may be put down: what is kept of them has a bound.
+    fn may_put_down(&self) -> bool {
+        self.table().buffered(Watch::Reply) < PUT_DOWN_BYTES_MAX
+    }
+
+    /// Takes a parked connection out, whichever.
+    fn unpark(&self) -> Option<Box<Conn>> {
+        let mut table = self.table();
+        for watch in WATCHES {
+            while let Some((token, _)) = table.oldest(watch) {
+                if let Some(conn) = table.remove(token) {
+                    return Some(conn);
+                }
+            }
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,290 @@
+//! What a worker does with a connection: answer a request, and look for the next.
+//!
+//! A worker keeps the connection while requests are there or come within a moment, so that a
+//! busy client costs no hand-over; then the watcher has it back. Side lanes never wait.
+
+use std::cell::{Cell, RefCell};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::body::{BodyReader, Unread};
+use super::census::Kind;
+use super::connection::{Conn, Next, Ready};
+use super::head::{BodyFraming, Parsed};
+use super::reply::{Asked, Ending, Pending, Writer};
+use super::stream::Pace;
+use super::table::Watch;
+use super::transfer::Wait;
+use super::{DRAIN_BYTES_MAX, Shared};
+use crate::front::wire::{Lane, Request};
+
+/// How long a worker that nobody waits for looks for the connection's next request.
+const LOOK_FOR_NEXT: Duration = Duration::from_millis(2);
+/// Requests of one connection that a worker answers in a row while other jobs wait.
+const IN_A_ROW_MAX: usize = 16;
+/// How long a worker waits for the rest of an unread body, all in all.
+const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
+/// How long a client of a side lane may leave our bytes untaken: two threads serve them all.
+const SIDE_LANE_STALL: Duration = Duration::from_secs(1);
+/// How long a worker waits for a client that takes nothing, before it turns to others.
+const PUT_DOWN_AFTER: Duration = Duration::from_millis(5);
+/// Bytes of gathering buffer that a thread keeps between jobs.
+const GATHER_KEPT_MAX: usize = 64 << 10;
+
+thread_local! {
+    // Taken while a job runs; a job that panics costs no more than a new buffer.
+    static GATHER: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Where a job runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Place {
+    Main,
+    Fast,
+    Shed,
+}
+
+/// What a job has to do on its connection.
+enum Work {
+    /// Answer a request.
+    Request(Parsed),
+    /// Go on with a reply.
+    Reply(Box<Pending>),
+}
+
+/// Hands a request to its lane.
+pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Ready) {
+    let Ready { parsed, lane } = ready;
+    hand_over(shared, conn, Work::Request(parsed), lane);
+}
+
+/// Hands a reply, whose client takes bytes again, to a worker. The shed lane does as well: the
+/// reply is begun, and short to go on with.
+pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
+    if let Some(pending) = conn.pending.take() {
+        hand_over(shared, conn, Work::Reply(pending), Lane::Main);
+    }
+}
+
+/// Hands work to a lane, or to the shed lane where that has no room; closes the connection
+/// where not even that has.
+fn hand_over(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, lane: Lane) {
+    // A reserved seat is for the fast lane only.
+    let sheds = conn.kind() == Kind::Reserved && lane == Lane::Main;
+    let no_room = Arc::new(AtomicBool::new(sheds));
+    let job = Box::new({
+        let (shared, no_room) = (Arc::clone(shared), Arc::clone(&no_room));
+        move || {
+            let place = match (no_room.load(Ordering::Relaxed), lane) {
+                (true, _) => Place::Shed,
+                (false, Lane::Main) => Place::Main,
+                (false, Lane::Fast) => Place::Fast,
+            };
+            serve(&shared, conn, work, place);
+        }
+    });
+    let refused = match sheds {
+        true => Err(job as _),
+        false => shared.pools.submit(lane, job),
+    };
+    if let Err(job) = refused {
+        no_room.store(true, Ordering::Relaxed);
+        if let Err(job) = shared.pools.submit_shed(job) {
+            // Drops the connection, which never blocks: its socket does not.
+            drop(job);
+        }
+    }
+}
+
+fn serve(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, place: Place) {
+    let mut gather = GATHER.take();
+    serve_with(shared, conn, work, place, &mut gather);
+    gather.clear();
+    if gather.capacity() <= GATHER_KEPT_MAX {
+        GATHER.set(gather);
+    }
+}
+
+fn serve_with(
+    shared: &Arc<Shared>,
+    mut conn: Box<Conn>,
+    mut work: Work,
+    place: Place,
+    gather: &mut Vec<u8>,
+) {
+    for in_a_row in 1.. {
+        let after = match work {
+            Work::Request(parsed) => answer(shared, &mut conn, parsed, place, gather),
+            Work::Reply(pending) => go_on(shared, &mut conn, pending, gather),
+        };
+        match after {
+            After::Keep => {}
+            After::PutDown(pending) => {
+                conn.pending = Some(pending);
+                // While we are stopping, this thread sees the reply to its end.
+                let Some(mut back) = shared.park(conn, Watch::Reply) else { return };
+                let Some(pending) = back.pending.take() else { return };
+                (conn, work) = (back, Work::Reply(pending));
+                continue;
+            }
+            After::Linger => {
+                if conn.begin_linger() {
+                    let _stopping = shared.park(conn, Watch::Linger);
+                }
+                return;
+            }
+            After::Drop => return,
+        }
+        let ready = match next(shared, &mut conn, place) {
+            Next::Ready(ready) => ready,
+            Next::Partial => {
+                let watch = conn.rest();
+                let _stopping = shared.park(conn, watch);
+                return;
+            }
+            Next::Refused(refusal) => {
+                if conn.refuse(&refusal) {
+                    let _stopping = shared.park(conn, Watch::Linger);
+                }
+                return;
+            }
+            Next::Gone => return,
+        };
+        // Behind the others, unless the queue is full: whom we serve already is not shed.
+        let others_wait = in_a_row >= IN_A_ROW_MAX
+            && (1..shared.bounds.queue_max).contains(&shared.pools.queued());
+        if place != Place::Main || others_wait {
+            return dispatch(shared, conn, *ready);
+        }
+        work = Work::Request(ready.parsed);
+    }
+}
+
+/// Goes on with a reply that was put down.
+fn go_on(
+    shared: &Shared,
+    conn: &mut Conn,
+    mut pending: Box<Pending>,
+    gather: &mut Vec<u8>,
+) -> After {
+    let wait = match shared.is_stopping() {
+        true => Wait::InPace,
+        false => Wait::AtMost(PUT_DOWN_AFTER),
+    };
+    let (ending, broken) = pending.go_on(&conn.stream, gather, wait);
+    match ending {
+        Ending::PutDown => return After::PutDown(pending),
+        _ => pending.tell(broken),
+    }
+    match ending {
+        Ending::Keep => After::Keep,
+        Ending::Close => After::Linger,
+        Ending::Lost | Ending::Unanswered | Ending::PutDown => After::Drop,
+    }
+}
+
+/// The next request, if it is here or comes within a moment in which nobody else waits.
+fn next(shared: &Shared, conn: &mut Conn, place: Place) -> Next {
+    let mut next = conn.take_buffered(shared);
+    while matches!(next, Next::Partial) {
+        // Once more workers are busy than the machine can run, waiting here costs a switch of
+        // threads for each request, where the watcher finds many requests at a time.
+        let may_wait = place == Place::Main
+            && conn.is_before_request()
+            && shared.pools.queued() == 0
+            && shared.pools.busy()
+                <= shared.parallelism.min(shared.bounds.workers.saturating_sub(1))
+            && !shared.is_stopping();
+        if !may_wait || !conn.stream.wait_readable(LOOK_FOR_NEXT).unwrap_or(false) {
+            break;
+        }
+        next = conn.receive(shared);
+    }
+    next
+}
+
+/// What to do with a connection behind a reply.
+enum After {
+    /// Look for its next request.
+    Keep,
+    /// Wait for the client to take the rest of the reply.
+    PutDown(Box<Pending>),
+    /// Close it in a way that leaves the client its answer.
+    Linger,
+    /// Close it.
+    Drop,
+}
+
+fn answer(
+    shared: &Shared,
+    conn: &mut Conn,
+    parsed: Parsed,
+    place: Place,
+    gather: &mut Vec<u8>,
+) -> After {
+    let Parsed { head, body: framing, wants_keep_alive, expects_continue } = parsed;
+    let asked = Asked {
+        is_head: head.method == "HEAD",
+        is_http_11: head.is_http_11,
+        may_keep: wants_keep_alive
+            && conn.requests() < shared.guarded.requests_per_connection_max
+            && conn.kind() == Kind::Ordinary,
+        may_drain: place == Place::Main,
+        wait: match place == Place::Main && !shared.is_stopping() && shared.may_put_down() {
+            true => Wait::AtMost(PUT_DOWN_AFTER),
+            false => Wait::InPace,
+        },
+    };
+    let (write_stall, read_stall) = match place {
+        Place::Main => (shared.bounds.write_timeout, shared.guarded.body_idle_timeout),
+        Place::Fast | Place::Shed => (
+            shared.bounds.write_timeout.min(SIDE_LANE_STALL),
+            shared.guarded.body_idle_timeout.min(SIDE_LANE_STALL),
+        ),
+    };
+    let pace = |stall| {
+        Pace::new(stall, shared.guarded.rate_window, shared.guarded.rate_min_bytes_per_second)
+    };
+    let unread = Cell::new(match (framing, expects_continue) {
+        (BodyFraming::None, _) => Unread::Nothing,
+        (_, true) => Unread::AwaitsContinue,
+        (BodyFraming::Length(length), false) => Unread::Bytes(length),
+        (BodyFraming::Chunked, false) => Unread::Chunks,
+    });
+    let bytes_max = shared.bounds.body_bytes_max;
+    let (stream, input) = (&conn.stream, &mut conn.input);
+    let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
+    let mut writer =
+        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping);
+    if place == Place::Shed {
+        shared.service.shed(&head, &mut writer);
+    } else {
+        shared.service.serve(Request { head, body: &mut body }, &mut writer);
+    }
+    if writer.ending() == Ending::Unanswered {
+        writer.answer_for_service();
+    }
+    match writer.ending() {
+        Ending::Keep => match unread.get() {
+            Unread::Nothing => After::Keep,
+            _ if body
+                .drain(DRAIN_BYTES_MAX, Pace::new(DRAIN_PATIENCE, DRAIN_PATIENCE, u64::MAX)) =>
+            {
+                After::Keep
+            }
+            _ => After::Linger,
+        },
+        // A client that asked for the close, and has sent nothing more, needs no lingering.
+        Ending::Close
+            if !wants_keep_alive
+                && unread.get() == Unread::Nothing
+                && conn.input.bytes().is_empty() =>
+        {
+            After::Drop
+        }
+        Ending::Close => After::Linger,
+        Ending::PutDown => writer.take_pending().map_or(After::Drop, After::PutDown),
+        Ending::Lost | Ending::Unanswered => After::Drop,
+    }
+}

@@ -1,0 +1,310 @@
+//! Writes the one reply of an exchange: head, framing, body.
+//!
+//! A body that breaks off ends the connection with a reset, so that no client takes it for
+//! whole; where nothing was sent yet, the client gets a 502 instead. A reply whose client is
+//! slow can be put down and taken up again by another thread ([`Pending`]).
+
+use std::cell::Cell;
+use std::fmt;
+use std::io::IoSlice;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use super::body::Unread;
+use super::refusal::{Refusal, append_number, append_status};
+use super::stream::{More, Pace, Stream};
+use super::transfer::{Ends, Failure, Progress, Transfer, Wait};
+use super::{DRAIN_BYTES_MAX, date};
+use crate::front::wire::{Broken, Reply, ReplyWriter, Sent, Told};
+
+/// What the reply leaves of the connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ending {
+    /// No reply was sent.
+    Unanswered,
+    /// It can carry the next request.
+    Keep,
+    /// It was said that this was the last reply.
+    Close,
+    /// The reply is not whole.
+    Lost,
+    /// The reply goes on when the client takes it.
+    PutDown,
+}
+
+/// What the writer must know of the request.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Asked {
+    /// It was HEAD.
+    pub(super) is_head: bool,
+    /// It came as HTTP/1.1.
+    pub(super) is_http_11: bool,
+    /// The connection may be kept, as far as the request and our bounds go.
+    pub(super) may_keep: bool,
+    /// An unread body may be waited for, so that it can be drained.
+    pub(super) may_drain: bool,
+    /// How long the thread waits for a slow client, where the reply may be put down.
+    pub(super) wait: Wait,
+}
+
+/// The writer of one reply.
+#[derive(Debug)]
+pub(super) struct Writer<'a> {
+    stream: &'a Stream,
+    out: &'a mut Vec<u8>,
+    unread: &'a Cell<Unread>,
+    asked: Asked,
+    pace: Pace,
+    stopping: &'a AtomicBool,
+    ending: Ending,
+    pending: Option<Box<Pending>>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Framing {
+    Bodiless,
+    Length(u64),
+    Chunked,
+    UntilClose,
+}
+
+impl<'a> Writer<'a> {
+    /// A writer that gathers in `out`, an empty buffer, and keeps no connection once
+    /// `stopping` is set.
+    pub(super) fn new(
+        stream: &'a Stream,
+        out: &'a mut Vec<u8>,
+        unread: &'a Cell<Unread>,
+        asked: Asked,
+        pace: Pace,
+        stopping: &'a AtomicBool,
+    ) -> Self {
+        let ending = Ending::Unanswered;
+        Self { stream, out, unread, asked, pace, stopping, ending, pending: None }
+    }
+
+    /// The reply that was put down.
+    pub(super) fn take_pending(&mut self) -> Option<Box<Pending>> {
+        self.pending.take()
+    }
+
+    /// What the reply leaves of the connection.
+    pub(super) fn ending(&self) -> Ending {
+        self.ending
+    }
+
+    /// Answers for a service that did not.
+    pub(super) fn answer_for_service(&mut self) {
+        self.ending = refuse(self.stream, self.out, &Refusal::NO_ANSWER);
+    }
+
+    fn framing(&self, reply: &Reply) -> Framing {
+        match reply.body.len() {
+            _ if self.asked.is_head || matches!(reply.status, 100..=199 | 204 | 304) => {
+                Framing::Bodiless
+            }
+            Some(len) => Framing::Length(len),
+            None if self.asked.is_http_11 => Framing::Chunked,
+            None => Framing::UntilClose,
+        }
+    }
+
+    /// Whether the connection outlives this reply.
+    fn keeps(&self, framing: Framing) -> bool {
+        self.asked.may_keep
+            && framing != Framing::UntilClose
+            && !self.stopping.load(Ordering::Relaxed)
+            && match self.unread.get() {
+                Unread::Nothing => true,
+                Unread::Bytes(left) => self.asked.may_drain && left <= DRAIN_BYTES_MAX,
+                Unread::Chunks => self.asked.may_drain,
+                Unread::AwaitsContinue | Unread::Unknown => false,
+            }
+    }
+
+    fn append_head(&mut self, reply: &Reply, framing: Framing, keeps: bool) {
+        let out = &mut *self.out;
+        out.extend_from_slice(b"HTTP/1.1 ");
+        append_status(out, reply.status);
+        out.extend_from_slice(b"\r\nDate: ");
+        date::append_now(out);
+        out.extend_from_slice(b"\r\n");
+        for (name, value) in reply.headers() {
+            if !is_ours(name) {
+                for part in [name.as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+                    out.extend_from_slice(part);
+                }
+            }
+        }
+        if !keeps {
+            out.extend_from_slice(b"Connection: close\r\n");
+        } else if !self.asked.is_http_11 {
+            out.extend_from_slice(b"Connection: keep-alive\r\n");
+        }
+        let announced = match framing {
+            Framing::Length(len) => Some(len),
+            // A 304 without a body says nothing about the length of what it stands for.
+            Framing::Bodiless if reply.status == 304 => reply.body.len().filter(|len| *len > 0),
+            Framing::Bodiless if self.asked.is_head && reply.status != 204 => reply.body.len(),
+            Framing::Bodiless | Framing::Chunked | Framing::UntilClose => None,
+        };
+        if let Some(len) = announced {
+            out.extend_from_slice(b"Content-Length: ");
+            append_number(out, len);
+            out.extend_from_slice(b"\r\n");
+        } else if framing == Framing::Chunked {
+            out.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+        }
+        out.extend_from_slice(b"\r\n");
+    }
+
+    fn begin(&mut self, reply: Reply, told: Option<Told>) -> (Box<Pending>, Wait) {
+        let framing = self.framing(&reply);
+        let keeps = self.keeps(framing);
+        if !keeps && self.unread.get() == Unread::AwaitsContinue {
+            // The final reply takes the place of 100 Continue, which must not follow it.
+            self.unread.set(Unread::Unknown);
+        }
+        self.append_head(&reply, framing, keeps);
+        let body = match framing {
+            Framing::Bodiless | Framing::Length(0) => None,
+            Framing::Length(_) | Framing::Chunked | Framing::UntilClose => Some(reply.body),
+        };
+        let ends = match framing {
+            Framing::Chunked => Ends::InChunks,
+            Framing::Bodiless | Framing::Length(_) | Framing::UntilClose => Ends::Plainly,
+        };
+        let transfer = Transfer::new(body, ends, self.pace.clone());
+        // Whoever takes a put-down reply up again knows nothing of an unread body.
+        let wait = match told.is_some() && self.unread.get() == Unread::Nothing {
+            true => self.asked.wait,
+            false => Wait::InPace,
+        };
+        let chunked = framing == Framing::Chunked;
+        (Box::new(Pending { transfer, keeps, chunked, told }), wait)
+    }
+}
+
+impl ReplyWriter for Writer<'_> {
+    fn send(&mut self, reply: Reply) -> Sent {
+        if self.ending != Ending::Unanswered {
+            debug_assert!(false, "a service answers once");
+            return Sent { body_bytes: 0, broken: Some(Broken::ByBody) };
+        }
+        let (mut pending, wait) = self.begin(reply, None);
+        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
+        self.ending = ending;
+        Sent { body_bytes: pending.transfer.sent(), broken }
+    }
+
+    fn send_and_tell(&mut self, reply: Reply, told: Told) {
+        if self.ending != Ending::Unanswered {
+            debug_assert!(false, "a service answers once");
+            return told(Sent { body_bytes: 0, broken: Some(Broken::ByBody) });
+        }
+        let (mut pending, wait) = self.begin(reply, Some(told));
+        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
+        self.ending = ending;
+        match ending {
+            Ending::PutDown => self.pending = Some(pending),
+            _ => pending.tell(broken),
+        }
+    }
+}
+
+/// A reply that is begun. Dropped before its end, it tells that the client did not take it.
+pub(super) struct Pending {
+    transfer: Transfer,
+    keeps: bool,
+    chunked: bool,
+    told: Option<Told>,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending").field("transfer", &self.transfer).finish_non_exhaustive()
+    }
+}
+
+impl Pending {
+    /// Goes on with the reply; gives what it leaves of the connection and why it is not whole.
+    pub(super) fn go_on(
+        &mut self,
+        stream: &Stream,
+        out: &mut Vec<u8>,
+        wait: Wait,
+    ) -> (Ending, Option<Broken>) {
+        match self.transfer.run(stream, out, wait) {
+            Ok(Progress::PutDown) => (Ending::PutDown, None),
+            Ok(Progress::Done) if self.keeps => (Ending::Keep, None),
+            Ok(Progress::Done) => (Ending::Close, None),
+            Err(Failure::Client(error)) => {
+                tracing::debug!(%error, "a client did not take its reply");
+                stream.reset_on_close();
+                (Ending::Lost, Some(Broken::ByClient))
+            }
+            Err(Failure::Body) if self.transfer.is_begun() => {
+                if self.chunked {
+                    // No chunk size: who misses the reset stumbles over this. It need not fit.
+                    let _ = stream.send(&[IoSlice::new(b"broken off\r\n")], More::Nothing);
+                }
+                stream.reset_on_close();
+                (Ending::Lost, Some(Broken::ByBody))
+            }
+            Err(Failure::Body) => (refuse(stream, out, &Refusal::BAD_BODY), Some(Broken::ByBody)),
+        }
+    }
+
+    /// Bytes of memory that it keeps of what was not sent.
+    pub(super) fn kept(&self) -> usize {
+        self.transfer.kept()
+    }
+
+    /// Tells what became of the reply.
+    pub(super) fn tell(mut self: Box<Self>, broken: Option<Broken>) {
+        if let Some(told) = self.told.take() {
+            told(Sent { body_bytes: self.transfer.sent(), broken });
+        }
+    }
+}
+
+impl Drop for Pending {
+    fn drop(&mut self) {
+        if let Some(told) = self.told.take() {
+            let sent = Sent { body_bytes: self.transfer.sent(), broken: Some(Broken::ByClient) };
+            // This may be the watcher's thread; the panic hook logs what is caught.
+            let _ = catch_unwind(AssertUnwindSafe(|| told(sent)));
+        }
+    }
+}
+
+/// Answers in the place of a reply of which nothing was sent; it fits, or is not worth a wait.
+fn refuse(stream: &Stream, out: &mut Vec<u8>, refusal: &Refusal) -> Ending {
+    out.clear();
+    refusal.append_to(out);
+    let sent = stream.send(&[IoSlice::new(out)], More::Nothing);
+    match sent.is_ok_and(|sent| sent == out.len()) {
+        true => Ending::Close,
+        false => Ending::Lost,
+    }
+}
+
+/// Whether a field frames the message or the connection, which only this module may do.
+fn is_ours(name: &str) -> bool {
+    ["date", "connection", "content-length", "transfer-encoding", "keep-alive"]
+        .iter()
+        .any(|ours| name.eq_ignore_ascii_case(ours))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_cannot_frame_the_message() {
+        for name in ["Content-Length", "transfer-encoding", "CONNECTION", "Date", "keep-alive"] {
+            assert!(is_ours(name), "{name}");
+        }
+        assert!(!is_ours("content-type"));
+    }
+}

@@ -1,0 +1,302 @@
+//! The index on PostgreSQL: one for any number of replicas.
+//!
+//! Every call fails within its own bound when the database is silent, and in far less than a
+//! millisecond while it is known to be away; what to do then is for the rooms above. A call
+//! whose connection breaks is made once more on another, so that a restart of the database
+//! is not noticed by callers that come after it. Nothing here is remembered between calls.
+
+use std::ops::ControlFlow;
+
+mod connection;
+mod pool;
+mod row;
+mod schema;
+pub mod settings;
+#[cfg(test)]
+pub(crate) mod tests;
+mod tls;
+
+pub use connection::PostgresError;
+pub use schema::SchemaError;
+pub use settings::{PostgresSettings, SslMode};
+pub use tls::TlsError;
+
+use crate::artifact::{ArtifactKey, Digest, Entry, RemoteName};
+use crate::breaker::BreakerCounts;
+use crate::chain::chain;
+use crate::index::micros::micros_of;
+use crate::index::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use connection::{Connection, Connector, Sql};
+use pool::{Attempt, Pool};
+use row::RowValues;
+
+/// Rows that a scan reads at a time.
+const PAGE_ROWS: i64 = 500;
+/// Uses that are added up in one statement.
+const TOUCH_ROWS_MAX: usize = 1000;
+/// Characters of a path in the index that scans follow; the schema says the same.
+const SCAN_CHARACTERS: usize = 512;
+
+/// The index on PostgreSQL.
+#[derive(Debug)]
+pub struct PostgresIndex {
+    pool: Pool,
+}
+
+impl PostgresIndex {
+    /// Opens the index and sees to its tables. A database that does not answer, or that
+    /// another replica is migrating for longer than a call may take, is no error: the tables
+    /// are seen to when it answers, and [`ArtifactIndex::probe`] tells.
+    ///
+    /// # Errors
+    /// [`PostgresError`] where waiting does not help: certificates that can't be read, tables
+    /// of a newer release.
+    pub fn open(settings: &PostgresSettings) -> Result<Self, PostgresError> {
+        let pool = Pool::new(settings, Connector::new(settings)?);
+        match pool.call(|connection, _| probe(connection)) {
+            Err(error) if error.is_permanent() => Err(error),
+            Err(error) => {
+                tracing::warn!(error = %chain(&error), "starting without the index");
+                Ok(Self { pool })
+            }
+            Ok(()) => Ok(Self { pool }),
+        }
+    }
+
+    /// How often the database was away.
+    pub fn counts(&self) -> BreakerCounts {
+        self.pool.counts()
+    }
+
+    fn call<T: Send + 'static>(
+        &self,
+        operation: &'static str,
+        work: impl FnMut(&mut Connection, Attempt) -> Result<T, PostgresError> + Send + 'static,
+    ) -> Result<T, IndexError> {
+        self.pool
+            .call(work)
+            .map_err(|error| IndexError::Unavailable { operation, source: Box::new(error) })
+    }
+
+    /// The remotes with a name behind `after`, the next one first.
+    fn next_remote(&self, after: String) -> Result<Option<String>, IndexError> {
+        self.call("scan", move |connection, _| {
+            let (client, statement) = connection.with(Sql::NextRemote)?;
+            Ok(client.query_opt(&statement, &[&after])?.map(|row| row.get(0)))
+        })
+    }
+
+    fn page(&self, remote: &str, start: &Start) -> Result<Vec<RowValues>, IndexError> {
+        let (remote, start) = (remote.to_owned(), start.clone());
+        self.call("scan", move |connection, _| {
+            let (client, statement) = connection.with(Sql::Page)?;
+            let indexed: String = start.path.chars().take(SCAN_CHARACTERS).collect();
+            let rows = client.query(
+                &statement,
+                &[&remote, &start.path, &indexed, &start.inclusive, &PAGE_ROWS],
+            )?;
+            rows.iter().map(|row| Ok(RowValues::read(row)?)).collect()
+        })
+    }
+
+    fn scan_remote(
+        &self,
+        remote: &RemoteName,
+        query: &Scan,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, IndexError> {
+        let mut start = Start::of(query);
+        loop {
+            let page = self.page(remote.as_str(), &start)?;
+            let is_last = (page.len() as i64) < PAGE_ROWS;
+            if let Some(last) = page.last() {
+                start = Start { path: last.path.clone(), inclusive: false };
+            }
+            for values in page {
+                // Rows come in order: those with the prefix stand together.
+                if !values.path.starts_with(&query.prefix) {
+                    return Ok(ControlFlow::Continue(()));
+                }
+                if visit(values.into_row(remote)?).is_break() {
+                    return Ok(ControlFlow::Break(()));
+                }
+            }
+            if is_last {
+                return Ok(ControlFlow::Continue(()));
+            }
+        }
+    }
+}
+
+/// Where a page begins.
+#[derive(Debug, Clone)]
+struct Start {
+    path: String,
+    inclusive: bool,
+}
+
+impl Start {
+    fn of(query: &Scan) -> Self {
+        match &query.after {
+            Some(after) if *after >= query.prefix => Self { path: after.clone(), inclusive: false },
+            _ => Self { path: query.prefix.clone(), inclusive: true },
+        }
+    }
+}
+
+impl ArtifactIndex for PostgresIndex {
+    fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
+        let place = Place::of(key);
+        let found = self.call("look up", move |connection, _| look_up(connection, &place))?;
+        found.map(|values| values.into_entry(&key.remote)).transpose()
+    }
+
+    fn put(
+        &self,
+        key: &ArtifactKey,
+        entry: &Entry,
+        replaces: Option<u64>,
+    ) -> Result<Put, IndexError> {
+        let (place, wanted) = (Place::of(key), RowValues::of(key, entry));
+        let outcome = self.call("put", move |connection, attempt| {
+            let generation = match replaces {
+                None => insert(connection, &place, &wanted)?,
+                Some(generation) => update(connection, &place, &wanted, generation)?,
+            };
+            if let Some(generation) = generation {
+                return Ok(Ok(generation));
+            }
+            match look_up(connection, &place)? {
+                // The connection broke after the first attempt had written the row.
+                Some(found) if attempt == Attempt::Again && found.says_the_same(&wanted) => {
+                    Ok(Ok(found.generation))
+                }
+                found => Ok(Err(found)),
+            }
+        })?;
+        match outcome {
+            Ok(generation) => Ok(Put::Stored(generation as u64)),
+            Err(found) => {
+                let entry = found.map(|values| values.into_entry(&key.remote)).transpose()?;
+                Ok(Put::Superseded(entry))
+            }
+        }
+    }
+
+    fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError> {
+        let place = Place::of(key);
+        self.call("remove", move |connection, _| {
+            let (client, statement) = connection.with(Sql::Remove)?;
+            let generation = generation as i64;
+            let removed =
+                client.execute(&statement, &[&place.remote, &place.hash(), &generation])?;
+            Ok(removed > 0)
+        })
+    }
+
+    fn scan(
+        &self,
+        query: &Scan,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        if let Some(remote) = &query.remote {
+            return self.scan_remote(remote, query, visit).map(|_| ());
+        }
+        // One remote after the other, each by its own walk along the index.
+        let mut after = String::new();
+        while let Some(name) = self.next_remote(after)? {
+            let remote = name.parse().map_err(|_| IndexError::Corrupt {
+                key: name.clone(),
+                reason: "that is not the name of a remote".to_owned(),
+            })?;
+            if self.scan_remote(&remote, query, visit)?.is_break() {
+                return Ok(());
+            }
+            after = name;
+        }
+        Ok(())
+    }
+
+    fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
+        for batch in row::merged(uses).chunks(TOUCH_ROWS_MAX) {
+            let mut remotes = Vec::with_capacity(batch.len());
+            let mut hashes = Vec::with_capacity(batch.len());
+            let mut hits = Vec::with_capacity(batch.len());
+            let mut lasts = Vec::with_capacity(batch.len());
+            for used in batch {
+                let place = Place::of(&used.key);
+                remotes.push(place.remote);
+                hashes.push(place.path_sha256.0.to_vec());
+                hits.push(i64::try_from(used.hits).unwrap_or(i64::MAX));
+                lasts.push(micros_of(used.last));
+            }
+            // Made again after a break it may count twice: hits are "about".
+            self.call("count uses", move |connection, _| {
+                let (client, statement) = connection.with(Sql::Touch)?;
+                client.execute(&statement, &[&remotes, &hashes, &hits, &lasts])?;
+                Ok(())
+            })?;
+        }
+        Ok(())
+    }
+
+    fn probe(&self) -> Result<(), IndexError> {
+        self.call("answer", |connection, _| probe(connection))
+    }
+}
+
+/// The primary key of an artifact's row.
+struct Place {
+    remote: String,
+    path_sha256: Digest,
+}
+
+impl Place {
+    fn of(key: &ArtifactKey) -> Self {
+        Self {
+            remote: key.remote.as_str().to_owned(),
+            path_sha256: Digest::of(key.path.as_str().as_bytes()),
+        }
+    }
+
+    fn hash(&self) -> &[u8] {
+        &self.path_sha256.0
+    }
+}
+
+fn probe(connection: &mut Connection) -> Result<(), PostgresError> {
+    let (client, statement) = connection.with(Sql::Probe)?;
+    client.query_one(&statement, &[])?;
+    Ok(())
+}
+
+fn look_up(connection: &mut Connection, place: &Place) -> Result<Option<RowValues>, PostgresError> {
+    let (client, statement) = connection.with(Sql::Get)?;
+    let row = client.query_opt(&statement, &[&place.remote, &place.hash()])?;
+    Ok(row.as_ref().map(RowValues::read).transpose()?)
+}
+
+fn insert(
+    connection: &mut Connection,
+    place: &Place,
+    wanted: &RowValues,
+) -> Result<Option<i64>, PostgresError> {
+    let (client, statement) = connection.with(Sql::Insert)?;
+    let hash = place.hash();
+    let row = client.query_opt(&statement, &wanted.parameters(&place.remote, &hash))?;
+    Ok(row.map(|row| row.get(0)))
+}
+
+fn update(
+    connection: &mut Connection,
+    place: &Place,
+    wanted: &RowValues,
+    generation: u64,
+) -> Result<Option<i64>, PostgresError> {
+    let (client, statement) = connection.with(Sql::Update)?;
+    let (hash, generation) = (place.hash(), generation as i64);
+    let mut parameters = wanted.parameters(&place.remote, &hash).to_vec();
+    parameters.push(&generation);
+    let row = client.query_opt(&statement, &parameters)?;
+    Ok(row.map(|row| row.get(0)))
+}
