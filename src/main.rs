@@ -4,10 +4,13 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use artifactapi::cache::chain;
+use artifactapi::artifact::RemoteName;
+use artifactapi::chain::chain;
 use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
+use artifactapi::config::tokens::Scope;
 use artifactapi::ops::ask;
 use artifactapi::ops::cli::{Cli, Command};
+use artifactapi::ops::token;
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -18,19 +21,22 @@ use tracing::level_filters::LevelFilter;
 const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    match Cli::parse().command.unwrap_or(Command::Serve) {
+        Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
+        Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
+        Command::Health => with_settings(|settings, _| health(&settings)),
+        Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
+    }
+}
+
+fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
     let settings = match Settings::read(&wiring::variable) {
         Ok(settings) => settings,
         Err(errors) => return refuse(&errors),
     };
-    let engines = match Engines::read(&wiring::variable) {
-        Ok(engines) => engines,
-        Err(errors) => return refuse(&errors),
-    };
-    match command {
-        Command::Serve => serve(settings, &engines),
-        Command::Check { file } => check(&settings, file.as_deref()),
-        Command::Health => health(&settings),
+    match Engines::read(&wiring::variable) {
+        Ok(engines) => run(settings, engines),
+        Err(errors) => refuse(&errors),
     }
 }
 
@@ -41,6 +47,19 @@ fn health(settings: &Settings) -> ExitCode {
     };
     match ask::health(&door) {
         Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
+    match token::make(name, scopes, remotes) {
+        Ok(made) => {
+            println!("# The token; it is stored nowhere and cannot be shown again:");
+            println!("{}", made.token);
+            println!("# Its line for TOKENS_FILE:");
+            println!("{}", made.line);
+            ExitCode::SUCCESS
+        }
         Err(error) => refuse(&error),
     }
 }
@@ -86,7 +105,10 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
         let mut is_stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP => app.reload(),
+                SIGHUP => {
+                    app.reload();
+                    app.reload_tokens();
+                }
                 _ if is_stopping => std::process::exit(EXIT_AT_ONCE),
                 _ => {
                     is_stopping = true;
@@ -100,8 +122,9 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
 }
 
 fn start_upkeep(app: &Arc<App>) -> std::io::Result<()> {
-    let app = Arc::clone(app);
-    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || app.upkeep())?;
+    let (upkeep, sweep) = (Arc::clone(app), Arc::clone(app));
+    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep.upkeep())?;
+    std::thread::Builder::new().name("sweep".to_owned()).spawn(move || sweep.sweep())?;
     Ok(())
 }
 

@@ -44,7 +44,9 @@ fn health_tells_the_state_of_every_backend() {
 
 #[test]
 fn a_server_is_alive_and_ready_and_its_own_program_says_so() {
-    let server = Setup::files(Remote::at_url("https://files.example.org")).start();
+    // Probes bring no token.
+    let remote = Remote::at_url("https://files.example.org");
+    let server = Setup::files(remote).env("ANONYMOUS_READ", false).start();
     let live = server.get("/health/live");
     live.expect(200, b"{\"status\":\"alive\"}\n");
     eventually("it is ready", || server.get("/health/ready").status() == 200);
@@ -240,7 +242,11 @@ fn what_is_no_route_is_404_and_a_wrong_method_405() {
         "/artifacts/files",
         "/api/files/a",
     ] {
+        let takes_delete = path.starts_with("/api/") || path.starts_with("/artifacts/");
         for method in ["POST", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            if method == "DELETE" && takes_delete {
+                continue;
+            }
             let answer = server.ask(&Ask::new(method, path).header("Content-Length", "0"));
             answer.expect_error(405);
             let allow = answer.header("allow").unwrap_or_default().to_owned();

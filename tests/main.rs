@@ -2,6 +2,7 @@
 //!
 //! Each room's own tests stand beside its code; here stands what only the whole can show.
 
+mod access;
 mod api;
 mod collapse;
 mod crash;
@@ -10,10 +11,13 @@ mod failure;
 mod floors;
 mod formats;
 mod hit_miss;
+mod local;
 mod paths;
+mod purge;
 mod ranges;
 mod regressions;
 mod reload;
 mod shutdown;
+mod space;
 mod support;
 mod upstreams;

@@ -47,6 +47,11 @@ impl Flights {
         Joined::Lead(FlightWriter { flights: Arc::clone(self), key: key.clone(), flight })
     }
 
+    /// Whether there is one of this artifact.
+    pub fn has(&self, key: &ArtifactKey) -> bool {
+        lock(&self.table).contains_key(key)
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         lock(&self.table).len()

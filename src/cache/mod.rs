@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use crate::artifact::{ArtifactKey, ArtifactPath, Digest, Entry, Validators};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::{Body, Source};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::{Kind, Remote};
 use crate::coord::{Freshness, Leases, Mark};
@@ -20,24 +21,36 @@ use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::{Staging, StagingError};
 use crate::upstream::Upstream;
 
+mod claims;
 pub mod counters;
 mod error;
 mod fetch;
 pub mod flight;
 mod found;
 mod pass;
+mod purge;
+mod readers;
+pub mod space;
+mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod turn;
+mod upload;
 mod uses;
 
-pub use error::{CacheError, FetchError, OpenError, chain};
+pub use error::{CacheError, FetchError, OpenError};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
+pub use purge::Purged;
+pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
+use claims::Claims;
 use counters::Counters;
 use fetch::{FetchPool, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
 use found::From;
+use readers::Readers;
+use space::{Keeper, Space};
 use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
@@ -112,16 +125,49 @@ pub struct Cache {
     ports: Ports,
     flights: Arc<Flights>,
     fetches: FetchPool,
-    uses: Uses,
+    uses: Arc<Uses>,
+    readers: Arc<Readers>,
+    space: Arc<Space>,
     counters: Arc<Counters>,
+    claims: Claims,
+    lease_ttl: Duration,
+}
+
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.space.close();
+    }
 }
 
 impl Cache {
-    /// A cache over these backends; starts the fetch threads.
+    /// A cache over these backends; starts the fetch threads and the keeper of space. Nothing
+    /// bounds its space until [`Space::govern`] is called.
     pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
         let counters = Arc::new(Counters::default());
-        let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
-        Self { ports, flights: Arc::default(), fetches, uses: Uses::default(), counters }
+        let (space, flights): (Arc<Space>, Arc<Flights>) = Default::default();
+        let (uses, readers): (Arc<Uses>, _) = (Arc::default(), Readers::new());
+        let fetches =
+            FetchPool::start(ports.clone(), bounds, Arc::clone(&space), Arc::clone(&counters));
+        let keeper = Keeper {
+            ports: ports.clone(),
+            space: Arc::clone(&space),
+            flights: Arc::clone(&flights),
+            readers: Arc::clone(&readers),
+            uses: Arc::clone(&uses),
+            counters: Arc::clone(&counters),
+        };
+        keeper.start();
+        Self {
+            ports,
+            flights,
+            fetches,
+            uses,
+            readers,
+            space,
+            counters,
+            claims: Claims::default(),
+            lease_ttl: bounds.lease_ttl,
+        }
     }
 
     /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
@@ -143,6 +189,9 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
+                    Task::Prove(self.provable(&key, entry)?)
+                }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
                 (Decision::Fetch, _) => Task::Fetch,
@@ -173,9 +222,10 @@ impl Cache {
             (None, len) => (0, len),
         };
         match bytes.from {
-            From::Store(entry) => {
+            From::Store(entry, reading) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(&bytes.key, &entry, range)
+                let body = self.open_blob(target, &bytes.key, &entry, range)?;
+                Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
@@ -245,6 +295,11 @@ impl Cache {
     /// What the cache counts.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// The space that what is stored takes up, and its bounds.
+    pub fn space(&self) -> &Space {
+        &self.space
     }
 
     /// Fetches in the air.
@@ -372,6 +427,8 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
+                    // Nobody was asked: its bytes were hashed.
+                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
@@ -439,7 +496,8 @@ impl Cache {
             content_encoding: entry.content_encoding.clone(),
             age: policy::age(now, &entry),
         };
-        let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
+        let reading = self.readers.read(&key).map(Arc::new);
+        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
         Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
     }
 
@@ -468,6 +526,7 @@ impl Cache {
 
     fn open_blob(
         &self,
+        target: &Target,
         key: &ArtifactKey,
         entry: &Entry,
         range: Range<u64>,
@@ -476,6 +535,9 @@ impl Cache {
             if !error.is_gone() {
                 self.counters.blob_errors.inc();
                 return OpenError::Store(error);
+            }
+            if target.reach() == Reach::Local {
+                return self.mend(key, entry, error);
             }
             self.counters.healed.inc();
             tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");

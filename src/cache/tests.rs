@@ -93,13 +93,17 @@ impl World {
     }
 }
 
-fn replica(ports: &Ports) -> Arc<Cache> {
+pub(super) fn replica(ports: &Ports) -> Arc<Cache> {
     let bounds =
         CacheBounds { fetch_threads: 4, fetch_queue_max: 4, lease_ttl: Duration::from_secs(20) };
     Arc::new(Cache::new(ports.clone(), &bounds))
 }
 
-fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>), String> {
+pub(super) fn get(
+    cache: &Cache,
+    target: &Target,
+    path: &str,
+) -> Result<(Outcome, Vec<u8>), String> {
     let found = cache.find(target, &World::path(path)).map_err(|error| chain(&error))?;
     let len = found.met.about.len;
     let outcome = found.met.outcome;
@@ -109,7 +113,7 @@ fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>),
 }
 
 #[track_caller]
-fn wait_until(condition: impl Fn() -> bool) {
+pub(super) fn wait_until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to pass within 20 s");
@@ -117,7 +121,7 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-fn bytes(len: usize) -> Vec<u8> {
+pub(super) fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect()
 }
 
@@ -438,6 +442,65 @@ fn replicas_share_one_fetch_through_the_lease() {
     assert!(first.join().unwrap() == body);
     assert!(second.join().unwrap() == body);
     assert_eq!(world.upstream.count("a"), 1);
+}
+
+/// Leases that nobody can ask, as when Redis is away.
+#[derive(Debug)]
+struct NoLeases;
+
+impl Leases for NoLeases {
+    fn try_acquire(&self, _: &ArtifactKey, _: Duration) -> Acquired {
+        Acquired::Unknown
+    }
+
+    fn renew(&self, _: &ArtifactKey, _: &LeaseToken, _: Duration) -> bool {
+        false
+    }
+
+    fn release(&self, _: &ArtifactKey, _: &LeaseToken) {}
+}
+
+#[test]
+fn replicas_that_race_without_a_lease_never_go_back_to_older_bytes() {
+    // The replica that asked first has the older bytes; either may be the first to store.
+    for slow_is_older in [true, false] {
+        let (old_gate, new_gate) = (Gate::at(1), Gate::at(1));
+        let (old, new) = (File::of("old bytes").etag("\"1\""), File::of("new bytes").etag("\"2\""));
+        let (held_old, held_new) = (old.held_by(&old_gate), new.clone().held_by(&new_gate));
+        let world = World::new(Scripted::new().on("index/a", move |request, nth| match nth {
+            1 => held_old.answer(request),
+            2 => held_new.answer(request),
+            _ => new.answer(request),
+        }));
+        let ports = Ports { leases: Arc::new(NoLeases), ..world.ports.clone() };
+        let (first, second) = (replica(&ports), replica(&ports));
+        let ask = |cache: &Arc<Cache>| {
+            let (cache, target) = (Arc::clone(cache), Arc::clone(&world.target));
+            thread::spawn(move || get(&cache, &target, "index/a").unwrap().1)
+        };
+        let older = ask(&first);
+        old_gate.wait_until_held();
+        let newer = ask(&second);
+        new_gate.wait_until_held();
+        let landed = |cache: &Arc<Cache>| wait_until(|| cache.flight_count() == 0);
+        if slow_is_older {
+            new_gate.open();
+            landed(&second);
+            old_gate.open();
+        } else {
+            old_gate.open();
+            landed(&first);
+            new_gate.open();
+        }
+        assert_eq!(older.join().unwrap(), b"old bytes");
+        assert_eq!(newer.join().unwrap(), b"new bytes");
+        landed(&first);
+        landed(&second);
+        for cache in [&second, &first] {
+            assert_eq!(ask(cache).join().unwrap(), b"new bytes", "slow is older: {slow_is_older}");
+            landed(cache);
+        }
+    }
 }
 
 #[test]

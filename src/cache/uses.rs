@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::artifact::ArtifactKey;
+use crate::chain::chain;
 use crate::index::{ArtifactIndex, Use};
 
 /// Artifacts that are remembered between two batches; the uses of more are dropped, which makes
@@ -33,6 +34,12 @@ impl Uses {
         }
     }
 
+    /// Whether an artifact was used since the last batch.
+    pub(super) fn has(&self, key: &ArtifactKey) -> bool {
+        let since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        since.contains_key(key)
+    }
+
     /// Writes what was gathered; what the index does not take is lost, with a line in the log.
     pub(super) fn flush(&self, index: &dyn ArtifactIndex) {
         let since = std::mem::take(
@@ -44,11 +51,7 @@ impl Uses {
         let uses: Vec<Use> =
             since.into_iter().map(|(key, (hits, last))| Use { key, hits, last }).collect();
         if let Err(error) = index.touch(&uses) {
-            tracing::warn!(
-                error = super::chain(&error),
-                uses = uses.len(),
-                "uses were not recorded"
-            );
+            tracing::warn!(error = chain(&error), uses = uses.len(), "uses were not recorded");
         }
     }
 }

@@ -93,6 +93,8 @@ settings! {
             "Fetches that may wait for such a thread; a miss beyond that is answered 503.";
         staging_bytes_max: u64 = "STAGING_BYTES_MAX", "20Gi", Kind::Bytes { min: 1 << 20, max: 1 << 60 },
             "Disk space for files on their way in.";
+        cache_bytes_max: Option<u64> = "CACHE_MAX_BYTES", "", Kind::Bytes { min: 1, max: 1 << 60 },
+            "The most that stored artifacts take up together; the least recently used go first. None is without limit. Local repositories are not counted.";
         head_bytes_max: usize = "HEAD_BYTES_MAX", "32Ki", Kind::Bytes { min: 1 << 10, max: 1 << 20 },
             "Bytes of a request's head; more is answered 431.";
         url_bytes_max: usize = "URL_BYTES_MAX", "8Ki", Kind::Bytes { min: 256, max: 1 << 20 },
@@ -131,6 +133,12 @@ settings! {
             "Redirects of an upstream that are followed.";
         retries_max: u32 = "RETRIES_MAX", "2", Kind::Count { min: 0, max: 10 },
             "Further tries of a fetch that failed, for each base URL.";
+        anonymous_read: bool = "ANONYMOUS_READ", "true", Kind::Switch,
+            "Whether everybody may read; otherwise reading needs a token with the scope read.";
+        tokens_file: Option<PathBuf> = "TOKENS_FILE", "", Kind::Path,
+            "The file that lists the tokens; read again when it changes.";
+        admin_token: Option<Secret> = "ADMIN_TOKEN", "", Kind::Secret,
+            "A token that may do everything, of at least 16 characters.";
         lease_ttl: Duration = "LEASE_TTL_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
             "How long a replica that vanished in mid-fetch holds up the others.";
     }

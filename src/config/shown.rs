@@ -27,7 +27,7 @@ impl Remotes {
 }
 
 impl Remote {
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let lifetimes = &self.lifetimes;
         let mut shown = json!({
             "type": match self.kind { Kind::Remote(_) => "remote", Kind::Local => "local" },
@@ -41,11 +41,19 @@ impl Remote {
                 "index_ttl": seconds(lifetimes.index_ttl),
                 "stale_if_error": lifetimes.stale_if_error.map(seconds),
                 "negative_ttl": seconds(lifetimes.negative_ttl),
+                "max_bytes": self.keeping.max_bytes,
+                "keep_unused_for": self.keeping.unused_for.map(seconds),
             },
+            "pin_patterns": self.keeping.pins.as_written(),
             "max_bytes": self.max_bytes,
         });
-        if let (Kind::Remote(origin), Some(keys)) = (&self.kind, shown.as_object_mut()) {
-            keys.extend(origin.to_json());
+        if let Some(keys) = shown.as_object_mut() {
+            match &self.kind {
+                Kind::Remote(origin) => keys.extend(origin.to_json()),
+                Kind::Local => {
+                    keys.insert("allow_overwrite".to_owned(), json!(self.allow_overwrite));
+                }
+            }
         }
         shown
     }

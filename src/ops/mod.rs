@@ -8,6 +8,9 @@ pub mod ask;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod purge;
+pub mod stats;
+pub mod token;
 
 use crate::cache::Outcome;
 
@@ -26,9 +29,30 @@ pub enum Answered {
     Shed,
     /// One of the program's own pages.
     Own,
+    /// An upload was stored, or was there already.
+    Uploaded,
+    /// Something was removed.
+    Purged,
+    /// Refused for want of a right credential.
+    Denied,
 }
 
 impl Answered {
+    /// Every way in which a request can end.
+    pub const ALL: &[Self] = &[
+        Self::Cache(Outcome::Hit),
+        Self::Cache(Outcome::Stale),
+        Self::Cache(Outcome::Revalidated),
+        Self::Cache(Outcome::Miss),
+        Self::Cache(Outcome::Collapsed),
+        Self::Cache(Outcome::Pass),
+        Self::Refused,
+        Self::Absent,
+        Self::Failed,
+        Self::Shed,
+        Self::Own,
+    ];
+
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -43,6 +67,9 @@ impl Answered {
             Self::Failed => "failed",
             Self::Shed => "shed",
             Self::Own => "own",
+            Self::Uploaded => "uploaded",
+            Self::Purged => "purged",
+            Self::Denied => "denied",
         }
     }
 }

@@ -3,7 +3,8 @@
 //! The rule: a path is allowed if no exclude pattern finds itself in it, and an include pattern
 //! does or the path is an index file of the remote's format. Index files are allowed anywhere
 //! in the remote, because an operator names packages and their clients can't find those
-//! without the index. A remote without include patterns allows nothing, not even its index.
+//! without the index. A remote without include patterns allows nothing, not even its index
+//! (a local repository is another matter: `config::Remote::allows`).
 //!
 //! It does not judge whether a pattern is a good one (unanchored, matching everything): the
 //! configuration's check does.
@@ -63,10 +64,15 @@ impl Patterns {
 
     /// Whether a path may be fetched, by the rule above.
     pub fn allow(&self, format: &dyn PackageFormat, path: &ArtifactPath) -> bool {
-        if self.include.is_empty() || finds(&self.exclude, path) {
+        if self.include.is_empty() || self.excludes(path) {
             return false;
         }
         self.include.is_match(path.without_query()) || format.is_index(path)
+    }
+
+    /// Whether an exclude pattern refuses a path.
+    pub fn excludes(&self, path: &ArtifactPath) -> bool {
+        finds(&self.exclude, path)
     }
 
     /// The expressions that allow, as written.
@@ -87,6 +93,38 @@ impl Patterns {
     /// Whether the operator says that this path may change.
     pub fn is_mutable(&self, path: &ArtifactPath) -> bool {
         finds(&self.mutable, path)
+    }
+}
+
+/// Which stored artifacts stay, however short space is: those whose path, with its query or
+/// without, one of the expressions finds itself in.
+///
+/// ```
+/// use artifactapi::{artifact::ArtifactPath, policy::pattern::Pins};
+/// let pins = Pins::new(&["^v3\\.20/".to_owned()], 1 << 20).unwrap();
+/// let path = ArtifactPath::from_canonical("v3.20/main/x86_64/curl-8.9.0-r0.apk").unwrap();
+/// assert!(pins.hold(&path) && !Pins::default().hold(&path));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Pins(RegexSet);
+
+impl Pins {
+    /// Compiles a list of regular expressions; `size_max` bounds it in bytes of memory.
+    ///
+    /// # Errors
+    /// As [`Patterns::new`].
+    pub fn new(pins: &[String], size_max: usize) -> Result<Self, regex::Error> {
+        RegexSetBuilder::new(pins).size_limit(size_max).build().map(Self)
+    }
+
+    /// Whether the artifact of this path stays.
+    pub fn hold(&self, path: &ArtifactPath) -> bool {
+        finds(&self.0, path)
+    }
+
+    /// The expressions as written.
+    pub fn as_written(&self) -> &[String] {
+        self.0.patterns()
     }
 }
 

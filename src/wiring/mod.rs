@@ -4,13 +4,17 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::cache::{Cache, CacheBounds, Target, chain};
+use crate::cache::space::SpacePlan;
+use crate::cache::{Cache, CacheBounds, Target};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
+use crate::config::tokens::{Token, Tokens};
 use crate::config::{Kind, Remotes};
 use crate::front::Front;
+use crate::front::access::{Access, Reads};
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::guarded::{
@@ -95,11 +99,13 @@ pub struct App {
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
     health: Health,
+    access: Arc<Access>,
     opened: OpenedPorts,
     proxies: ProxyEnv,
     clock: Clock,
-    // remotes.yaml as it was before it was read, so that no change is overlooked.
+    // remotes.yaml and the tokens as they were before they were read, so that no change is overlooked.
     watched: Watched,
+    tokens_watched: Option<Watched>,
 }
 
 impl App {
@@ -116,9 +122,13 @@ impl App {
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
+        let tokens_watched = tokens_of(&settings);
+        let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
+        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
@@ -128,6 +138,8 @@ impl App {
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            access: Arc::clone(&access),
+            body_bytes_max: settings.body_bytes_max,
         };
         let plan = Plan { addresses, trusted_proxies, settings: &settings };
         let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
@@ -139,10 +151,12 @@ impl App {
             cache,
             catalogs,
             health,
+            access,
             opened,
             proxies,
             clock,
             watched,
+            tokens_watched,
         })
     }
 
@@ -176,6 +190,7 @@ impl App {
             finished = Instant::now() < deadline;
             std::thread::sleep(LANDING_POLL);
         }
+        self.cache.space().close();
         self.cache.record_uses();
         self.opened.close();
         finished
@@ -191,6 +206,7 @@ impl App {
         match catalog {
             Ok(catalog) => {
                 tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
             }
             Err(error) => {
@@ -202,14 +218,28 @@ impl App {
         }
     }
 
+    /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
+    pub fn reload_tokens(&self) {
+        match load_tokens(&self.settings) {
+            Ok(tokens) => {
+                tracing::info!("the tokens were reloaded");
+                self.access.replace(tokens);
+            }
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "the new tokens cannot be used; the old ones stay in force"
+            ),
+        }
+    }
+
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml and the tokens, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = self.watched;
+        let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
-        let (mut uses, mut sync, mut sweep) =
-            (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
+        let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
         loop {
             std::thread::sleep(UPKEEP_TICK);
@@ -219,6 +249,11 @@ impl App {
                     watched = seen;
                     self.reload();
                 }
+                let seen = tokens_of(&self.settings);
+                if seen != tokens {
+                    tokens = seen;
+                    self.reload_tokens();
+                }
             }
             if is_due(&mut uses) {
                 self.cache.record_uses();
@@ -226,12 +261,18 @@ impl App {
             if is_due(&mut sync) {
                 self.opened.sync();
             }
-            if is_due(&mut sweep) {
-                match self.cache.sweep_orphans() {
-                    Ok(0) => {}
-                    Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
-                    Err(error) => tracing::warn!(error, "a sweep broke off"),
-                }
+        }
+    }
+
+    /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
+    /// own, because it walks over everything that is stored.
+    pub fn sweep(&self) -> ! {
+        loop {
+            std::thread::sleep(SWEEP_INTERVAL);
+            match self.cache.sweep_orphans() {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
+                Err(error) => tracing::warn!(error, "a sweep broke off"),
             }
         }
     }
@@ -293,6 +334,25 @@ pub enum DoorError {
     Inherited,
 }
 
+fn tokens_of(settings: &Settings) -> Option<Watched> {
+    settings.tokens_file.as_deref().map(Watched::of)
+}
+
+fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+    let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
+    let tokens = tokens.unwrap_or_default();
+    let tokens = match &settings.admin_token {
+        Some(secret) => tokens.with(Token::admin(secret)?),
+        None => tokens,
+    };
+    if tokens.is_empty() && !settings.anonymous_read {
+        tracing::warn!(
+            "nobody can read: ANONYMOUS_READ is false and there is no token in TOKENS_FILE or ADMIN_TOKEN"
+        );
+    }
+    Ok(tokens)
+}
+
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {
     let around = Around { regex_size_max: settings.regex_size_max, env: &variable };
     let (remotes, warnings) = file::load(&settings.config_path, &around)?;
@@ -347,6 +407,10 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
     }
+}
+
+fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
+    SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
 }
 
 /// How to listen.
