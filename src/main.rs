@@ -12,7 +12,7 @@ use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::config::tokens::Scope;
 use artifactapi::ops::cli::{self, Cli, Command};
 use artifactapi::ops::upkeep::{Form, Report, Summary};
-use artifactapi::ops::{token, warm};
+use artifactapi::ops::{ask, token, warm};
 use artifactapi::wiring::ports::{self, OpenedPorts};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
@@ -42,6 +42,7 @@ fn main() -> ExitCode {
             })
         }
         Command::Warm(what) => with_settings(|settings, _| warm_up(&settings, &what)),
+        Command::Health => with_settings(|settings, _| health(&settings)),
         Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
     }
 }
@@ -62,6 +63,17 @@ fn warm_up(settings: &Settings, what: &warm::Warm) -> ExitCode {
     match warm::run(what, &settings.listen_addr, token.as_deref()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn health(settings: &Settings) -> ExitCode {
+    let door = match wiring::door(settings) {
+        Ok(door) => door,
+        Err(error) => return refuse(&error),
+    };
+    match ask::health(&door) {
+        Ok(()) => ExitCode::SUCCESS,
         Err(error) => refuse(&error),
     }
 }

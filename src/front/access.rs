@@ -58,7 +58,7 @@ impl<'a> Need<'a> {
         let reads = matches!(method, "GET" | "HEAD");
         let is_local = target.is_some_and(|target| matches!(target.remote.kind, Kind::Local));
         let (scope, remote) = match *route {
-            Route::Health => (None, None),
+            Route::Health | Route::Live | Route::Ready => (None, None),
             Route::Root | Route::Metrics | Route::Stats | Route::Config | Route::Unknown => {
                 (Some(Scope::Read), None)
             }

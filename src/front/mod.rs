@@ -14,7 +14,7 @@ use crate::cache::Cache;
 use crate::chain::chain;
 use crate::index::IndexError;
 use crate::ops::access_log::{self, Line, Wholeness};
-use crate::ops::health::Health;
+use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
 use crate::ops::{Answered, admin, purge, stats};
@@ -71,7 +71,7 @@ pub struct Front {
 impl Service for Front {
     fn lane(&self, head: &RequestHead) -> Lane {
         match Route::of(&head.target) {
-            Route::Health | Route::Metrics => Lane::Fast,
+            Route::Health | Route::Live | Route::Ready | Route::Metrics => Lane::Fast,
             _ => Lane::Main,
         }
     }
@@ -116,6 +116,8 @@ impl Front {
         let answer = match route {
             Route::Root => Ok(own(json(200, &admin::root(&catalog.remotes)))),
             Route::Health => Ok(own(json(200, &self.health.report()))),
+            Route::Live => Ok(own(json(200, &serde_json::json!({ "status": "alive" })))),
+            Route::Ready => Ok(own(self.readiness())),
             Route::Metrics => Ok(own(self.metrics())),
             Route::Config => {
                 let config = admin::config(&self.settings, &catalog.remotes);
@@ -225,6 +227,12 @@ impl Front {
             tracing::warn!(error = chain(&error), "cannot tell what is stored");
             Problem { status: 503, ..Problem::overload() }
         })
+    }
+
+    fn readiness(&self) -> Reply {
+        let readiness = self.health.readiness();
+        let status = if readiness == Readiness::Ready { 200 } else { 503 };
+        json(status, &serde_json::json!({ "status": readiness.as_str() }))
     }
 
     fn metrics(&self) -> Reply {

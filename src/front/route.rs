@@ -5,8 +5,12 @@
 pub(super) enum Route<'a> {
     /// `/`: name, version, remotes, endpoints.
     Root,
-    /// `/health`.
+    /// `/health`: the states, for people.
     Health,
+    /// `/health/live`: whether the process answers at all.
+    Live,
+    /// `/health/ready`: whether requests should be sent here.
+    Ready,
     /// `/metrics`.
     Metrics,
     /// `/config`.
@@ -69,6 +73,8 @@ impl<'a> Route<'a> {
             "/jobs" => Self::Jobs,
             "/" => Self::Root,
             "/health" => Self::Health,
+            "/health/live" => Self::Live,
+            "/health/ready" => Self::Ready,
             "/metrics" => Self::Metrics,
             "/config" => Self::Config,
             "/stats" => Self::Stats,
@@ -122,6 +128,9 @@ mod tests {
         check("/?x", Route::Root);
         check("/health", Route::Health);
         check("/health/", Route::Unknown);
+        check("/health/live", Route::Live);
+        check("/health/ready?x", Route::Ready);
+        check("/health/ready/", Route::Unknown);
         check("/api/r/a/b", artifact("r", "a/b", None));
         check("/api/r/a%2Fb?c=d?e", artifact("r", "a%2Fb", Some("c=d?e")));
         check("/api/r/", artifact("r", "", None));

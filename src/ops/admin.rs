@@ -51,6 +51,8 @@ pub fn root(remotes: &Remotes) -> Value {
             "/jobs/{id}": "GET: progress and results (offset, limit); DELETE: cancels",
             "/config": "GET: the configuration in force, secrets masked",
             "/health": "GET: the state of each backend",
+            "/health/live": "GET: 200 while the process answers",
+            "/health/ready": "GET: 200 when requests can be served here, 503 before and while stopping",
             "/metrics": "GET: metrics in the Prometheus text format",
             "/stats": "GET: what each remote takes up, hits, misses, bytes, evictions",
         },

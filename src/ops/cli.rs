@@ -53,6 +53,8 @@ pub enum Command {
     },
     /// Have a running server cache many artifacts: exit 0 if all went well, 1 if not.
     Warm(Warm),
+    /// Ask the server of this machine (LISTEN_ADDR) for its health: exit 0 if it answers, 1 if not.
+    Health,
     /// Make a token: print it once, and the line for TOKENS_FILE that lets it in.
     Token {
         /// Whose it is; it stands in the file and in the log.
@@ -114,6 +116,7 @@ mod tests {
             Some(Command::Verify { remote, repair: true, json: true })
         );
         assert!(parse(&["artifactapi", "verify", "--remote", "../x"]).is_err());
+        assert_eq!(parse(&["artifactapi", "health"]).unwrap(), Some(Command::Health));
         let token = |scopes: &[Scope], remotes: &[&str]| Command::Token {
             name: "ci".to_owned(),
             scopes: scopes.to_vec(),

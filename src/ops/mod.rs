@@ -1,9 +1,10 @@
 //! Operations: what an operator sees. Metrics, health, the access log and the views of what is
-//! configured and cached; and the command line, whose `warm` asks a running server. No sockets and
-//! no HTTP here.
+//! configured and cached; and the command line, whose `warm` and `health` ask a running server. Of
+//! sockets and HTTP only what those two need.
 
 pub mod access_log;
 pub mod admin;
+pub mod ask;
 pub mod cli;
 pub mod health;
 pub mod metrics;

@@ -25,6 +25,7 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
+use crate::ops::ask::Door;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
@@ -100,6 +101,7 @@ pub struct App {
     cache: Arc<Cache>,
     batches: Arc<Batches>,
     catalogs: Arc<Catalogs>,
+    health: Health,
     access: Arc<Access>,
     opened: OpenedPorts,
     proxies: ProxyEnv,
@@ -137,7 +139,7 @@ impl App {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             batches: BatchApi::new(Arc::clone(&batches), settings.workers),
-            health,
+            health: health.clone(),
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
@@ -154,6 +156,7 @@ impl App {
             cache,
             batches,
             catalogs,
+            health,
             access,
             opened,
             proxies,
@@ -178,6 +181,8 @@ impl App {
 
     /// Stops accepting and cancels batches; requests in flight go on.
     pub fn stop(&self) {
+        // First, so that whoever still asks learns of it.
+        self.health.stop();
         self.listener.stop();
         self.batches.stop();
     }
@@ -308,6 +313,32 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+/// Where `artifactapi health` finds the server that runs with these settings: the first TCP
+/// address or unix socket of `LISTEN_ADDR`.
+///
+/// # Errors
+/// [`DoorError`] where there is none that another process could know.
+pub fn door(settings: &Settings) -> Result<Door, DoorError> {
+    let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+    let known = |address| match address {
+        ListenAddr::Tcp(address) => Some(Door::Tcp(address)),
+        ListenAddr::Unix(path) => Some(Door::Unix(path)),
+        ListenAddr::Inherited => None,
+    };
+    addresses.into_iter().find_map(known).ok_or(DoorError::Inherited)
+}
+
+/// Why a server can't be asked for its health.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// Only the service manager knows where the server listens.
+    #[error("LISTEN_ADDR is systemd, which does not say where to ask; set it to the address")]
+    Inherited,
 }
 
 fn tokens_of(settings: &Settings) -> Option<Watched> {
