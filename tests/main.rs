@@ -17,6 +17,7 @@ mod local;
 mod paths;
 mod purge;
 mod ranges;
+mod readme;
 mod regressions;
 mod reload;
 mod shutdown;
