@@ -62,7 +62,7 @@ fn upstream(folder: &Path) -> Upstream {
 fn server(upstream: &Upstream) -> Server {
     let github = Remote::at(upstream)
         .include(&["^prometheus/node_exporter/releases/"])
-        .with(&format!("api_url: \"{}\"", format!("{}/api", upstream.url())));
+        .with(&format!("api_url: \"{}/api\"", upstream.url()));
     let alpine = Remote::at(upstream).package("alpine").include(&["/x86_64/.*\\\\.apk$"]);
     Setup::new()
         .remote("github", github)
