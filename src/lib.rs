@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] | names, paths, digests; bytes on their way out; the time |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line |
 //! | 1 | [`config`] [`formats`] [`policy`] | what is configured; what a path is; what to do |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |

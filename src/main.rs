@@ -4,9 +4,12 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
-use artifactapi::cache::chain;
-use artifactapi::config::env::{LogFormat, LogLevel, Settings};
+use artifactapi::artifact::RemoteName;
+use artifactapi::chain::chain;
+use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
+use artifactapi::config::tokens::Scope;
 use artifactapi::ops::cli::{Cli, Command};
+use artifactapi::ops::token;
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -17,14 +20,34 @@ use tracing::level_filters::LevelFilter;
 const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
-    let command = Cli::parse().command.unwrap_or(Command::Serve);
+    match Cli::parse().command.unwrap_or(Command::Serve) {
+        Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
+        Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
+        Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
+    }
+}
+
+fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
     let settings = match Settings::read(&wiring::variable) {
         Ok(settings) => settings,
         Err(errors) => return refuse(&errors),
     };
-    match command {
-        Command::Serve => serve(settings),
-        Command::Check { file } => check(&settings, file.as_deref()),
+    match Engines::read(&wiring::variable) {
+        Ok(engines) => run(settings, engines),
+        Err(errors) => refuse(&errors),
+    }
+}
+
+fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
+    match token::make(name, scopes, remotes) {
+        Ok(made) => {
+            println!("# The token; it is stored nowhere and cannot be shown again:");
+            println!("{}", made.token);
+            println!("# Its line for TOKENS_FILE:");
+            println!("{}", made.line);
+            ExitCode::SUCCESS
+        }
+        Err(error) => refuse(&error),
     }
 }
 
@@ -35,9 +58,9 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
     if report.is_usable() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-fn serve(settings: Settings) -> ExitCode {
+fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
-    let app = match App::start(settings) {
+    let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),
     };
@@ -69,7 +92,10 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
         let mut is_stopping = false;
         for signal in signals.forever() {
             match signal {
-                SIGHUP => app.reload(),
+                SIGHUP => {
+                    app.reload();
+                    app.reload_tokens();
+                }
                 _ if is_stopping => std::process::exit(EXIT_AT_ONCE),
                 _ => {
                     is_stopping = true;

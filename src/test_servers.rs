@@ -82,6 +82,9 @@ impl Private {
             .arg(concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/services"))
             .arg("--dir")
             .arg(self.folder.path().join("servers"))
+            // A test that is killed stops nothing itself.
+            .arg("--owner")
+            .arg(std::process::id().to_string())
             .args(arguments)
             .stdin(Stdio::null())
             .output()

@@ -205,7 +205,11 @@ fn what_is_no_route_is_404_and_a_wrong_method_405() {
         server.get(path).expect_error(404);
     }
     for path in ["/", "/health", "/config", "/metrics", "/artifacts/files", "/api/files/a"] {
+        let takes_delete = path.starts_with("/api/") || path.starts_with("/artifacts/");
         for method in ["POST", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
+            if method == "DELETE" && takes_delete {
+                continue;
+            }
             let answer = server.ask(&Ask::new(method, path).header("Content-Length", "0"));
             answer.expect_error(405);
             let allow = answer.header("allow").unwrap_or_default().to_owned();

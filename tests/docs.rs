@@ -2,7 +2,7 @@
 //!
 //! `UPDATE_DOCS=1 scripts/test --test main docs` writes them anew.
 
-use artifactapi::config::env::SETTINGS;
+use artifactapi::config::env::{ENGINES, SETTINGS};
 use artifactapi::config::{file, key};
 use artifactapi::formats;
 
@@ -20,6 +20,7 @@ fn with_section(text: &str, name: &str, content: &str) -> String {
 fn readme_has_the_tables_of_the_code() {
     let readme = std::fs::read_to_string(README).expect("there is a README");
     let mut right = with_section(&readme, "remotes", &file::reference());
+    right = with_section(&right, "engines", &key::markdown(ENGINES));
     right = with_section(&right, "settings", &key::markdown(SETTINGS));
     right = with_section(&right, "formats", &formats::markdown());
     if std::env::var_os("UPDATE_DOCS").is_some() {

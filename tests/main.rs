@@ -2,6 +2,7 @@
 //!
 //! Each room's own tests stand beside its code; here stands what only the whole can show.
 
+mod access;
 mod api;
 mod collapse;
 mod crash;
@@ -10,7 +11,9 @@ mod failure;
 mod floors;
 mod formats;
 mod hit_miss;
+mod local;
 mod paths;
+mod purge;
 mod ranges;
 mod regressions;
 mod reload;

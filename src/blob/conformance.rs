@@ -42,6 +42,7 @@ macro_rules! blob_conformance {
             a_range_past_the_end_is_corrupt
             file_names_of_any_kind_are_kept_apart
             nothing_there_is_missing
+            what_was_published_can_be_persisted
             publishing_twice_is_success
             publishing_replaces_and_the_earlier_version_is_changed
             an_opened_version_is_kept_to_the_end_though_the_key_is_replaced
@@ -260,6 +261,15 @@ pub(crate) fn nothing_there_is_missing(store: &dyn BlobStore) {
         assert!(matches!(&found, Err(BlobError::Missing(missing)) if *missing == key("none")));
         assert!(found.is_err_and(|error| error.is_gone()));
     }
+}
+
+pub(crate) fn what_was_published_can_be_persisted(store: &dyn BlobStore) {
+    let scratch = Scratch::new();
+    let version = scratch.publish(store, "kept", b"bytes");
+    store.persist(&key("kept")).expect("persist");
+    store.persist(&key("kept")).expect("persist again");
+    // It is the same version afterwards: its row still means it.
+    assert_eq!(read(store, "kept", &version, 0..5).expect("open"), b"bytes");
 }
 
 pub(crate) fn publishing_twice_is_success(store: &dyn BlobStore) {

@@ -9,9 +9,10 @@
 //! `stat -c %s-%.9Y FILE` prints them. That time is set at publishing, never the same twice in
 //! a process, so equal sizes do not make equal versions; it survives copies that keep times.
 //!
-//! Deliberately not here: what a blob says about itself, which the index keeps; and syncing.
-//! A cached artifact may be lost with the machine's power, so that a small miss does not wait
-//! for the disk. Whoever has to know calls [`sync_folder`].
+//! Deliberately not here: what a blob says about itself, which the index keeps; and syncing
+//! when publishing. A cached artifact may be lost with the machine's power, so that a small
+//! miss does not wait for the disk. Whoever has to know calls [`sync_folder`], or
+//! [`BlobStore::persist`] for a single blob.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
@@ -200,6 +201,18 @@ impl BlobStore for DiskBlobs {
             linked_or_failed => linked_or_failed,
         }
         .map_err(|error| failed("publish", key, error))
+    }
+
+    /// Syncs the file, then every folder from its own up to the data folder's entry for the
+    /// store: a new name is as durable as the last folder that was synced.
+    fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
+        let path = self.path(key);
+        let chain = path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.folder));
+        let data_dir = self.folder.parent();
+        File::open(&path)
+            .and_then(|file| file.sync_all())
+            .and_then(|()| chain.chain(data_dir).try_for_each(|dir| File::open(dir)?.sync_all()))
+            .map_err(|error| failed("persist", key, error))
     }
 
     fn open(

@@ -234,6 +234,10 @@ impl BlobStore for HotBlobs {
         self.tier.behind.stat(key)
     }
 
+    fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
+        self.tier.behind.persist(key)
+    }
+
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
         let removed = self.tier.behind.remove(key);
         self.tier.forget(key, None);

@@ -34,6 +34,16 @@ pub trait BlobStore: Debug + Send + Sync {
         about: &About,
     ) -> Result<BlobVersion, BlobError>;
 
+    /// Returns once no loss of power can take back what was published under `key` before the
+    /// call. For uploads, which exist nowhere else; a cached artifact may be lost. A store
+    /// whose `publish` answers only then keeps this default.
+    ///
+    /// # Errors
+    /// [`BlobError`]; the blob may then be lost with the machine's power.
+    fn persist(&self, _key: &BlobKey) -> Result<(), BlobError> {
+        Ok(())
+    }
+
     /// Opens a run of bytes of one version. The body yields exactly `range.end - range.start`
     /// bytes of that version or fails; whoever has opened a version keeps it to the end.
     ///

@@ -1,6 +1,5 @@
 //! Why there is nothing to serve, split by what the caller does about it.
 
-use std::error::Error;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -56,6 +55,9 @@ pub enum FetchError {
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
+    /// What was uploaded may be damaged, and there is no upstream to ask for it.
+    #[error("the stored bytes cannot be vouched for: {0}")]
+    Unproven(String),
     /// The fetch ended without saying how.
     #[error("the fetch was abandoned")]
     Abandoned,
@@ -81,19 +83,7 @@ impl FetchError {
         match self {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Abandoned => true,
+            Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
         }
     }
-}
-
-/// An error with everything that led to it, on one line.
-pub fn chain(error: &dyn Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(": ");
-        text.push_str(&cause.to_string());
-        source = cause.source();
-    }
-    text
 }

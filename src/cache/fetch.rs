@@ -12,10 +12,11 @@ use threadpool::ThreadPool;
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
-use super::{CacheBounds, FetchError, Ports, chain, stored_head};
-use crate::artifact::{ArtifactKey, BlobKey, Entry, Validators};
-use crate::blob::{About, BlobError};
+use super::{CacheBounds, FetchError, Ports, stored_head};
+use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
+use crate::blob::{About, BlobError, BlobStore};
 use crate::body::Piece;
+use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
 use crate::formats::Class;
@@ -138,8 +139,9 @@ struct Fetch<'a> {
 impl Fetcher {
     fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, class, task, remote, upstream } = job;
-        let end = match self.prepare(&key, task) {
+        let end = match self.prepare(&key, task, upstream.is_some()) {
             Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
+            Prepared::Unproven(why) => Err(FetchError::Unproven(why)),
             Prepared::Ask(stored) => match upstream.as_deref() {
                 Some(upstream) => {
                     let lease_renewed = Instant::now();
@@ -166,15 +168,31 @@ impl Fetcher {
         }));
     }
 
-    /// Hashes a stored copy that a crash may have hurt, whatever the task is.
-    fn prepare(&self, key: &ArtifactKey, task: Task) -> Prepared {
+    /// Hashes a stored copy that a crash may have hurt, whatever the task is. Of a local
+    /// repository, a copy that can't be proven is kept: there is nobody to ask for another.
+    fn prepare(&self, key: &ArtifactKey, task: Task, has_upstream: bool) -> Prepared {
         let wants_proof_only = matches!(task, Task::Prove(_));
         match task {
             Task::Fetch => Prepared::Ask(None),
             Task::Revalidate(entry) | Task::Prove(entry) if entry.unproven => {
-                match self.prove(key, entry) {
-                    Some(proven) if wants_proof_only => Prepared::Proven(proven),
-                    proven => Prepared::Ask(proven),
+                let verdict = match hash_blob(&*self.ports.blobs, &entry) {
+                    Ok(digest) if digest == entry.digest => Ok(()),
+                    Ok(_) => Err("a crash damaged the stored bytes".to_owned()),
+                    Err(error) => Err(chain(&error)),
+                };
+                match verdict {
+                    Ok(()) => match self.proven(key, entry) {
+                        Some(proven) if wants_proof_only => Prepared::Proven(proven),
+                        proven => Prepared::Ask(proven),
+                    },
+                    Err(why) if has_upstream => {
+                        self.forget(key, &entry, &why);
+                        Prepared::Ask(None)
+                    }
+                    Err(why) => {
+                        tracing::error!(artifact = %key, error = why, "an uploaded file cannot be proven whole");
+                        Prepared::Unproven(why)
+                    }
                 }
             }
             Task::Revalidate(entry) => Prepared::Ask(Some(entry)),
@@ -182,46 +200,26 @@ impl Fetcher {
         }
     }
 
-    fn prove(&self, key: &ArtifactKey, entry: Entry) -> Option<Entry> {
+    /// Records that the blob of an entry is whole; gives what stands in the index now.
+    fn proven(&self, key: &ArtifactKey, entry: Entry) -> Option<Entry> {
         let generation = entry.generation;
-        let verdict = self.hash_blob(&entry).map(|digest| digest == entry.digest);
-        match verdict {
-            Ok(true) => {
-                let proven = Entry { unproven: false, ..entry };
-                return match self.ports.index.put(key, &proven, Some(generation)) {
-                    Ok(Put::Stored(generation)) => Some(Entry { generation, ..proven }),
-                    Ok(Put::Superseded(newer)) => newer,
-                    Err(error) => {
-                        self.index_failed(key, &error, "cannot record that a blob is whole");
-                        Some(proven)
-                    }
-                };
-            }
-            Ok(false) => {
-                tracing::warn!(artifact = %key, "a crash damaged a blob; fetching it again")
-            }
+        let proven = Entry { unproven: false, ..entry };
+        match self.ports.index.put(key, &proven, Some(generation)) {
+            Ok(Put::Stored(generation)) => Some(Entry { generation, ..proven }),
+            Ok(Put::Superseded(newer)) => newer,
             Err(error) => {
-                tracing::warn!(artifact = %key, error = %error, "a crash damaged a blob; fetching it again");
-            }
-        }
-        self.counters.healed.inc();
-        match self.ports.index.remove(key, generation) {
-            Ok(_) => None,
-            Err(error) => {
-                self.index_failed(key, &error, "cannot forget a damaged blob");
-                None
+                self.index_failed(key, &error, "cannot record that a blob is whole");
+                Some(proven)
             }
         }
     }
 
-    fn hash_blob(&self, entry: &Entry) -> Result<crate::artifact::Digest, String> {
-        let open = self.ports.blobs.open(&entry.blob, &entry.version, 0..entry.size);
-        let mut body = open.map_err(|error| chain(&error))?;
-        let mut hasher = Hashing::default();
-        while let Some(piece) = body.next_piece().map_err(|error| chain(&error))? {
-            hasher.add(&piece).map_err(|error| error.to_string())?;
+    fn forget(&self, key: &ArtifactKey, entry: &Entry, why: &str) {
+        tracing::warn!(artifact = %key, error = why, "a crash damaged a blob; fetching it again");
+        self.counters.healed.inc();
+        if let Err(error) = self.ports.index.remove(key, entry.generation) {
+            self.index_failed(key, &error, "cannot forget a damaged blob");
         }
-        Ok(hasher.digest())
     }
 
     fn fetch(&self, mut fetch: Fetch<'_>, buffer: &mut Vec<u8>) -> Result<End, FetchError> {
@@ -467,14 +465,34 @@ impl Fetcher {
         }
     }
 
-    /// Writes the row of a blob that was just published. If another writer was first, its blob
-    /// was under this same key and has been replaced by ours, so ours is the row to have.
+    /// Writes the row of a blob that was just published.
+    ///
+    /// Another replica that fetched without the lease may have been first. Both blobs went
+    /// under the same key, and nobody can tell which bytes are newer. With the same bytes its
+    /// row is as good as ours; otherwise neither row is to be trusted, and the next request
+    /// asks upstream: what was served once must not be followed by something older.
     fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
         let mut replaces = stored.map(|stored| stored.generation);
         for _ in 0..PUTS_MAX {
             match self.ports.index.put(key, &entry, replaces) {
                 Ok(Put::Stored(generation)) => return Some(Entry { generation, ..entry }),
-                Ok(Put::Superseded(newer)) => replaces = newer.map(|newer| newer.generation),
+                Ok(Put::Superseded(None)) => replaces = None,
+                Ok(Put::Superseded(Some(other))) if is_same_blob(&other, &entry) => {
+                    return Some(other);
+                }
+                Ok(Put::Superseded(Some(other))) => {
+                    tracing::warn!(artifact = %key, "two replicas stored different bytes; forgetting both");
+                    self.ports.freshness.clear(key, Mark::Fresh);
+                    match self.ports.index.remove(key, other.generation) {
+                        Ok(true) => return None,
+                        // It changed once more: look again.
+                        Ok(false) => replaces = Some(other.generation),
+                        Err(error) => {
+                            self.index_failed(key, &error, "a doubtful row was not forgotten");
+                            return None;
+                        }
+                    }
+                }
                 Err(error) => {
                     self.index_failed(key, &error, "a stored artifact was not recorded");
                     return None;
@@ -516,7 +534,7 @@ impl Fetcher {
         }
     }
 
-    fn head_digest(&self, fetch: &Fetch<'_>) -> Option<crate::artifact::Digest> {
+    fn head_digest(&self, fetch: &Fetch<'_>) -> Option<Digest> {
         match fetch.class {
             Class::Member => stored_head(&*self.ports.index, fetch.remote, &fetch.key.path),
             _ => None,
@@ -557,8 +575,26 @@ impl Fetcher {
     }
 }
 
+/// Whether two rows mean the same bytes in the same object.
+fn is_same_blob(one: &Entry, other: &Entry) -> bool {
+    (&one.blob, &one.version, one.digest) == (&other.blob, &other.version, other.digest)
+}
+
+/// The digest of the bytes that an entry means.
+pub(super) fn hash_blob(blobs: &dyn BlobStore, entry: &Entry) -> Result<Digest, BlobError> {
+    let unreadable =
+        |source| BlobError::Unavailable { operation: "hash", key: entry.blob.to_string(), source };
+    let mut body = blobs.open(&entry.blob, &entry.version, 0..entry.size)?;
+    let mut hasher = Hashing::default();
+    while let Some(piece) = body.next_piece().map_err(|error| unreadable(error.into()))? {
+        hasher.add(&piece).map_err(|error| unreadable(error.into()))?;
+    }
+    Ok(hasher.digest())
+}
+
 enum Prepared {
     Proven(Entry),
+    Unproven(String),
     Ask(Option<Entry>),
 }
 
@@ -603,9 +639,9 @@ impl Hashing {
         Ok(())
     }
 
-    fn digest(self) -> crate::artifact::Digest {
+    fn digest(self) -> Digest {
         use sha2::Digest as _;
-        crate::artifact::Digest(self.sha256.finalize().into())
+        Digest(self.sha256.finalize().into())
     }
 }
 

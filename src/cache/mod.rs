@@ -8,9 +8,10 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, Digest, Entry, Validators};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::{Body, Source};
+use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::{Kind, Remote};
 use crate::coord::{Freshness, Leases, Mark};
@@ -20,20 +21,27 @@ use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::{Staging, StagingError};
 use crate::upstream::Upstream;
 
+mod claims;
 pub mod counters;
 mod error;
 mod fetch;
 pub mod flight;
 mod found;
 mod pass;
+mod purge;
+mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod upload;
 mod uses;
 
-pub use error::{CacheError, FetchError, OpenError, chain};
+pub use error::{CacheError, FetchError, OpenError};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
+pub use purge::Purged;
+pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
+use claims::Claims;
 use counters::Counters;
 use fetch::{FetchPool, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
@@ -114,6 +122,8 @@ pub struct Cache {
     fetches: FetchPool,
     uses: Uses,
     counters: Arc<Counters>,
+    claims: Claims,
+    lease_ttl: Duration,
 }
 
 impl Cache {
@@ -121,7 +131,15 @@ impl Cache {
     pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
         let counters = Arc::new(Counters::default());
         let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
-        Self { ports, flights: Arc::default(), fetches, uses: Uses::default(), counters }
+        Self {
+            ports,
+            flights: Arc::default(),
+            fetches,
+            uses: Uses::default(),
+            counters,
+            claims: Claims::default(),
+            lease_ttl: bounds.lease_ttl,
+        }
     }
 
     /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
@@ -143,6 +161,9 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
+                    Task::Prove(self.provable(&key, entry)?)
+                }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
                 (Decision::Fetch, _) => Task::Fetch,
@@ -175,7 +196,7 @@ impl Cache {
         match bytes.from {
             From::Store(entry) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(&bytes.key, &entry, range)
+                self.open_blob(target, &bytes.key, &entry, range)
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
@@ -319,35 +340,12 @@ impl Cache {
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
     }
 
-    /// The row, or what the stored object says about itself where the index can't answer.
+    /// The row; none where the index can't answer, which costs a fetch.
     fn lookup(&self, key: &ArtifactKey) -> Option<Entry> {
-        match self.ports.index.get(key) {
-            Ok(entry) => entry,
-            Err(error) => {
-                self.counters.index_errors.inc();
-                tracing::warn!(error = chain(&error), artifact = %key, "looking at the stored object instead of its row");
-                self.entry_from_blob(key)
-            }
-        }
-    }
-
-    fn entry_from_blob(&self, key: &ArtifactKey) -> Option<Entry> {
-        let blob = BlobKey::of(key);
-        let meta = self.ports.blobs.stat(&blob).ok()??;
-        let about = meta.about.filter(|about| about.artifact == *key)?;
-        Some(Entry {
-            blob,
-            version: meta.version,
-            size: meta.size,
-            digest: about.digest,
-            content_type: about.content_type,
-            content_encoding: about.content_encoding,
-            validators: about.validators,
-            stored_at: about.stored_at,
-            validated_at: about.stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
+        self.ports.index.get(key).unwrap_or_else(|error| {
+            self.counters.index_errors.inc();
+            tracing::warn!(error = chain(&error), artifact = %key, "the index does not answer");
+            None
         })
     }
 
@@ -395,6 +393,8 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
+                    // Nobody was asked: its bytes were hashed.
+                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
@@ -491,6 +491,7 @@ impl Cache {
 
     fn open_blob(
         &self,
+        target: &Target,
         key: &ArtifactKey,
         entry: &Entry,
         range: Range<u64>,
@@ -499,6 +500,9 @@ impl Cache {
             if !error.is_gone() {
                 self.counters.blob_errors.inc();
                 return OpenError::Store(error);
+            }
+            if target.reach() == Reach::Local {
+                return self.mend(key, entry, error);
             }
             self.counters.healed.inc();
             tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");

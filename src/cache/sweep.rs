@@ -5,9 +5,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
 
-use super::{Cache, chain};
+use super::Cache;
 use crate::artifact::BlobKey;
 use crate::blob::BlobMeta;
+use crate::chain::chain;
 use crate::index::{IndexError, Scan};
 
 /// A blob without a row is left alone until it is this old: a publish and the row that follows

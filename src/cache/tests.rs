@@ -440,6 +440,65 @@ fn replicas_share_one_fetch_through_the_lease() {
     assert_eq!(world.upstream.count("a"), 1);
 }
 
+/// Leases that nobody can ask, as when Redis is away.
+#[derive(Debug)]
+struct NoLeases;
+
+impl Leases for NoLeases {
+    fn try_acquire(&self, _: &ArtifactKey, _: Duration) -> Acquired {
+        Acquired::Unknown
+    }
+
+    fn renew(&self, _: &ArtifactKey, _: &LeaseToken, _: Duration) -> bool {
+        false
+    }
+
+    fn release(&self, _: &ArtifactKey, _: &LeaseToken) {}
+}
+
+#[test]
+fn replicas_that_race_without_a_lease_never_go_back_to_older_bytes() {
+    // The replica that asked first has the older bytes; either may be the first to store.
+    for slow_is_older in [true, false] {
+        let (old_gate, new_gate) = (Gate::at(1), Gate::at(1));
+        let (old, new) = (File::of("old bytes").etag("\"1\""), File::of("new bytes").etag("\"2\""));
+        let (held_old, held_new) = (old.held_by(&old_gate), new.clone().held_by(&new_gate));
+        let world = World::new(Scripted::new().on("index/a", move |request, nth| match nth {
+            1 => held_old.answer(request),
+            2 => held_new.answer(request),
+            _ => new.answer(request),
+        }));
+        let ports = Ports { leases: Arc::new(NoLeases), ..world.ports.clone() };
+        let (first, second) = (replica(&ports), replica(&ports));
+        let ask = |cache: &Arc<Cache>| {
+            let (cache, target) = (Arc::clone(cache), Arc::clone(&world.target));
+            thread::spawn(move || get(&cache, &target, "index/a").unwrap().1)
+        };
+        let older = ask(&first);
+        old_gate.wait_until_held();
+        let newer = ask(&second);
+        new_gate.wait_until_held();
+        let landed = |cache: &Arc<Cache>| wait_until(|| cache.flight_count() == 0);
+        if slow_is_older {
+            new_gate.open();
+            landed(&second);
+            old_gate.open();
+        } else {
+            old_gate.open();
+            landed(&first);
+            new_gate.open();
+        }
+        assert_eq!(older.join().unwrap(), b"old bytes");
+        assert_eq!(newer.join().unwrap(), b"new bytes");
+        landed(&first);
+        landed(&second);
+        for cache in [&second, &first] {
+            assert_eq!(ask(cache).join().unwrap(), b"new bytes", "slow is older: {slow_is_older}");
+            landed(cache);
+        }
+    }
+}
+
 #[test]
 fn a_lease_is_held_while_a_fetch_runs_and_given_back_after_it() {
     let gate = Gate::at(10);

@@ -7,6 +7,7 @@ use std::time::SystemTime;
 use prometheus_client::metrics::counter::Counter;
 
 use crate::artifact::ArtifactKey;
+use crate::chain::chain;
 use crate::index::{ArtifactIndex, Use};
 
 /// Artifacts that are remembered between two batches; the uses of more are dropped, which makes
@@ -44,11 +45,7 @@ impl Uses {
         let uses: Vec<Use> =
             since.into_iter().map(|(key, (hits, last))| Use { key, hits, last }).collect();
         if let Err(error) = index.touch(&uses) {
-            tracing::warn!(
-                error = super::chain(&error),
-                uses = uses.len(),
-                "uses were not recorded"
-            );
+            tracing::warn!(error = chain(&error), uses = uses.len(), "uses were not recorded");
         }
     }
 }

@@ -131,8 +131,56 @@ settings! {
             "Redirects of an upstream that are followed.";
         retries_max: u32 = "RETRIES_MAX", "2", Kind::Count { min: 0, max: 10 },
             "Further tries of a fetch that failed, for each base URL.";
+        anonymous_read: bool = "ANONYMOUS_READ", "true", Kind::Switch,
+            "Whether everybody may read; otherwise reading needs a token with the scope read.";
+        tokens_file: Option<PathBuf> = "TOKENS_FILE", "", Kind::Path,
+            "The file that lists the tokens; read again when it changes.";
+        admin_token: Option<Secret> = "ADMIN_TOKEN", "", Kind::Secret,
+            "A token that may do everything, of at least 16 characters.";
         lease_ttl: Duration = "LEASE_TTL_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
             "How long a replica that vanished in mid-fetch holds up the others.";
+    }
+}
+
+settings! {
+    /// Which services stand behind the cache; without them it is embedded.
+    pub Engines, ENGINES {
+        minio_endpoint: Option<String> = "MINIO_ENDPOINT", "", Kind::Text,
+            "An S3 server for the files, as host:port or URL; needs the next three. Without it they are in DATA_DIR.";
+        minio_access_key: Option<String> = "MINIO_ACCESS_KEY", "", Kind::Text,
+            "Its access key.";
+        minio_secret_key: Option<Secret> = "MINIO_SECRET_KEY", "", Kind::Secret,
+            "Its secret key.";
+        minio_bucket: Option<String> = "MINIO_BUCKET", "", Kind::Text,
+            "Its bucket; made if it is missing and that is allowed.";
+        minio_secure: bool = "MINIO_SECURE", "false", Kind::Switch,
+            "Whether it is spoken to by TLS where MINIO_ENDPOINT names no scheme.";
+        minio_region: String = "MINIO_REGION", "us-east-1", Kind::Text,
+            "The region that requests are signed for.";
+        minio_ca_file: Option<PathBuf> = "MINIO_CA_FILE", "", Kind::Path,
+            "Further root certificates for it (PEM).";
+        hot_bytes: u64 = "HOT_BYTES", "0", Kind::Bytes { min: 0, max: 1 << 60 },
+            "Local disk space for the most used files of the S3 server, in DATA_DIR/hot; 0 is none.";
+        db_host: Option<String> = "DBHOST", "", Kind::Text,
+            "A PostgreSQL server for the index; needs DBUSER, DBPASS and DBNAME. Without it the index is in DATA_DIR.";
+        db_port: u16 = "DBPORT", "5432", Kind::Count { min: 1, max: 65_535 },
+            "Its port.";
+        db_user: Option<String> = "DBUSER", "", Kind::Text,
+            "Its user.";
+        db_password: Option<Secret> = "DBPASS", "", Kind::Secret,
+            "Its password.";
+        db_name: Option<String> = "DBNAME", "", Kind::Text,
+            "Its database; the tables are made and migrated by the program.";
+        db_ssl_mode: String = "DBSSLMODE", "prefer", Kind::OneOf(&["disable", "prefer", "require", "verify-ca", "verify-full"]),
+            "Whether TLS is used, and how its certificate is judged.";
+        db_ca_file: Option<PathBuf> = "DBSSLROOTCERT", "", Kind::Path,
+            "Further root certificates for it (PEM).";
+        db_connections_max: usize = "DB_CONNECTIONS_MAX", "8", Kind::Count { min: 1, max: 100 },
+            "Connections to it that are kept.";
+        redis_url: Option<Secret> = "REDIS_URL", "", Kind::Secret,
+            "A Redis server for freshness and leases between replicas: redis:// or rediss://, with user and password in it. Without it they are in memory.";
+        redis_prefix: String = "REDIS_PREFIX", "artifactapi:", Kind::Text,
+            "What each of its keys begins with.";
     }
 }
 
@@ -238,7 +286,7 @@ macro_rules! number_settings {
         }
     )*};
 }
-number_settings!(usize, u64, u32);
+number_settings!(usize, u64, u32, u16);
 
 impl Setting for Duration {
     fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {

@@ -63,7 +63,7 @@ pub const REMOTE_KEYS: &[Key] = &[
         name: "include_patterns",
         kind: Holds::Expressions,
         default: "",
-        about: "What may be fetched: searched in the path, none listed is nothing allowed.",
+        about: "What may be fetched: searched in the path, none listed is nothing allowed (everything, for a `local` remote).",
     },
     Key {
         name: "exclude_patterns",
@@ -124,6 +124,12 @@ pub const REMOTE_KEYS: &[Key] = &[
         kind: Holds::Switch,
         default: "false",
         about: "Redirects may lead to loopback, link-local and private addresses.",
+    },
+    Key {
+        name: "allow_overwrite",
+        kind: Holds::Switch,
+        default: "false",
+        about: "For a `local` remote: an upload may replace other content under its name.",
     },
     MAX_BYTES,
     STALE_IF_ERROR,
@@ -389,7 +395,14 @@ fn remote(
             let what = "has no effect in a local remote";
             reading.warn(&fields.place_of(key), Shown::NOTHING, what, "remove it");
         }
-    } else if expressions.include.is_empty() {
+    }
+    let allow_overwrite = reading.switch(fields, "allow_overwrite");
+    if allow_overwrite && !is_local {
+        let what = "has no effect but in a local remote";
+        let place = fields.place_of("allow_overwrite");
+        reading.warn(&place, Shown::NOTHING, what, "remove it");
+    }
+    if !is_local && expressions.include.is_empty() {
         let what = "no pattern is listed, so nothing can be fetched";
         let fix = "list what clients may fetch, such as \"\\\\.tar\\\\.gz$\"";
         reading.warn(&fields.place_of("include_patterns"), Shown::NOTHING, what, fix);
@@ -409,6 +422,7 @@ fn remote(
         patterns: patterns?,
         lifetimes,
         max_bytes,
+        allow_overwrite,
     })
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::artifact::RemoteName;
+use crate::artifact::{ArtifactPath, RemoteName};
 use crate::formats::PackageFormat;
 use crate::policy::lifetime::Lifetimes;
 use crate::policy::pattern::Patterns;
@@ -26,6 +26,7 @@ pub mod key;
 mod origin;
 pub mod problem;
 mod shown;
+pub mod tokens;
 mod yaml;
 
 /// Every remote of one reading of remotes.yaml.
@@ -52,6 +53,21 @@ pub struct Remote {
     pub lifetimes: Lifetimes,
     /// The largest artifact that is stored, in bytes; `None` is without limit.
     pub max_bytes: Option<u64>,
+    /// Whether an upload to a local repository may replace other content under its name.
+    pub allow_overwrite: bool,
+}
+
+impl Remote {
+    /// Whether a path may be fetched, or uploaded to a local repository.
+    ///
+    /// A local repository without include patterns takes every path that is not excluded: what
+    /// is in it was put there on purpose, whereas a remote's upstream has anything.
+    pub fn allows(&self, path: &ArtifactPath) -> bool {
+        match self.kind {
+            Kind::Local if self.patterns.include().is_empty() => !self.patterns.excludes(path),
+            Kind::Local | Kind::Remote(_) => self.patterns.allow(self.format, path),
+        }
+    }
 }
 
 /// Where a remote's artifacts come from.

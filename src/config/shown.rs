@@ -44,8 +44,13 @@ impl Remote {
             },
             "max_bytes": self.max_bytes,
         });
-        if let (Kind::Remote(origin), Some(keys)) = (&self.kind, shown.as_object_mut()) {
-            keys.extend(origin.to_json());
+        if let Some(keys) = shown.as_object_mut() {
+            match &self.kind {
+                Kind::Remote(origin) => keys.extend(origin.to_json()),
+                Kind::Local => {
+                    keys.insert("allow_overwrite".to_owned(), json!(self.allow_overwrite));
+                }
+            }
         }
         shown
     }

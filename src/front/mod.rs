@@ -1,23 +1,31 @@
 //! The front: sockets, routes and replies.
 //!
-//! [`Front`] is what stands above a listener: it finds the route, checks method, remote, path
-//! and patterns, lets the cache do its work, and turns every outcome into one reply, one log
+//! [`Front`] is what stands above a listener: it finds the route, checks method, access, remote,
+//! path and patterns, lets the cache do its work, and turns every outcome into one reply, one log
 //! line and one count.
 
+use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
 use crate::artifact::{ArtifactPath, RemoteName};
 use crate::body::Body;
 use crate::cache::Cache;
+use crate::chain::chain;
+use crate::index::IndexError;
 use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::health::Health;
 use crate::ops::metrics::{self, Metrics};
-use crate::ops::{Answered, admin};
+use crate::ops::purge::Mode;
+use crate::ops::{Answered, admin, purge};
 
+pub mod access;
 mod artifact;
+mod attempts;
 pub mod catalog;
+mod change;
 pub mod conditional;
+mod digests;
 pub mod multipart;
 pub mod pools;
 pub mod range;
@@ -25,11 +33,16 @@ mod reply;
 mod route;
 pub mod wire;
 
+use access::{Access, Caller, Need};
 use catalog::{Catalog, Catalogs};
 use pools::Pools;
 use reply::{Problem, json};
 use route::Route;
 use wire::{Broken, Lane, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
+
+/// The parameters of `DELETE /artifacts/{remote}`.
+const PURGE_PARAMETERS: &[&str] =
+    &["include_pattern", "prefix", "limit", "cursor", "dry_run", "all"];
 
 /// Everything that answers requests.
 #[derive(Debug)]
@@ -46,6 +59,10 @@ pub struct Front {
     pub settings: serde_json::Value,
     /// The pools that serve, for the gauges.
     pub pools: Arc<Pools>,
+    /// Who may do what.
+    pub access: Arc<Access>,
+    /// Bytes that an upload may have, whatever its remote says.
+    pub body_bytes_max: u64,
 }
 
 impl Service for Front {
@@ -59,7 +76,7 @@ impl Service for Front {
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
         let began = Instant::now();
         let catalog = self.catalogs.current();
-        let (reply, answered) = self.answer(&catalog, &request.head);
+        let (reply, answered) = self.answer(&catalog, &request.head, request.body);
         self.send(&catalog, request.head, reply, answered, began, writer);
     }
 
@@ -70,7 +87,12 @@ impl Service for Front {
 }
 
 impl Front {
-    fn answer(&self, catalog: &Catalog, head: &RequestHead) -> (Reply, Answered) {
+    fn answer(
+        &self,
+        catalog: &Catalog,
+        head: &RequestHead,
+        body: &mut dyn Read,
+    ) -> (Reply, Answered) {
         let route = Route::of(&head.target);
         if !route.allowed().contains(&head.method.as_str()) {
             let detail = format!(
@@ -81,6 +103,12 @@ impl Front {
             let reply = Problem::new(405, detail).reply();
             return (reply.header("Allow", route.allowed().join(", ")), Answered::Refused);
         }
+        let target = route.remote().and_then(|remote| catalog.targets.get(remote));
+        let need = Need::of(&route, &head.method, target.map(|target| &**target));
+        let caller = match self.access.judge(&need, head, Instant::now()) {
+            Ok(caller) => caller,
+            Err(denied) => return (denied.reply(), Answered::Denied),
+        };
         let own = |reply| (reply, Answered::Own);
         let answer = match route {
             Route::Root => Ok(own(json(200, &admin::root(&catalog.remotes)))),
@@ -90,50 +118,98 @@ impl Front {
                 let config = admin::config(&self.settings, &catalog.remotes);
                 Ok(own(json(200, &config)))
             }
+            Route::Artifacts { remote, query } if head.method == "DELETE" => {
+                self.purge(catalog, remote, query, &caller)
+            }
             Route::Artifacts { remote, query } => self.list(catalog, remote, query).map(own),
             Route::Artifact { remote, path, query } => {
-                self.artifact(catalog, remote, path, query, head)
+                self.artifact(catalog, (remote, path, query), head, body, &caller)
             }
             Route::Unknown => {
                 Err(Problem::new(404, "there is nothing here: GET / lists the endpoints"))
             }
         };
-        answer.unwrap_or_else(|problem| (problem.reply(), Answered::Refused))
+        let (reply, answered) =
+            answer.unwrap_or_else(|problem| (problem.reply(), Answered::Refused));
+        let reply = match self.access.is_private(&need) {
+            // No cache between here and the client may give it to another one.
+            true => reply.header("Cache-Control", "private"),
+            false => reply,
+        };
+        (reply, answered)
     }
 
     fn artifact(
         &self,
         catalog: &Catalog,
-        remote: &str,
-        path: &str,
-        query: Option<&str>,
+        (remote, path, query): (&str, &str, Option<&str>),
         head: &RequestHead,
+        body: &mut dyn Read,
+        caller: &Caller,
     ) -> Result<(Reply, Answered), Problem> {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
         let path = ArtifactPath::from_request(path, query)?;
-        if !target.remote.patterns.allow(target.remote.format, &path) {
+        if head.method == "DELETE" {
+            // Whatever the patterns say now: they may have been narrowed because of it.
+            let reply = change::delete(&self.cache, target, &path, head)?;
+            log_change("removed", caller, remote, path.as_str());
+            return Ok((reply, Answered::Purged));
+        }
+        if !target.remote.allows(&path) {
             let detail = format!(
                 "the patterns of remote {remote:?} do not allow this path: see include_patterns and exclude_patterns in remotes.yaml"
             );
             return Err(Problem::new(403, detail));
         }
+        if head.method == "PUT" {
+            let bytes_max = self.body_bytes_max;
+            let reply = change::put(&self.cache, target, &path, head, body, bytes_max)?;
+            log_change("uploaded", caller, remote, path.as_str());
+            return Ok((reply, Answered::Uploaded));
+        }
         Ok(artifact::answer(&self.cache, target, &path, head))
+    }
+
+    /// `DELETE /artifacts/{remote}`. A parameter that is not known is refused: whoever
+    /// mistypes `dry_run` must not lose anything.
+    fn purge(
+        &self,
+        catalog: &Catalog,
+        remote: &str,
+        query: &str,
+        caller: &Caller,
+    ) -> Result<(Reply, Answered), Problem> {
+        let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
+        let refuse = |detail: String| Problem::new(400, detail);
+        if let Some(name) = route::unknown_name(query, PURGE_PARAMETERS) {
+            let known = PURGE_PARAMETERS.join(", ");
+            return Err(refuse(format!("{name:?} is not a parameter here: use {known}")));
+        }
+        let value = |name| route::query_value(query, name);
+        let switch = |name| match value(name).as_deref() {
+            None | Some("false") => Ok(false),
+            Some("true") => Ok(true),
+            Some(_) => Err(refuse(format!("{name} must be true or false"))),
+        };
+        let given = |name| value(name).is_some_and(|value| !value.is_empty());
+        if !given("include_pattern") && !given("prefix") && !switch("all")? {
+            let detail = "name what is to go by include_pattern or prefix, or say all=true";
+            return Err(refuse(detail.to_owned()));
+        }
+        let page = page_of(query)?;
+        let mode = if switch("dry_run")? { Mode::DryRun } else { Mode::Remove };
+        let report = purge::purge(&self.cache, target, &page, mode).map_err(index_problem)?;
+        if mode == Mode::Remove {
+            log_change("purged", caller, remote, query);
+        }
+        Ok((json(200, &report), Answered::Purged))
     }
 
     fn list(&self, catalog: &Catalog, remote: &str, query: &str) -> Result<Reply, Problem> {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
-        let value = |name| route::query_value(query, name);
-        let page = admin::Page::parse(
-            value("include_pattern"),
-            value("prefix"),
-            value("limit"),
-            value("cursor"),
-        )
-        .map_err(|detail| Problem::new(400, detail))?;
-        admin::artifacts(&self.cache, target, &page).map(|list| json(200, &list)).map_err(|error| {
-            tracing::warn!(error = crate::cache::chain(&error), "cannot list artifacts");
-            Problem { status: 503, ..Problem::overload() }
-        })
+        let page = page_of(query)?;
+        let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
+        Ok(json(200, &list))
     }
 
     fn metrics(&self) -> Reply {
@@ -160,13 +236,11 @@ impl Front {
         writer: &mut dyn ReplyWriter,
     ) {
         let (status, waited) = (reply.status, began.elapsed());
-        let remote = match Route::of(&head.target) {
-            Route::Artifact { remote, .. } | Route::Artifacts { remote, .. } => {
-                // Only configured names may become labels: clients could invent any number.
-                catalog.targets.get(remote).map(|target| target.remote.name.clone())
-            }
-            _ => None,
-        };
+        // Only configured names may become labels: clients could invent any number.
+        let remote = Route::of(&head.target)
+            .remote()
+            .and_then(|remote| catalog.targets.get(remote))
+            .map(|target| target.remote.name.clone());
         let metrics = Arc::clone(&self.metrics);
         let told = move |sent: Sent| {
             let remote = remote.as_ref().map(RemoteName::as_str);
@@ -190,6 +264,26 @@ impl Front {
         };
         writer.send_and_tell(reply, Box::new(told));
     }
+}
+
+fn page_of(query: &str) -> Result<admin::Page, Problem> {
+    let value = |name| route::query_value(query, name);
+    admin::Page::parse(value("include_pattern"), value("prefix"), value("limit"), value("cursor"))
+        .map_err(|detail| Problem::new(400, detail))
+}
+
+fn index_problem(error: IndexError) -> Problem {
+    tracing::warn!(error = chain(&error), "cannot list artifacts");
+    Problem { status: 503, ..Problem::overload() }
+}
+
+/// One line for everything that is changed on somebody's word.
+fn log_change(what: &'static str, caller: &Caller, remote: &str, path: &str) {
+    let token = match caller {
+        Caller::Anonymous => None,
+        Caller::Token(name) => Some(name.as_str()),
+    };
+    tracing::info!(target: "change", token, remote, path, "{what}");
 }
 
 fn unknown_remote(name: &str) -> Problem {

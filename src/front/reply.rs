@@ -84,7 +84,7 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
         FetchError::Staging(StagingError::Io { .. }) => (500, None),
         FetchError::Staging(StagingError::TooLong(_)) => (502, None),
         FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
-        FetchError::Overloaded => (503, Some(RETRY_AFTER)),
+        FetchError::Overloaded | FetchError::Unproven(_) => (503, Some(RETRY_AFTER)),
     }
 }
 
@@ -143,7 +143,7 @@ fn cache_status(met: &Met) -> String {
 }
 
 /// RFC 9530, section 3.
-fn repr_digest(digest: Digest) -> String {
+pub(super) fn repr_digest(digest: Digest) -> String {
     format!("sha-256=:{}:", BASE64.encode(digest.0))
 }
 

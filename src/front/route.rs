@@ -54,9 +54,21 @@ impl<'a> Route<'a> {
         }
     }
 
+    /// The remote that the route names, as sent.
+    pub(super) fn remote(&self) -> Option<&'a str> {
+        match self {
+            Self::Artifact { remote, .. } | Self::Artifacts { remote, .. } => Some(remote),
+            _ => None,
+        }
+    }
+
     /// The methods that the route takes, as `Allow` lists them.
     pub(super) fn allowed(&self) -> &'static [&'static str] {
-        &["GET", "HEAD"]
+        match self {
+            Self::Artifact { .. } => &["GET", "HEAD", "PUT", "DELETE"],
+            Self::Artifacts { .. } => &["GET", "HEAD", "DELETE"],
+            _ => &["GET", "HEAD"],
+        }
     }
 }
 
@@ -65,6 +77,13 @@ pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
     url::form_urlencoded::parse(query.as_bytes())
         .find(|(key, _)| key == name)
         .map(|(_, value)| value.into_owned())
+}
+
+/// The first name in a query that is none of these.
+pub(super) fn unknown_name(query: &str, known: &[&str]) -> Option<String> {
+    url::form_urlencoded::parse(query.as_bytes())
+        .map(|(name, _)| name.into_owned())
+        .find(|name| !known.contains(&name.as_str()))
 }
 
 #[cfg(test)]
@@ -93,5 +112,7 @@ mod tests {
     fn query_values_are_decoded() {
         assert_eq!(query_value("a=1&b=x%2By+z", "b").as_deref(), Some("x+y z"));
         assert_eq!(query_value("a=1", "b"), None);
+        assert_eq!(unknown_name("a=1&b%20=2", &["a"]).as_deref(), Some("b "));
+        assert_eq!(unknown_name("", &[]), None);
     }
 }

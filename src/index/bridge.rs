@@ -216,7 +216,10 @@ mod tests {
 
     use super::*;
     use crate::artifact::{ArtifactPath, BlobKey, BlobVersion, Digest, Validators};
+    use crate::blob::{BlobStore, s3};
     use crate::index::memory::MemoryIndex;
+    use crate::index::postgres::tests::Database;
+    use crate::test_servers::{Private, eventually, shared};
 
     crate::index::conformance::index_conformance!(|| {
         let index = Arc::new(MemoryIndex::new());
@@ -430,5 +433,45 @@ mod tests {
         let counts =
             BridgeCounts { waiting: WAITING_MAX as u64 - 1, dropped: 1, ..BridgeCounts::default() };
         assert_eq!(bench.index.counts(), counts);
+    }
+
+    #[test]
+    fn while_the_database_is_away_objects_in_s3_stand_in_and_rows_are_written_when_it_is_back() {
+        let server = Private::start("postgres");
+        let database = Database::on(server.variable("ARTIFACTAPI_TEST_POSTGRES"));
+        let (store, _bucket) = s3::tests::Bucket::on(&shared("ARTIFACTAPI_TEST_S3"));
+        let store = Arc::new(store);
+        let described = Arc::clone(&store);
+        let describe = move |key: &ArtifactKey| {
+            let meta = described.stat(&BlobKey::of(key))?;
+            Ok(meta.and_then(|meta| meta.entry_of(key)))
+        };
+        let index = BridgedIndex::new(Arc::new(database.index()), Box::new(describe));
+        let publish = |path: &str| {
+            let folder = tempfile::tempdir().unwrap();
+            let sealed = s3::tests::sealed(&folder, path.as_bytes());
+            let about = s3::tests::about(path, sealed.digest());
+            let version = store.publish(&BlobKey::of(&key(path)), &sealed, &about).unwrap();
+            let meta = store.stat(&BlobKey::of(&key(path))).unwrap().unwrap();
+            assert_eq!(meta.version, version);
+            meta.entry_of(&key(path)).unwrap()
+        };
+        let before = publish("before");
+        index.put(&key("before"), &before, None).unwrap();
+
+        server.tell("kill", "postgres");
+        let found = index.get(&key("before")).unwrap().unwrap();
+        assert_eq!((&found.version, found.digest), (&before.version, before.digest));
+        assert_eq!(index.get(&key("meanwhile")).unwrap(), None, "a miss, which is fetched");
+        let meanwhile = publish("meanwhile");
+        index.put(&key("meanwhile"), &meanwhile, None).unwrap();
+        let found = index.get(&key("meanwhile")).unwrap().unwrap();
+        assert_eq!(found.version, meanwhile.version);
+
+        server.tell("start", "postgres");
+        eventually("the index catches up", || index.catch_up().is_ok());
+        let row = database.index().get(&key("meanwhile")).unwrap().unwrap();
+        assert_eq!(row.version, meanwhile.version);
+        assert_eq!(index.counts().written_late, 1);
     }
 }

@@ -32,6 +32,7 @@ macro_rules! index_conformance {
     ($(#[$attribute:meta])* $fresh:expr) => {
         $crate::index::conformance::index_conformance! { @each [$(#[$attribute])*] $fresh;
             a_row_is_read_back_exactly
+            changes_can_be_persisted
             what_was_not_put_is_not_there
             keys_that_look_alike_are_kept_apart
             a_first_put_needs_an_empty_place
@@ -141,6 +142,17 @@ fn rows(index: &dyn ArtifactIndex, query: &Scan) -> Vec<Row> {
 
 fn paths(index: &dyn ArtifactIndex, query: &Scan) -> Vec<String> {
     rows(index, query).into_iter().map(|row| row.key.to_string()).collect()
+}
+
+pub(crate) fn changes_can_be_persisted(index: &dyn ArtifactIndex) {
+    index.persist().expect("persist nothing");
+    let key = key("kept");
+    let kept = put(index, &key, "kept");
+    index.persist().expect("persist a row");
+    assert_eq!(get(index, &key), Some(kept.clone()));
+    assert!(index.remove(&key, kept.generation).expect("remove"));
+    index.persist().expect("persist a removal");
+    assert_eq!(get(index, &key), None);
 }
 
 pub(crate) fn a_row_is_read_back_exactly(index: &dyn ArtifactIndex) {

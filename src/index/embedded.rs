@@ -2,7 +2,7 @@
 //!
 //! One writer behind a lock and a few readers, which never wait for it (write-ahead log).
 //! Commits are not synced one by one: after a power failure the last of them may be missing,
-//! which costs refetches; the file stays whole. What the blobs may have lost by the same
+//! which costs refetches; the file stays whole. Uploads ask for more ([`ArtifactIndex::persist`]). What the blobs may have lost by the same
 //! power failure is the affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
 //!
 //! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
@@ -12,6 +12,7 @@ mod doubt;
 mod lock;
 mod open;
 
+use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, Deref};
 use std::path::{Path, PathBuf};
@@ -435,6 +436,18 @@ impl ArtifactIndex for EmbeddedIndex {
             transaction.commit().map_err(self.failed(OPERATION))?;
         }
         Ok(())
+    }
+
+    /// Syncs the write-ahead log, which holds every commit since it was last folded back; what
+    /// was folded back is synced already. Its folder too: the log may be new. The main file is
+    /// never opened here: closing it would drop the locks that SQLite holds on it (POSIX).
+    fn persist(&self) -> Result<(), IndexError> {
+        let log = self.file.with_extension("sqlite-wal");
+        let folder = self.file.parent().unwrap_or(&self.file);
+        [log.as_path(), folder]
+            .into_iter()
+            .try_for_each(|path| File::open(path)?.sync_all())
+            .map_err(unavailable("bring its rows to the disk"))
     }
 
     fn probe(&self) -> Result<(), IndexError> {

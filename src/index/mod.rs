@@ -47,6 +47,16 @@ pub trait ArtifactIndex: Debug + Send + Sync {
     /// [`IndexError`] where the index can't answer.
     fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError>;
 
+    /// Returns once no loss of power can take back the changes of rows that were answered
+    /// before the call. For uploads, which exist nowhere else. An index whose answers mean
+    /// that already keeps this default.
+    ///
+    /// # Errors
+    /// [`IndexError`]; the changes may then be lost with the machine's power.
+    fn persist(&self) -> Result<(), IndexError> {
+        Ok(())
+    }
+
     /// Shows rows in the byte order of their remotes and paths until `visit` breaks off.
     /// `visit` may call the index. Rows that come or go meanwhile may be shown or not.
     ///

@@ -44,8 +44,8 @@ pub fn root(remotes: &Remotes) -> Value {
         "remotes": remotes,
         "endpoints": {
             "/": "this page",
-            "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it",
-            "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor)",
+            "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it; PUT: upload to a local repository; DELETE: remove or purge it",
+            "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor); DELETE: purge them (the same, dry_run, all)",
             "/config": "GET: the configuration in force, secrets masked",
             "/health": "GET: the state of each backend",
             "/metrics": "GET: metrics in the Prometheus text format",
@@ -61,11 +61,11 @@ pub fn config(settings: &Value, remotes: &Remotes) -> Value {
 /// Which artifacts to list.
 #[derive(Debug)]
 pub struct Page {
-    include: Option<Regex>,
-    pattern: Option<String>,
-    prefix: String,
-    limit: usize,
-    after: Option<String>,
+    pub(super) include: Option<Regex>,
+    pub(super) pattern: Option<String>,
+    pub(super) prefix: String,
+    pub(super) limit: usize,
+    pub(super) after: Option<String>,
 }
 
 impl Page {

@@ -6,6 +6,8 @@ pub mod admin;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+pub mod purge;
+pub mod token;
 
 use crate::cache::Outcome;
 
@@ -24,6 +26,12 @@ pub enum Answered {
     Shed,
     /// One of the program's own pages.
     Own,
+    /// An upload was stored, or was there already.
+    Uploaded,
+    /// Something was removed.
+    Purged,
+    /// Refused for want of a right credential.
+    Denied,
 }
 
 impl Answered {
@@ -41,6 +49,9 @@ impl Answered {
             Self::Failed => "failed",
             Self::Shed => "shed",
             Self::Own => "own",
+            Self::Uploaded => "uploaded",
+            Self::Purged => "purged",
+            Self::Denied => "denied",
         }
     }
 }

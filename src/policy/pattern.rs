@@ -3,7 +3,8 @@
 //! The rule: a path is allowed if no exclude pattern finds itself in it, and an include pattern
 //! does or the path is an index file of the remote's format. Index files are allowed anywhere
 //! in the remote, because an operator names packages and their clients can't find those
-//! without the index. A remote without include patterns allows nothing, not even its index.
+//! without the index. A remote without include patterns allows nothing, not even its index
+//! (a local repository is another matter: `config::Remote::allows`).
 //!
 //! It does not judge whether a pattern is a good one (unanchored, matching everything): the
 //! configuration's check does.
@@ -63,10 +64,15 @@ impl Patterns {
 
     /// Whether a path may be fetched, by the rule above.
     pub fn allow(&self, format: &dyn PackageFormat, path: &ArtifactPath) -> bool {
-        if self.include.is_empty() || finds(&self.exclude, path) {
+        if self.include.is_empty() || self.excludes(path) {
             return false;
         }
         self.include.is_match(path.without_query()) || format.is_index(path)
+    }
+
+    /// Whether an exclude pattern refuses a path.
+    pub fn excludes(&self, path: &ArtifactPath) -> bool {
+        finds(&self.exclude, path)
     }
 
     /// The expressions that allow, as written.

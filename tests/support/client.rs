@@ -12,6 +12,8 @@ use super::{PATIENCE, assert_same_bytes};
 
 /// Largest response head that is read.
 const HEAD_MAX: usize = 64 << 10;
+/// Bytes of a chunk that is sent.
+const CHUNK: usize = 10_000;
 /// How much is read from the socket at once.
 const PIECE: usize = 64 << 10;
 
@@ -22,6 +24,7 @@ pub(crate) struct Ask {
     target: String,
     version: &'static str,
     headers: Vec<(String, String)>,
+    body: Vec<u8>,
 }
 
 impl Ask {
@@ -32,7 +35,42 @@ impl Ask {
             target: target.to_owned(),
             version: "HTTP/1.1",
             headers: Vec::new(),
+            body: Vec::new(),
         }
+    }
+
+    /// `PUT target` with a body and its length.
+    pub(crate) fn put(target: &str, body: &[u8]) -> Self {
+        let ask = Self::new("PUT", target).header("Content-Length", body.len().to_string());
+        Self { body: body.to_vec(), ..ask }
+    }
+
+    /// `PUT target` with a body in chunks.
+    pub(crate) fn put_chunked(target: &str, body: &[u8]) -> Self {
+        let ask = Self::new("PUT", target).header("Transfer-Encoding", "chunked");
+        let mut chunks = Vec::new();
+        for chunk in body.chunks(CHUNK) {
+            chunks.extend(format!("{:x}\r\n", chunk.len()).into_bytes());
+            chunks.extend(chunk);
+            chunks.extend(b"\r\n");
+        }
+        chunks.extend(b"0\r\n\r\n");
+        Self { body: chunks, ..ask }
+    }
+
+    /// `DELETE target`.
+    pub(crate) fn delete(target: &str) -> Self {
+        Self::new("DELETE", target)
+    }
+
+    /// Presents a token.
+    pub(crate) fn token(self, token: &str) -> Self {
+        self.header("Authorization", format!("Bearer {token}"))
+    }
+
+    /// Everything that goes over the wire: head and body, for who sends it in pieces.
+    pub(crate) fn wire(&self, host: SocketAddr) -> (Vec<u8>, Vec<u8>) {
+        (self.head_bytes(host), self.body.clone())
     }
 
     /// `GET target`.
@@ -62,7 +100,7 @@ impl Ask {
         self
     }
 
-    fn to_bytes(&self, host: SocketAddr) -> Vec<u8> {
+    fn head_bytes(&self, host: SocketAddr) -> Vec<u8> {
         let mut head = format!("{} {} {}\r\n", self.method, self.target, self.version);
         if !self.headers.iter().any(|(name, _)| name.eq_ignore_ascii_case("host")) {
             head += &format!("Host: {host}\r\n");
@@ -112,7 +150,8 @@ impl Connection {
     /// # Errors
     /// Why there is no head: the connection was closed or reset first.
     pub(crate) fn begin(mut self, ask: &Ask) -> Result<Incoming, String> {
-        self.send_raw(&ask.to_bytes(self.to));
+        self.send_raw(&ask.head_bytes(self.to));
+        self.send_raw(&ask.body);
         self.incoming(ask.method == "HEAD")
     }
 
@@ -139,6 +178,29 @@ impl Connection {
                 Ok(taken) => taken == 0,
                 Err(error) => is_closed(&error),
             }
+    }
+
+    /// Says that nothing more will be sent, and goes on reading.
+    pub(crate) fn half_close(&self) {
+        self.stream.shutdown(std::net::Shutdown::Write).expect("the connection is open");
+    }
+
+    /// Whether the server sends `100 Continue` now; `false` if it sends another status.
+    ///
+    /// # Errors
+    /// As [`Connection::begin`].
+    pub(crate) fn is_told_to_continue(&mut self) -> Result<bool, String> {
+        loop {
+            if self.unread.starts_with(b"HTTP/1.1 100") {
+                return self.read_head().map(|_| true);
+            }
+            if self.unread.len() > 12 {
+                return Ok(false);
+            }
+            if self.fill()? == 0 {
+                return Err("the connection was closed without an answer".to_owned());
+            }
+        }
     }
 
     /// Ends the connection with a reset, as a client does that is killed.

@@ -5,7 +5,8 @@ use super::upstream::Upstream;
 /// One remote, written as YAML.
 #[derive(Debug, Clone)]
 pub(crate) struct Remote {
-    base_url: String,
+    /// `None` for a local repository.
+    base_url: Option<String>,
     package: &'static str,
     include: Vec<String>,
     file_ttl: u64,
@@ -23,13 +24,18 @@ impl Remote {
     /// The same for any URL.
     pub(crate) fn at_url(base_url: &str) -> Self {
         Self {
-            base_url: base_url.to_owned(),
+            base_url: Some(base_url.to_owned()),
             package: "generic",
             include: vec!["^.*$".to_owned()],
             file_ttl: 0,
             index_ttl: 3600,
             further: Vec::new(),
         }
+    }
+
+    /// A local repository that takes every path.
+    pub(crate) fn local() -> Self {
+        Self { base_url: None, ..Self::at_url("") }
     }
 
     /// Its package format.
@@ -73,11 +79,14 @@ impl Remote {
     fn yaml(&self, name: &str) -> String {
         let patterns: Vec<String> =
             self.include.iter().map(|p| format!("'{}'", p.replace('\'', "''"))).collect();
+        let source = match &self.base_url {
+            Some(base_url) => format!("base_url: \"{base_url}\"\n    type: \"remote\""),
+            None => "type: \"local\"".to_owned(),
+        };
         let mut yaml = format!(
-            "  {name}:\n    base_url: \"{}\"\n    type: \"remote\"\n    package: \"{}\"\n    \
+            "  {name}:\n    {source}\n    package: \"{}\"\n    \
              description: \"{name} of a test\"\n    include_patterns: [{}]\n    cache:\n      \
              file_ttl: {}\n      index_ttl: {}\n",
-            self.base_url,
             self.package,
             patterns.join(", "),
             self.file_ttl,

@@ -29,6 +29,7 @@ const CONNECT_SPACING: Duration = Duration::from_millis(20);
 pub(crate) struct Setup {
     remotes: Vec<(&'static str, Remote)>,
     env: Vec<(String, String)>,
+    files: Vec<(&'static str, String)>,
 }
 
 impl Setup {
@@ -54,6 +55,12 @@ impl Setup {
         self
     }
 
+    /// Puts a file into the server's working directory.
+    pub(crate) fn file(mut self, name: &'static str, text: &str) -> Self {
+        self.files.push((name, text.to_owned()));
+        self
+    }
+
     /// Starts the server and waits until it listens.
     pub(crate) fn start(self) -> Server {
         self.try_start().unwrap_or_else(|log| panic!("the server does not listen: {log:#?}"))
@@ -67,6 +74,9 @@ impl Setup {
         let folder = tempfile::tempdir().expect("a folder for the test can be made");
         let config = folder.path().join("remotes.yaml");
         std::fs::write(&config, remotes_yaml(&self.remotes)).expect("the folder takes a file");
+        for (name, text) in &self.files {
+            std::fs::write(folder.path().join(name), text).expect("the folder takes a file");
+        }
         let process = Process::start(folder.path(), &self.env);
         let addr = process.wait_listening()?;
         Ok(Server { process, addr, env: self.env, folder, last_connect: Mutex::new(None) })
@@ -101,9 +111,15 @@ impl Server {
 
     /// Writes another remotes.yaml in place of the present one, at once.
     pub(crate) fn rewrite_config(&self, yaml: &str) {
-        let beside = self.config_path().with_extension("new");
-        std::fs::write(&beside, yaml).expect("the folder takes a file");
-        std::fs::rename(&beside, self.config_path()).expect("a file can replace another");
+        self.rewrite("remotes.yaml", yaml);
+    }
+
+    /// Writes another file in place of one in the working directory, at once.
+    pub(crate) fn rewrite(&self, name: &str, text: &str) {
+        let path = self.folder.path().join(name);
+        let beside = path.with_extension("new");
+        std::fs::write(&beside, text).expect("the folder takes a file");
+        std::fs::rename(&beside, path).expect("a file can replace another");
     }
 
     /// Connects, not too soon after the connection before.

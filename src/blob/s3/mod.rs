@@ -22,7 +22,7 @@ mod scripted;
 pub mod settings;
 mod sign;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod transport;
 mod upload;
 

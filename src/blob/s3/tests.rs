@@ -12,7 +12,7 @@ use crate::test_servers::{Private, eventually, shared, unique_name};
 use url::Url;
 
 /// Settings for a bucket of its own; `server` is `URL,access key,secret key,bucket`.
-pub(super) fn settings(server: &str) -> S3Settings {
+pub(crate) fn settings(server: &str) -> S3Settings {
     let [url, access_key, secret_key, _] =
         server.split(',').collect::<Vec<_>>().try_into().expect("four parts");
     let bucket = unique_name("test").replace('_', "-");
@@ -20,10 +20,10 @@ pub(super) fn settings(server: &str) -> S3Settings {
 }
 
 /// A bucket that goes with the test.
-pub(super) struct Bucket(S3Settings);
+pub(crate) struct Bucket(S3Settings);
 
 impl Bucket {
-    pub(super) fn on(server: &str) -> (S3Store, Self) {
+    pub(crate) fn on(server: &str) -> (S3Store, Self) {
         let settings = settings(server);
         let store = S3Store::new(&settings).unwrap();
         store.probe().unwrap();
@@ -49,14 +49,14 @@ impl Drop for Bucket {
     }
 }
 
-pub(super) fn sealed(folder: &tempfile::TempDir, bytes: &[u8]) -> SealedFile {
+pub(crate) fn sealed(folder: &tempfile::TempDir, bytes: &[u8]) -> SealedFile {
     let staging = Staging::open(folder.path(), 1 << 30).unwrap();
     let mut staged = staging.begin(Expect::default()).unwrap();
     staged.append(bytes).unwrap();
     staged.seal().unwrap()
 }
 
-pub(super) fn about(path: &str, digest: Digest) -> About {
+pub(crate) fn about(path: &str, digest: Digest) -> About {
     About {
         artifact: ArtifactKey {
             remote: "r".parse().unwrap(),

@@ -251,7 +251,7 @@ fn unknown_and_repeated_keys_are_refused_with_the_nearest_known_one() {
             "r.yaml:11: remotes.a.offline: the key is there twice; remove one: only the last would count, silently",
             "r.yaml:12: remotes.a.foo: the key is unknown; the keys here are base_url, type, package, description, \
              include_patterns, exclude_patterns, mutable_patterns, cache, mirrors, auth, ca_file, proxy, timeouts, \
-             offline, allow_private_redirects, max_bytes, stale_if_error, negative_ttl",
+             offline, allow_private_redirects, allow_overwrite, max_bytes, stale_if_error, negative_ttl",
         ],
     );
     refused(
@@ -446,6 +446,29 @@ fn what_is_probably_not_meant_is_warned_of() {
             "r.yaml:7: remotes.b.base_url: has no effect in a local remote; remove it",
         ],
     );
+}
+
+#[test]
+fn overwriting_is_for_local_remotes_alone() {
+    let local = remote_of(&with("type: local\nallow_overwrite: true"));
+    assert!(local.allow_overwrite && !remote_of(&with("type: local")).allow_overwrite);
+    warned(
+        &with("base_url: https://h.example.org\nallow_overwrite: true"),
+        &["r.yaml:5: remotes.a.allow_overwrite: has no effect but in a local remote; remove it"],
+    );
+}
+
+#[test]
+fn a_local_remote_without_include_patterns_takes_what_is_not_excluded() {
+    let text = |kind: &str| format!("remotes:\n  a:\n    {kind}\n    exclude_patterns: [tmp$]\n");
+    let allows =
+        |remote: &Remote, path: &str| remote.allows(&ArtifactPath::from_canonical(path).unwrap());
+    let local = remote_of(&text("type: local"));
+    assert!(allows(&local, "any/path") && !allows(&local, "a.tmp"));
+    let cached = remote_of(&text("base_url: https://h.example.org"));
+    assert!(!allows(&cached, "any/path"));
+    let bounded = remote_of(&text("type: local\n    include_patterns: [^a/]"));
+    assert!(allows(&bounded, "a/b") && !allows(&bounded, "b/a"));
 }
 
 #[test]

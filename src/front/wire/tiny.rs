@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use rustix::net::Shutdown;
+use rustix::net::{RecvFlags, Shutdown};
 use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{HTTPVersion, Server};
@@ -231,10 +231,15 @@ fn exchange(
         // Not even reading it is safe: at an early end the crate drops the rest.
         return close_unanswered(request);
     }
-    let has_body = head.header("content-length").is_some_and(|length| length != "0")
-        || head.header("transfer-encoding").is_some();
-    let unread = if has_body { Unread::Some } else { Unread::None };
-    let open = Open { request: Some(request), unread, taken: 0 };
+    let is_chunked = head.header("transfer-encoding").is_some();
+    let has_body = is_chunked || head.header("content-length").is_some_and(|length| length != "0");
+    let awaits = head.header("expect").is_some();
+    let unread = match (has_body, awaits) {
+        (false, _) => Unread::None,
+        (true, false) => Unread::Some,
+        (true, true) => Unread::AwaitsContinue,
+    };
+    let open = Open { request: Some(request), unread, is_chunked, taken: 0 };
     let open = RefCell::new(open);
     let mut body = TinyBody(&open);
     let mut writer =
@@ -249,6 +254,7 @@ fn exchange(
 struct Open {
     request: Option<tiny_http::Request>,
     unread: Unread,
+    is_chunked: bool,
     /// Bytes of the body that were read.
     taken: u64,
 }
@@ -259,6 +265,8 @@ enum Unread {
     #[default]
     None,
     Some,
+    /// The client sends it once it is told to, which the first read does.
+    AwaitsContinue,
 }
 
 struct TinyBody<'a>(&'a RefCell<Open>);
@@ -267,13 +275,21 @@ impl Read for TinyBody<'_> {
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         let mut open = self.0.borrow_mut();
         match &mut *open {
-            Open { request: Some(request), unread, taken } if *unread == Unread::Some => {
+            Open { request: Some(request), unread, is_chunked, taken }
+                if *unread != Unread::None =>
+            {
+                *unread = Unread::Some;
                 let read = request.as_reader().read(buffer)?;
                 *taken += read as u64;
                 let announced = request.body_length().map(|length| length as u64);
                 // An end before the announced length leaves the crate wanting the rest.
                 let is_whole = announced.is_none_or(|length| *taken >= length);
                 if read == 0 && !buffer.is_empty() && is_whole {
+                    // To the crate, a connection that ends inside a chunk ends the body well.
+                    // A client that closes its side behind a whole body is refused too.
+                    if *is_chunked && has_closed(request) {
+                        return Err(io::ErrorKind::UnexpectedEof.into());
+                    }
                     *unread = Unread::None;
                 }
                 Ok(read)
@@ -291,12 +307,17 @@ struct TinyWriter<'a> {
 
 impl ReplyWriter for TinyWriter<'_> {
     fn send(&mut self, reply: Reply) -> Sent {
-        let mut drained = io::copy(&mut TinyBody(self.open).take(DRAIN_BYTES_MAX), &mut io::sink());
+        let awaits = self.open.borrow().unread == Unread::AwaitsContinue;
+        // The reply takes the place of `100 Continue`, which a read would send.
+        let mut drained = match awaits {
+            true => Ok(0),
+            false => io::copy(&mut TinyBody(self.open).take(DRAIN_BYTES_MAX), &mut io::sink()),
+        };
         let Open { request, unread, .. } = self.open.take();
         let Some(request) = request else {
             return Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
         };
-        if unread == Unread::Some {
+        if unread != Unread::None {
             // Dropping the request reads the rest of its body, into memory: end that first.
             drained = Err(io::ErrorKind::InvalidData.into());
             let socket = own_socket(&request);
@@ -433,6 +454,18 @@ fn copy_body(
         Framing::Chunked => writer.write_all(b"0\r\n\r\n").map_err(by_client),
         _ => Ok(()),
     }
+}
+
+/// Whether the client has closed its side, and all that it sent was read.
+fn has_closed(request: &tiny_http::Request) -> bool {
+    let flags = RecvFlags::PEEK | RecvFlags::DONTWAIT;
+    own_socket(request).is_none_or(|socket| {
+        // Nothing there yet is an error; so is a connection that broke.
+        match rustix::net::recv(&socket, &mut [0_u8; 1][..], flags) {
+            Ok((_, peeked)) => peeked == 0,
+            Err(error) => error != rustix::io::Errno::AGAIN,
+        }
+    })
 }
 
 /// Closes a connection without an answer and without reading from it.

@@ -13,7 +13,7 @@ mod row;
 mod schema;
 pub mod settings;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 mod tls;
 
 pub use connection::PostgresError;

@@ -11,7 +11,7 @@ use crate::config::Secret;
 use crate::test_servers::{Private, eventually, shared, unique_name};
 
 /// A database of one test on a server, dropped with it.
-struct Database {
+pub(crate) struct Database {
     settings: PostgresSettings,
     admin: String,
 }
@@ -22,7 +22,7 @@ impl Database {
     }
 
     /// `server` is `host:port:user:password:database`.
-    fn on(server: &str) -> Self {
+    pub(crate) fn on(server: &str) -> Self {
         let [host, port, user, password, database] =
             server.split(':').collect::<Vec<_>>().try_into().expect("five parts");
         let admin =
@@ -44,7 +44,7 @@ impl Database {
         Client::connect(&parameters, NoTls).unwrap()
     }
 
-    fn index(&self) -> PostgresIndex {
+    pub(crate) fn index(&self) -> PostgresIndex {
         PostgresIndex::open(&self.settings).unwrap()
     }
 }

@@ -1,21 +1,19 @@
 //! The one place where concrete backends are named and put together.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::BlobKey;
-use crate::blob::BlobStore;
-use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
-use crate::cache::{Cache, CacheBounds, Ports, Target, chain};
+use crate::cache::{Cache, CacheBounds, Target};
+use crate::chain::chain;
 use crate::clock::Clock;
-use crate::config::env::{HttpFront, Settings};
+use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
+use crate::config::tokens::{Token, Tokens};
 use crate::config::{Kind, Remotes};
-use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::front::Front;
+use crate::front::access::{Access, Reads};
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::guarded::{
@@ -24,14 +22,13 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
-use crate::index::ArtifactIndex;
-use crate::index::embedded::{
-    DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
-};
-use crate::ops::health::{Health, Probe};
+use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
-use crate::staging::Staging;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
+
+pub mod ports;
+
+use ports::{OpenedPorts, PortsError};
 
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
@@ -62,23 +59,9 @@ pub enum StartError {
     /// The proxies of the environment can't be used.
     #[error("the proxy variables of the environment cannot be used")]
     Proxy(#[source] SetupError),
-    /// The data folder can't be used.
-    #[error("cannot use the data folder {folder} (DATA_DIR)")]
-    DataDir {
-        /// Which folder.
-        folder: PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
-    /// Another process uses the data folder.
+    /// A backend can't be opened.
     #[error(transparent)]
-    Locked(#[from] LockError),
-    /// The store of blobs can't be opened.
-    #[error(transparent)]
-    Blobs(#[from] OpenDiskError),
-    /// The index can't be opened.
-    #[error(transparent)]
-    Index(#[from] OpenIndexError),
+    Ports(#[from] PortsError),
     /// `LISTEN_ADDR` names something that is no address.
     #[error("LISTEN_ADDR cannot be understood")]
     ListenAddr(#[from] ListenAddrError),
@@ -113,12 +96,13 @@ pub struct App {
     pools: Arc<Pools>,
     cache: Arc<Cache>,
     catalogs: Arc<Catalogs>,
-    index: Arc<EmbeddedIndex>,
+    access: Arc<Access>,
+    opened: OpenedPorts,
     proxies: ProxyEnv,
     clock: Clock,
-    // remotes.yaml as it was before it was read, so that no change is overlooked.
+    // remotes.yaml and the tokens as they were before they were read, so that no change is overlooked.
     watched: Watched,
-    _lock: DataDirLock,
+    tokens_watched: Option<Watched>,
 }
 
 impl App {
@@ -126,7 +110,7 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(settings: Settings) -> Result<Self, StartError> {
+    pub fn start(settings: Settings, engines: &Engines) -> Result<Self, StartError> {
         let clock = Clock::system();
         let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
         let trusted_proxies = settings.trusted_proxies.parse()?;
@@ -135,34 +119,23 @@ impl App {
         let remotes = load_remotes(&settings)?;
         let catalog = build_catalog(remotes, &Catalog::default(), &settings, &proxies, &clock)?;
         let catalogs = Arc::new(Catalogs::new(catalog));
+        let tokens_watched = tokens_of(&settings);
+        let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
+        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
 
-        let data_dir = &settings.data_dir;
-        let in_data_dir = |source| StartError::DataDir { folder: data_dir.clone(), source };
-        std::fs::create_dir_all(data_dir).map_err(in_data_dir)?;
-        let lock = lock_data_dir(data_dir)?;
-        let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
-            .map_err(in_data_dir)?;
-        let blobs: Arc<dyn BlobStore> = Arc::new(DiskBlobs::open(data_dir)?);
-        let index = Arc::new(EmbeddedIndex::open(data_dir)?);
-        let ports = Ports {
-            blobs: Arc::clone(&blobs),
-            index: Arc::clone(&index) as Arc<dyn ArtifactIndex>,
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging,
-            clock: clock.clone(),
-        };
-        let cache = Arc::new(Cache::new(ports, &cache_bounds(&settings)));
-        let health = Health::watch(probes(blobs, Arc::clone(&index) as Arc<dyn ArtifactIndex>))
-            .map_err(StartError::Thread)?;
+        let opened = ports::open(&settings, engines, &clock)?;
+        let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             health,
             metrics: Arc::new(Metrics::new(cache.counters())),
-            settings: settings.to_json(),
+            settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            access: Arc::clone(&access),
+            body_bytes_max: settings.body_bytes_max,
         };
         let plan = Plan { addresses, trusted_proxies, settings: &settings };
         let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
@@ -173,11 +146,12 @@ impl App {
             pools,
             cache,
             catalogs,
-            index,
+            access,
+            opened,
             proxies,
             clock,
             watched,
-            _lock: lock,
+            tokens_watched,
         })
     }
 
@@ -210,9 +184,7 @@ impl App {
             std::thread::sleep(LANDING_POLL);
         }
         self.cache.record_uses();
-        if let Err(error) = self.index.close_cleanly(|| sync_folder(&self.settings.data_dir)) {
-            tracing::warn!(error = chain(&error), "the data folder was not closed cleanly");
-        }
+        self.opened.close();
         finished
     }
 
@@ -237,11 +209,26 @@ impl App {
         }
     }
 
+    /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
+    pub fn reload_tokens(&self) {
+        match load_tokens(&self.settings) {
+            Ok(tokens) => {
+                tracing::info!("the tokens were reloaded");
+                self.access.replace(tokens);
+            }
+            Err(error) => tracing::error!(
+                error = chain(&error),
+                "the new tokens cannot be used; the old ones stay in force"
+            ),
+        }
+    }
+
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml and the tokens, records uses, syncs the data folder and sweeps orphans.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = self.watched;
+        let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
         let (mut uses, mut sync, mut sweep) =
             (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
@@ -254,14 +241,17 @@ impl App {
                     watched = seen;
                     self.reload();
                 }
+                let seen = tokens_of(&self.settings);
+                if seen != tokens {
+                    tokens = seen;
+                    self.reload_tokens();
+                }
             }
             if is_due(&mut uses) {
                 self.cache.record_uses();
             }
-            if is_due(&mut sync)
-                && let Err(error) = self.index.sync(|| sync_folder(&self.settings.data_dir))
-            {
-                tracing::warn!(error = chain(&error), "the data folder was not synced");
+            if is_due(&mut sync) {
+                self.opened.sync();
             }
             if is_due(&mut sweep) {
                 match self.cache.sweep_orphans() {
@@ -302,6 +292,25 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+fn tokens_of(settings: &Settings) -> Option<Watched> {
+    settings.tokens_file.as_deref().map(Watched::of)
+}
+
+fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+    let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
+    let tokens = tokens.unwrap_or_default();
+    let tokens = match &settings.admin_token {
+        Some(secret) => tokens.with(Token::admin(secret)?),
+        None => tokens,
+    };
+    if tokens.is_empty() && !settings.anonymous_read {
+        tracing::warn!(
+            "nobody can read: ANONYMOUS_READ is false and there is no token in TOKENS_FILE or ADMIN_TOKEN"
+        );
+    }
+    Ok(tokens)
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {
@@ -431,16 +440,4 @@ fn front_bounds(settings: &Settings) -> Bounds {
         write_timeout: settings.write_timeout,
         shutdown_grace: settings.shutdown_grace,
     }
-}
-
-fn probes(blobs: Arc<dyn BlobStore>, index: Arc<dyn ArtifactIndex>) -> Vec<(&'static str, Probe)> {
-    let probe_key = BlobKey::from_listing("health/0000000000000000/probe")
-        .expect("the probe's key has the form of a key");
-    vec![
-        (
-            "blobs",
-            Box::new(move || blobs.stat(&probe_key).map(drop).map_err(|error| chain(&error))),
-        ),
-        ("index", Box::new(move || index.probe().map_err(|error| chain(&error)))),
-    ]
 }

@@ -1,0 +1,297 @@
+//! Uploads to local repositories: stage, seal, publish, record, and durable when answered.
+//!
+//! The body is staged without holding anything, at the client's speed; a slow client holds up
+//! nobody. The name is held only from the look at its row to the new row (`claims` says how).
+//! What a local repository has exists nowhere else, so nothing here forgets a row because
+//! its blob can't be had at the moment, as misses do.
+
+use std::io::{ErrorKind, Read};
+
+use super::claims::Hold;
+use super::{Cache, Target, client_validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::blob::{About, BlobError};
+use crate::chain::chain;
+use crate::index::{IndexError, Put};
+use crate::staging::{Expect, SealError, SealedFile, StagingError};
+
+/// Bytes that are read from a client at a time.
+const READ_BYTES: usize = 128 << 10;
+/// How often a row that changed meanwhile is looked at again.
+const PUTS_MAX: usize = 4;
+
+/// Why a name was not changed.
+#[derive(Debug, thiserror::Error)]
+pub enum ChangeError {
+    /// More bytes than may be stored.
+    #[error("an upload may have {bytes_max} bytes")]
+    TooLarge {
+        /// The bound.
+        bytes_max: u64,
+    },
+    /// The body did not come whole.
+    #[error("the body broke off after {written} bytes: {reason}")]
+    Body {
+        /// How many bytes came.
+        written: u64,
+        /// What ended it.
+        reason: String,
+        /// What kind of end it was.
+        kind: ErrorKind,
+    },
+    /// It could not be staged.
+    #[error(transparent)]
+    Staging(#[from] StagingError),
+    /// It came, but it is not what the client said.
+    #[error("the body is not what was announced: {0}")]
+    Sealing(#[from] SealError),
+    /// The name holds other content, which must not be replaced.
+    #[error("the name has other content already, with the SHA-256 {0}")]
+    Conflict(Digest),
+    /// What the client expected of the name does not hold.
+    #[error("the artifact is not as If-Match or If-None-Match demands")]
+    Precondition,
+    /// Another change of the name takes too long.
+    #[error("another change of this name is under way")]
+    Busy,
+    /// The store did not do it.
+    #[error("the artifact is not stored")]
+    Store(#[source] BlobError),
+    /// The index did not do it.
+    #[error("the artifact is not recorded")]
+    Index(#[source] IndexError),
+}
+
+/// Whether other content under the name is replaced.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Replacing {
+    Allowed,
+    Refused,
+}
+
+/// Whether a change may go on, given the validators of what stands there now, if anything does.
+pub type Precondition<'a> = &'a dyn Fn(Option<&Validators>) -> bool;
+
+/// What an upload says about its bytes.
+pub struct Upload<'a> {
+    /// Its `Content-Type`.
+    pub content_type: Option<String>,
+    /// Its `Content-Encoding`.
+    pub content_encoding: Option<String>,
+    /// `Last-Modified` for clients, should the upload be stored.
+    pub last_modified: String,
+    /// The client's conditions.
+    pub precondition: Precondition<'a>,
+}
+
+impl std::fmt::Debug for Upload<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Upload").field("content_type", &self.content_type).finish_non_exhaustive()
+    }
+}
+
+/// What an upload did.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Uploaded {
+    /// The name is new.
+    Created(Entry),
+    /// The name had other content.
+    Replaced(Entry),
+    /// The name had this content already.
+    Same(Entry),
+}
+
+impl Cache {
+    /// What stands under a name now, for conditions that can be judged before a body is read.
+    ///
+    /// # Errors
+    /// [`ChangeError::Index`].
+    pub fn current(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+    ) -> Result<Option<Validators>, ChangeError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let entry = self.ports.index.get(&key).map_err(ChangeError::Index)?;
+        Ok(entry.map(|entry| client_validators(&entry.validators, Some(entry.digest))))
+    }
+
+    /// Reads a body to its end into a scratch file.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; nothing is left then.
+    pub fn stage(
+        &self,
+        body: &mut dyn Read,
+        expect: Expect,
+        bytes_max: u64,
+    ) -> Result<SealedFile, ChangeError> {
+        if expect.len.is_some_and(|len| len > bytes_max) {
+            return Err(ChangeError::TooLarge { bytes_max });
+        }
+        let mut staged = self.ports.staging.begin(expect)?;
+        let mut buffer = vec![0; READ_BYTES];
+        loop {
+            match body.read(&mut buffer) {
+                Ok(0) => return Ok(staged.seal()?),
+                Ok(read) if staged.written() + read as u64 > bytes_max => {
+                    return Err(ChangeError::TooLarge { bytes_max });
+                }
+                Ok(read) => staged.append(&buffer[..read])?,
+                Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == ErrorKind::FileTooLarge => {
+                    return Err(ChangeError::TooLarge { bytes_max: staged.written() });
+                }
+                Err(error) => {
+                    let (written, kind) = (staged.written(), error.kind());
+                    return Err(ChangeError::Body { written, reason: error.to_string(), kind });
+                }
+            }
+        }
+    }
+
+    /// Stores a staged upload under a name of a local repository. When this returns, no crash
+    /// and no loss of power takes it away.
+    ///
+    /// # Errors
+    /// [`ChangeError`]; what stood there before still does, or, where store or index failed
+    /// half-way, the new content may.
+    pub fn upload(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        sealed: &SealedFile,
+        upload: Upload<'_>,
+    ) -> Result<Uploaded, ChangeError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let replacing =
+            if target.remote.allow_overwrite { Replacing::Allowed } else { Replacing::Refused };
+        let hold = self.hold(&key).ok_or(ChangeError::Busy)?;
+        let stored = self.ports.index.get(&key).map_err(ChangeError::Index)?;
+        let validators =
+            stored.as_ref().map(|entry| client_validators(&entry.validators, Some(entry.digest)));
+        if !(upload.precondition)(validators.as_ref()) {
+            return Err(ChangeError::Precondition);
+        }
+        // A row whose blob is lost holds nothing that could be kept or replaced.
+        let standing = match stored.clone() {
+            Some(entry) => self.in_step(&key, entry)?,
+            None => None,
+        };
+        match &standing {
+            Some(entry) if entry.digest == sealed.digest() && !entry.unproven => {
+                // It may have been stored by an upload whose answer was never sent.
+                self.ports.blobs.persist(&entry.blob).map_err(ChangeError::Store)?;
+                self.ports.index.persist().map_err(ChangeError::Index)?;
+                return Ok(Uploaded::Same(entry.clone()));
+            }
+            Some(entry) if entry.digest != sealed.digest() && replacing == Replacing::Refused => {
+                return Err(ChangeError::Conflict(entry.digest));
+            }
+            _ => {}
+        }
+        let row = standing.as_ref().or(stored.as_ref());
+        let entry = self.publish(&hold, &key, sealed, upload, row)?;
+        Ok(match standing {
+            Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
+            Some(_) => Uploaded::Replaced(entry),
+            None => Uploaded::Created(entry),
+        })
+    }
+
+    fn publish(
+        &self,
+        hold: &Hold<'_>,
+        key: &ArtifactKey,
+        sealed: &SealedFile,
+        upload: Upload<'_>,
+        stored: Option<&Entry>,
+    ) -> Result<Entry, ChangeError> {
+        let (blob, stored_at) = (BlobKey::of(key), self.ports.clock.now());
+        let about = About {
+            artifact: key.clone(),
+            digest: sealed.digest(),
+            content_type: upload.content_type,
+            content_encoding: upload.content_encoding,
+            validators: Validators { etag: None, last_modified: Some(upload.last_modified) },
+            stored_at,
+        };
+        let blobs = &self.ports.blobs;
+        let published = hold.during(|| {
+            let version = blobs.publish(&blob, sealed, &about)?;
+            blobs.persist(&blob).map(|()| version)
+        });
+        let version = published.map_err(|error| {
+            if stored.is_none() {
+                self.remove_unrecorded(&blob);
+            }
+            ChangeError::Store(error)
+        })?;
+        let entry = Entry {
+            blob,
+            version,
+            size: sealed.len(),
+            digest: sealed.digest(),
+            content_type: about.content_type,
+            content_encoding: about.content_encoding,
+            validators: about.validators,
+            stored_at,
+            validated_at: stored_at,
+            head: None,
+            generation: 0,
+            unproven: false,
+        };
+        let entry = self.record_upload(key, entry, stored)?;
+        self.ports.index.persist().map_err(ChangeError::Index)?;
+        if !hold.is_sole() && !self.is_under_its_key(&entry)? {
+            // Another replica published over these bytes; whose row stands there has won.
+            let winner = self.ports.index.get(key).map_err(ChangeError::Index)?;
+            return Err(match winner.filter(|winner| winner.digest != entry.digest) {
+                Some(winner) => ChangeError::Conflict(winner.digest),
+                None => ChangeError::Busy,
+            });
+        }
+        Ok(entry)
+    }
+
+    /// Writes the row of an upload that was just published.
+    fn record_upload(
+        &self,
+        key: &ArtifactKey,
+        entry: Entry,
+        stored: Option<&Entry>,
+    ) -> Result<Entry, ChangeError> {
+        let mut replaces = stored.map(|stored| stored.generation);
+        for _ in 0..PUTS_MAX {
+            match self.ports.index.put(key, &entry, replaces).map_err(ChangeError::Index)? {
+                Put::Stored(generation) => return Ok(Entry { generation, ..entry }),
+                Put::Superseded(newer) => {
+                    // Proving a row changes it too, and so does an upload at another replica.
+                    // If that one's bytes lie under the key, it has won.
+                    if let Some(newer) = &newer
+                        && newer.digest != entry.digest
+                        && !self.is_under_its_key(&entry)?
+                    {
+                        return Err(ChangeError::Conflict(newer.digest));
+                    }
+                    replaces = newer.map(|newer| newer.generation);
+                }
+            }
+        }
+        Err(ChangeError::Busy)
+    }
+
+    fn is_under_its_key(&self, entry: &Entry) -> Result<bool, ChangeError> {
+        let found = self.ports.blobs.stat(&entry.blob).map_err(ChangeError::Store)?;
+        Ok(found.is_some_and(|meta| meta.version == entry.version))
+    }
+
+    fn remove_unrecorded(&self, blob: &BlobKey) {
+        if let Err(error) = self.ports.blobs.remove(blob) {
+            tracing::warn!(%blob, error = chain(&error), "cannot remove a blob that was not recorded");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
