@@ -10,15 +10,16 @@ use prometheus_client::registry::{Registry, Unit};
 use super::Answered;
 use crate::cache::counters::Counters;
 
-type ByOutcome = Family<Vec<(&'static str, String)>, Counter>;
+type Labelled = Family<Vec<(&'static str, String)>, Counter>;
 
 /// The metrics of the program.
 #[derive(Debug)]
 pub struct Metrics {
     // Guards the registry, which is only read after the start; nothing else is taken meanwhile.
     registry: Mutex<Registry>,
-    requests: ByOutcome,
-    bytes: ByOutcome,
+    requests: Labelled,
+    bytes: Labelled,
+    refusals: Labelled,
     gauges: Gauges,
 }
 
@@ -51,13 +52,19 @@ impl Metrics {
     pub fn new(cache: &Counters) -> Self {
         let mut registry = Registry::with_prefix("artifactapi");
         let (requests, bytes, gauges) =
-            (ByOutcome::default(), ByOutcome::default(), Gauges::default());
+            (Labelled::default(), Labelled::default(), Gauges::default());
         registry.register("requests", "Requests by remote and outcome", requests.clone());
         registry.register_with_unit(
             "sent",
             "Bytes of bodies sent to clients, by remote and outcome",
             Unit::Bytes,
             bytes.clone(),
+        );
+        let refusals = Labelled::default();
+        registry.register(
+            "refusals",
+            "Answers of the listener itself to what never became a request, by status",
+            refusals.clone(),
         );
         let c = cache;
         registry.register("fetches", "Fetches that asked upstream, by remote", c.fetches.clone());
@@ -92,7 +99,7 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
-        Self { registry: Mutex::new(registry), requests, bytes, gauges }
+        Self { registry: Mutex::new(registry), requests, bytes, refusals, gauges }
     }
 
     /// Counts a request; `remote` is the name of a configured remote, or empty.
@@ -100,6 +107,11 @@ impl Metrics {
         let labels = vec![("remote", remote.to_owned()), ("outcome", answered.as_str().to_owned())];
         self.requests.get_or_create(&labels).inc();
         self.bytes.get_or_create(&labels).inc_by(body_bytes);
+    }
+
+    /// Counts an answer that the listener gave by itself; its statuses are a fixed few.
+    pub fn count_refusal(&self, status: u16) {
+        self.refusals.get_or_create(&vec![("status", status.to_string())]).inc();
     }
 
     /// The text for a scrape.
@@ -133,10 +145,12 @@ mod tests {
         let metrics = Metrics::new(&Counters::default());
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
+        metrics.count_refusal(431);
         let text = metrics.render(Now { flights: 2, ..Now::default() });
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
             "artifactapi_sent_bytes_total{remote=\"alpine\",outcome=\"hit\"} 15",
+            "artifactapi_refusals_total{status=\"431\"} 1",
             "artifactapi_flights 2",
             "artifactapi_healed_total 0",
         ] {

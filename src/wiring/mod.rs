@@ -22,6 +22,7 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
+use crate::ops::access_log::Refusals;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
@@ -134,6 +135,7 @@ impl App {
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            refusals: Refusals::default(),
             access: Arc::clone(&access),
             body_bytes_max: settings.body_bytes_max,
         };

@@ -5,6 +5,7 @@
 //! the job calls [`Service::serve`] with the request and a writer for the one reply.
 
 use std::io::{self, Read};
+use std::net::IpAddr;
 
 use crate::body::Body;
 
@@ -111,6 +112,17 @@ pub enum Lane {
     Fast,
 }
 
+/// An answer that a listener gave by itself, to what never became a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The status code.
+    pub status: u16,
+    /// Why, in the words that the client was told.
+    pub detail: &'static str,
+    /// Who was at the other end of the connection.
+    pub peer: Option<IpAddr>,
+}
+
 /// What stands above the wire.
 pub trait Service: Send + Sync {
     /// The lane of a request, told from its head without any waiting.
@@ -119,6 +131,9 @@ pub trait Service: Send + Sync {
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter);
     /// Answers a request for which there is no room (503 with `Retry-After`).
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter);
+    /// Notes what the listener answered by itself. This may be the thread that accepts, and a
+    /// flood: it must be quick, and write no more than so much.
+    fn refused(&self, refused: &Refused);
 }
 
 /// A listener that runs until it is stopped.

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use super::chunked::is_token_byte;
 use super::head::{BodyFraming, Parsed, Scan, Scanner, parse};
-use super::refusal::Refusal;
+use super::refusal::{Content, Refusal};
 use crate::front::wire::Bounds;
 
 /// The pieces that an input comes in, beside one byte at a time and all at once.
@@ -70,7 +70,7 @@ fn read(wire: &[u8], step: usize) -> Result<Option<(Parsed, usize)>, Refusal> {
 
 fn check_refusal(refusal: &Refusal) {
     let mut answer = Vec::new();
-    refusal.append_to(&mut answer);
+    refusal.append_to(&mut answer, Content::Sent);
     assert!(matches!(refusal.status, 204 | 400 | 405 | 413 | 414 | 417 | 431 | 501 | 505));
     assert!(answer.starts_with(b"HTTP/1.1 "));
 }

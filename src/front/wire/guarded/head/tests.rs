@@ -152,6 +152,14 @@ fn what_cannot_become_a_request_is_refused_before_it_is_whole() {
     refused("\r\n\r\n\r\n", 400);
     refused("\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}", 400);
     refused("\0", 400);
+    refused("\rX", 400);
+    refused("\r\n\rX", 400);
+    refused("GET\t/", 400);
+    refused("G\u{fc}T / HTTP/1.1\r\n", 400);
+    refused(" / HTTP/1.1\r\n", 400);
+    refused("B".repeat(33), 501);
+    refused(format!("{} / HTTP/1.1\r\n", "B".repeat(33)), 501);
+    refused(format!("{} /{} HTTP/1.1\r\n", "B".repeat(99), "a".repeat(200)), 501);
     refused(format!("GET /{}", "a".repeat(200)), 414);
     refused(format!("GET /{} HTTP/1.1\r\n", "a".repeat(100)), 414);
     refused(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(600)), 431);
