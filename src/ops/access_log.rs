@@ -93,7 +93,8 @@ impl Refusals {
         tracing::info!(
             target: "access",
             status,
-            outcome = "refused",
+            // OPTIONS * is answered as well as it can be.
+            outcome = if status < 400 { "own" } else { "refused" },
             detail,
             client = client.map(tracing::field::display),
             unlogged = (unlogged > 0).then_some(unlogged),

@@ -11,7 +11,6 @@
 // Each file has more than its target asks for.
 #![allow(dead_code, unused_imports)]
 
-
 #[path = "../../../src/artifact.rs"]
 pub mod artifact;
 

@@ -6,6 +6,7 @@
 //! its user: framing, `Host`, targets, methods. Nothing here touches a socket.
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use super::chunked::is_token_byte;
 use super::refusal::Refusal;
@@ -272,25 +273,46 @@ fn resolve_target<'a>(method: &str, target: &'a str) -> Result<Target<'a>, Refus
     Ok(Target::Absolute { authority, target })
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without user information; may be empty.
+/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without user information. It may be empty,
+/// but not beside a port: no URI of http or https is without a host (section 4.2.1).
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value {
-        [b'[', ..] => match value.iter().position(|byte| *byte == b']') {
-            Some(end) => (&value[1..end], &value[end + 1..]),
+        [] => return true,
+        [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
             None => return false,
         },
         _ => value.split_at(value.iter().position(|b| *b == b':').unwrap_or(value.len())),
     };
-    let is_bracketed = value.starts_with(b"[");
-    host.iter().all(|byte| {
-        byte.is_ascii_alphanumeric()
-            || b"-._~%!$&'()*+;=".contains(byte)
-            || (is_bracketed && *byte == b':')
-    }) && match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
+    let is_host = match value.first() {
+        Some(b'[') => std::str::from_utf8(host).is_ok_and(|host| host.parse::<Ipv6Addr>().is_ok()),
+        _ => !host.is_empty() && is_reg_name(host),
+    };
+    is_host
+        && match port {
+            [] => true,
+            [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+            _ => false,
+        }
+}
+
+/// `reg-name` of RFC 3986, section 3.2.2, which an IPv4 address is as well.
+fn is_reg_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let [first, behind @ ..] = rest {
+        rest = match (first, behind) {
+            (b'%', [high, low, behind @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                behind
+            }
+            (byte, behind) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => {
+                behind
+            }
+            _ => return false,
+        };
     }
+    true
 }
 
 /// The fields that decide about framing and the connection.
