@@ -206,6 +206,12 @@ impl ArtifactPath {
         Ok(Self(canonical))
     }
 
+    /// The remote's own folder, which no request can name: only for asking upstream what it
+    /// lists there.
+    pub fn root() -> Self {
+        Self(String::new())
+    }
+
     /// The canonical text, with the query behind the first `?`.
     pub fn as_str(&self) -> &str {
         &self.0
@@ -307,6 +313,39 @@ impl BlobKey {
         let hash = Digest::of(artifact.path.as_str().as_bytes()).to_string();
         let name = key_file_name(artifact.path.file_name());
         Self(format!("{}/{}/{name}", artifact.remote, &hash[..16]))
+    }
+
+    /// The key of what is fetched by an absolute URL: `{hostname}/{url_hash}/{filename}`, where
+    /// `url_hash` is the first 16 hexadecimal digits of the SHA-256 of the URL as it was given.
+    /// `None` where it has no host.
+    ///
+    /// Of a host that is no folder name (an IPv6 address, a very long name) what does not fit is
+    /// left out; the hash tells URLs apart.
+    ///
+    /// ```
+    /// use artifactapi::artifact::BlobKey;
+    /// let key = BlobKey::of_url("https://files.example.org:8443/a/tool%20b.zip?x=1").unwrap();
+    /// assert_eq!(key.as_str(), "files.example.org/c18282f31db5ae24/tool b.zip");
+    /// ```
+    pub fn of_url(url: &str) -> Option<Self> {
+        let parsed = url::Url::parse(url).ok()?;
+        let host: String = parsed
+            .host_str()?
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || "._-".contains(c) { c } else { '_' })
+            .collect();
+        let host = host.trim_start_matches(|c: char| !c.is_ascii_alphanumeric());
+        let folder: RemoteName = host[..host.len().min(REMOTE_NAME_MAX)].parse().ok()?;
+        let name = parsed.path().rsplit('/').next().unwrap_or_default();
+        let name = percent_decode_str(name).decode_utf8_lossy();
+        let is_plain = !name.contains(['/', '\\']) && !name.chars().any(char::is_control);
+        let name = if is_plain && name != "." && name != ".." {
+            key_file_name(&name)
+        } else {
+            FOLDER_FILE_NAME
+        };
+        let hash = Digest::of(url.as_bytes()).to_string();
+        Some(Self(format!("{folder}/{}/{name}", &hash[..16])))
     }
 
     /// Takes a key that a store listed.

@@ -26,27 +26,30 @@
 //! | floor | rooms | what they are |
 //! |---|---|---|
 //! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line |
-//! | 1 | [`config`] [`formats`] [`policy`] | what is configured; what a path is; what to do |
+//! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
-//! | 4 | [`front`] [`ops`] | sockets, routes, replies; what an operator sees |
+//! | 4 | [`front`] [`ops`] [`batch`] | sockets, routes, replies; what an operator sees; many artifacts at once |
 //! | 5 | [`wiring`], `main.rs` | what is put together with what |
 //!
 //! A room uses lower floors only; sideways, `config` uses `formats` and `policy`, `policy` uses
-//! `formats`, `blob` uses `staging`, and `front` uses `ops`. A test holds the sources against
-//! this.
+//! `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`. A test holds the
+//! sources against this.
 //!
 //! # Architecture invariants
 //!
 //! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
-//!   `upstream/http*` knows ureq; only `wiring.rs` names a backend.
-//! - Judgement (`formats`, `policy`) does no I/O and takes the time as an argument. `config` reads
-//!   its own file and nothing else.
+//!   `upstream/http*` and `upstream/own.rs` know ureq; only `wiring.rs` names a backend.
+//! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument.
+//!   `config` reads its own file and nothing else.
 //! - No backend knows HTTP status codes; one function maps errors to statuses
 //!   (`front/reply.rs`).
 //! - Stored bytes are upstream's bytes.
 //! - A thread that waits for a flight never holds a slot that the flight needs: clients are
 //!   served by one pool, fetches run on another.
+//! - A client's miss never waits behind a batch: half of the fetch threads never run one's
+//!   fetches, the others take them only when no client waits, and one that a client joins becomes
+//!   a client's.
 //! - A format answers questions about paths; it never handles a request.
 //! - Only a sealed file is published, only a published blob is recorded. A row is removed before
 //!   its blob. A hit whose blob is missing or another version becomes a miss and heals.
@@ -54,6 +57,7 @@
 //! - Leases save work; they never guard correctness.
 
 pub mod artifact;
+pub mod batch;
 pub mod blob;
 pub mod body;
 pub mod breaker;
@@ -62,6 +66,7 @@ pub mod chain;
 pub mod clock;
 pub mod config;
 pub mod coord;
+pub mod discovery;
 pub mod formats;
 pub mod front;
 pub mod index;

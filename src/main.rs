@@ -5,11 +5,15 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use artifactapi::artifact::RemoteName;
+use artifactapi::cache::upkeep::{self, Reindex, UpkeepError, Verify};
 use artifactapi::chain::chain;
+use artifactapi::clock::Clock;
 use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::config::tokens::Scope;
-use artifactapi::ops::cli::{Cli, Command};
-use artifactapi::ops::token;
+use artifactapi::ops::cli::{self, Cli, Command};
+use artifactapi::ops::upkeep::{Form, Report, Summary};
+use artifactapi::ops::{ask, token, warm};
+use artifactapi::wiring::ports::{self, OpenedPorts};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -23,6 +27,22 @@ fn main() -> ExitCode {
     match Cli::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
         Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
+        Command::Reindex { dry_run, json } => {
+            let writes = cli::writes(dry_run);
+            run_upkeep("reindex", cli::form(json), |opened, report| {
+                let how = Reindex { writes, trust: opened.trust };
+                let done = upkeep::reindex(&opened.ports, how, report)?;
+                Ok(Summary::Reindexed(done, writes))
+            })
+        }
+        Command::Verify { remote, repair, json } => {
+            let what = Verify { remote, repair: cli::repair(repair) };
+            run_upkeep("verify", cli::form(json), |opened, report| {
+                upkeep::verify(&opened.ports, &what, report).map(Summary::Verified)
+            })
+        }
+        Command::Warm(what) => with_settings(|settings, _| warm_up(&settings, &what)),
+        Command::Health => with_settings(|settings, _| health(&settings)),
         Command::Token { name, scopes, remotes } => make_token(&name, &scopes, &remotes),
     }
 }
@@ -36,6 +56,54 @@ fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
         Ok(engines) => run(settings, engines),
         Err(errors) => refuse(&errors),
     }
+}
+
+fn warm_up(settings: &Settings, what: &warm::Warm) -> ExitCode {
+    let token = wiring::variable(warm::TOKEN_VARIABLE);
+    match warm::run(what, &settings.listen_addr, token.as_deref()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => refuse(&error),
+    }
+}
+
+fn health(settings: &Settings) -> ExitCode {
+    let door = match wiring::door(settings) {
+        Ok(door) => door,
+        Err(error) => return refuse(&error),
+    };
+    match ask::health(&door) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => refuse(&error),
+    }
+}
+
+/// Runs a command on the backends of the environment. Its exit code says whether all is well.
+fn run_upkeep(
+    name: &'static str,
+    form: Form,
+    run: impl FnOnce(&OpenedPorts, &mut Report) -> Result<Summary, UpkeepError>,
+) -> ExitCode {
+    with_settings(|settings, engines| {
+        start_logs(&settings);
+        let opened = match ports::open(&settings, &engines, &Clock::system()) {
+            Ok(opened) => opened,
+            Err(error) => return refuse(&error),
+        };
+        let mut report = Report::to_terminal(name, form);
+        let done = run(&opened, &mut report);
+        // Before the summary: whoever reads that may rely on it.
+        opened.close();
+        match done {
+            Ok(summary) if report.sum_up(&summary) => ExitCode::SUCCESS,
+            Ok(_) => ExitCode::FAILURE,
+            Err(error) => {
+                // Takes the bar off the line.
+                drop(report);
+                refuse(&error)
+            }
+        }
+    })
 }
 
 fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
@@ -109,8 +177,9 @@ fn watch_signals(app: &Arc<App>) -> std::io::Result<()> {
 }
 
 fn start_upkeep(app: &Arc<App>) -> std::io::Result<()> {
-    let app = Arc::clone(app);
-    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || app.upkeep())?;
+    let (upkeep, sweep) = (Arc::clone(app), Arc::clone(app));
+    std::thread::Builder::new().name("upkeep".to_owned()).spawn(move || upkeep.upkeep())?;
+    std::thread::Builder::new().name("sweep".to_owned()).spawn(move || sweep.sweep())?;
     Ok(())
 }
 

@@ -56,6 +56,7 @@ const MATRIX: &[Line] = &[
     ("GET",    "/",                           OPEN,                           READS),
     ("GET",    "/metrics",                    OPEN,                           READS),
     ("GET",    "/config",                     OPEN,                           READS),
+    ("GET",    "/stats",                      OPEN,                           READS),
     ("GET",    "/artifacts/files",            OPEN,                           READS),
     ("GET",    "/artifacts/own",              OPEN,                           READS),
     ("GET",    "/artifacts/elsewhere",        OPEN,                           [401, 401, 200, 403, 200, 200]),

@@ -1,10 +1,12 @@
 //! The routes beside the artifacts, and the answers to what is none.
 
+use std::process::Command;
+
 use serde_json::Value;
 
 use crate::support::client::Ask;
 use crate::support::remotes::Remote;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{PROGRAM, Server, Setup};
 use crate::support::upstream::{Answer, Gate, Upstream};
 use crate::support::{eventually, noise, sha256_hex};
 
@@ -41,6 +43,30 @@ fn health_tells_the_state_of_every_backend() {
 }
 
 #[test]
+fn a_server_is_alive_and_ready_and_its_own_program_says_so() {
+    // Probes bring no token.
+    let remote = Remote::at_url("https://files.example.org");
+    let server = Setup::files(remote).env("ANONYMOUS_READ", false).start();
+    let live = server.get("/health/live");
+    live.expect(200, b"{\"status\":\"alive\"}\n");
+    eventually("it is ready", || server.get("/health/ready").status() == 200);
+    assert_eq!(server.get("/health/ready").json()["status"], "ready");
+    let ask = |address: std::net::SocketAddr| {
+        let mut program = Command::new(PROGRAM);
+        program.arg("health").env_clear().env("LISTEN_ADDR", address.to_string());
+        program.output().expect("the program starts")
+    };
+    let well = ask(server.addr());
+    assert!(well.status.success() && well.stderr.is_empty(), "{well:?}");
+    let address = server.addr();
+    drop(server);
+    let gone = ask(address);
+    let said = String::from_utf8_lossy(&gone.stderr);
+    assert_eq!(gone.status.code(), Some(1), "{said}");
+    assert!(said.contains(&format!("{address} did not answer GET /health: ")), "{said}");
+}
+
+#[test]
 fn health_and_metrics_answer_when_every_worker_is_busy() {
     let (upstream, gate) = (Upstream::start(), Gate::new());
     upstream.serve("/a", Answer::file(b"bytes").head_held_by(&gate));
@@ -48,7 +74,9 @@ fn health_and_metrics_answer_when_every_worker_is_busy() {
     std::thread::scope(|scope| {
         scope.spawn(|| server.get("/api/files/a").expect(200, b"bytes"));
         server.wait_busy_workers(1);
-        server.get("/health").expect_status(200);
+        for path in ["/health", "/health/live", "/health/ready"] {
+            server.get(path).expect_status(200);
+        }
         server.get("/metrics").expect_status(200);
         gate.open();
     });
@@ -204,7 +232,16 @@ fn what_is_no_route_is_404_and_a_wrong_method_405() {
     for path in ["/nothing", "/apis/files/a", "/health/x", "/artifacts", "/favicon.ico"] {
         server.get(path).expect_error(404);
     }
-    for path in ["/", "/health", "/config", "/metrics", "/artifacts/files", "/api/files/a"] {
+    for path in [
+        "/",
+        "/health",
+        "/health/live",
+        "/health/ready",
+        "/config",
+        "/metrics",
+        "/artifacts/files",
+        "/api/files/a",
+    ] {
         let takes_delete = path.starts_with("/api/") || path.starts_with("/artifacts/");
         for method in ["POST", "DELETE", "PATCH", "OPTIONS", "TRACE"] {
             if method == "DELETE" && takes_delete {

@@ -6,7 +6,10 @@ use artifactapi::config::env::{ENGINES, SETTINGS};
 use artifactapi::config::{file, key};
 use artifactapi::formats;
 
+use crate::support::server::PROGRAM;
+
 const README: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/README.md");
+const CONFIGMAP: &str = include_str!("../manifests/configmap.yaml");
 
 /// The text with what stands between the marks of `name` replaced.
 fn with_section(text: &str, name: &str, content: &str) -> String {
@@ -30,4 +33,18 @@ fn readme_has_the_tables_of_the_code() {
         readme == right,
         "README's tables are old: UPDATE_DOCS=1 scripts/test --test main docs"
     );
+}
+
+#[test]
+fn the_remotes_of_the_manifests_can_be_used() {
+    let (_, block) = CONFIGMAP.split_once("  remotes.yaml: |\n").expect("it has a remotes.yaml");
+    let lines = block.lines().map(|line| line.strip_prefix("    ").unwrap_or_default());
+    let yaml = lines.collect::<Vec<_>>().join("\n");
+    assert!(yaml.contains("\nremotes:\n"), "{yaml}");
+    let folder = tempfile::tempdir().expect("a folder for the test can be made");
+    let file = folder.path().join("remotes.yaml");
+    std::fs::write(&file, yaml).expect("the folder takes a file");
+    let checked = std::process::Command::new(PROGRAM).arg("check").arg(&file).env_clear().output();
+    let checked = checked.expect("the program starts");
+    assert!(checked.status.success(), "{}", String::from_utf8_lossy(&checked.stdout));
 }

@@ -17,6 +17,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("clock", 0),
     ("test_servers", 0),
     ("config", 1),
+    ("discovery", 1),
     ("formats", 1),
     ("policy", 1),
     ("blob", 2),
@@ -25,6 +26,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("staging", 2),
     ("upstream", 2),
     ("cache", 3),
+    ("batch", 4),
     ("front", 4),
     ("ops", 4),
     ("main", 5),
@@ -38,6 +40,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
     // A judgement is about a class, and classes are the formats'.
     ("policy", "formats"),
     ("blob", "staging"),
+    ("front", "batch"),
     ("front", "ops"),
     ("main", "wiring"),
 ];
@@ -59,7 +62,7 @@ const PORTS: &[(&str, &[&str])] = &[
 ];
 
 /// Rooms that judge: no I/O, and the time is an argument.
-const PURE: &[&str] = &["artifact", "formats", "policy"];
+const PURE: &[&str] = &["artifact", "discovery", "formats", "policy"];
 /// What gives away that a pure room is none.
 const IMPURE: &[&str] =
     &["std::fs", "std::net", "std::process", "std::thread", "SystemTime::now", "Instant::now"];

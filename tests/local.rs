@@ -100,17 +100,24 @@ fn a_name_keeps_its_content_unless_overwriting_is_allowed() {
 #[test]
 fn an_upload_that_is_cut_leaves_nothing() {
     for listener in LISTENERS {
-        cut_uploads(&setup(Remote::local()).env("HTTP_FRONT", listener).start());
+        let server = setup(Remote::local()).env("HTTP_FRONT", listener).start();
+        // A connection that is reset before tiny_http looks at it takes one of that crate's
+        // threads with it, and later clients are not answered: README says so.
+        let ends: &[fn(Connection)] = match listener {
+            "tiny_http" => &[half_close_and_wait],
+            _ => &[half_close_and_wait, Connection::reset],
+        };
+        cut_uploads(&server, ends);
     }
 }
 
-fn cut_uploads(server: &Server) {
+fn cut_uploads(server: &Server, ends: &[fn(Connection)]) {
     let bytes = noise(1, 100_000);
     for ask in [put("a", &bytes), put_chunked("a", &bytes)] {
         let (head, body) = ask.wire(server.addr());
         // In the middle of a chunk's size, of its bytes, at its end, and before the last chunk.
         for cut in [0, 1, 3, 4, 5_000, 10_006, 10_008, body.len() - 5, body.len() - 1] {
-            for end in [Connection::reset as fn(Connection), half_close_and_wait] {
+            for end in ends {
                 let mut connection = server.connect();
                 connection.send_raw(&head);
                 connection.send_raw(&body[..cut]);

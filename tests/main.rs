@@ -4,7 +4,9 @@
 
 mod access;
 mod api;
+mod batch;
 mod collapse;
+mod commands;
 mod crash;
 mod docs;
 mod failure;
@@ -19,5 +21,6 @@ mod ranges;
 mod regressions;
 mod reload;
 mod shutdown;
+mod space;
 mod support;
 mod upstreams;

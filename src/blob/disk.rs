@@ -9,23 +9,28 @@
 //! `stat -c %s-%.9Y FILE` prints them. That time is set at publishing, never the same twice in
 //! a process, so equal sizes do not make equal versions; it survives copies that keep times.
 //!
-//! Deliberately not here: what a blob says about itself, which the index keeps; and syncing
-//! when publishing. A cached artifact may be lost with the machine's power, so that a small
-//! miss does not wait for the disk. Whoever has to know calls [`sync_folder`], or
-//! [`BlobStore::persist`] for a single blob.
+//! A file describes itself in the extended attribute `user.artifactapi`
+//! (`getfattr -n user.artifactapi FILE`), so that a lost index can be rebuilt. Where the file
+//! system takes none, or the text is too long, the blob is stored without: it is served as any
+//! other, but only its row knows what it is.
+//!
+//! Deliberately not here: syncing when publishing. A cached artifact may be lost with the
+//! machine's power, so that a small miss does not wait for the disk. Whoever has to know calls
+//! [`sync_folder`], or [`BlobStore::persist`] for a single blob.
 
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::OFlags;
+use rustix::fs::{OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
 
+use super::about::{ABOUT_BYTES_MAX, decode, encode};
 use super::{About, BlobError, BlobMeta, BlobStore};
 use crate::artifact::{BlobKey, BlobVersion};
 use crate::body::Body;
@@ -37,6 +42,8 @@ const FOLDER: &str = "blobs";
 /// Where names wait until they are moved over a blob's. It is no remote's name, so no blob
 /// can lie in it; what a crash leaves in it goes at the next start.
 const INCOMING: &str = ".incoming";
+/// The extended attribute in which a file describes itself.
+const ABOUT_NAME: &str = "user.artifactapi";
 /// Buffer of a copy between file systems, in bytes.
 const COPY_BUFFER_BYTES: usize = 256 << 10;
 
@@ -54,6 +61,8 @@ pub struct DiskBlobs {
     // empty folder is removed: otherwise a removal could take a new folder away each time
     // before its blob is there. Two short system calls; nothing else is taken under it.
     folders: RwLock<()>,
+    // Whether the log says already that a blob does not describe itself: once is enough.
+    has_warned: AtomicBool,
 }
 
 /// Why the store can't be opened.
@@ -85,7 +94,11 @@ impl DiskBlobs {
     /// [`OpenDiskError`] where the folder can't be written or its file system is not fit.
     pub fn open(data_dir: &Path) -> Result<Self, OpenDiskError> {
         let folder = data_dir.join(FOLDER);
-        let store = Self { folder: folder.clone(), folders: RwLock::default() };
+        let store = Self {
+            folder: folder.clone(),
+            folders: RwLock::default(),
+            has_warned: AtomicBool::new(false),
+        };
         match store.prepare() {
             Ok(true) => Ok(store),
             Ok(false) => Err(OpenDiskError::CoarseTimes { folder }),
@@ -111,14 +124,18 @@ impl DiskBlobs {
         self.folder.join(key.as_str())
     }
 
-    fn link_in(&self, path: &Path, sealed: &SealedFile) -> io::Result<BlobVersion> {
+    fn link_in(&self, path: &Path, sealed: &SealedFile, about: &About) -> io::Result<BlobVersion> {
         let file = sealed.file();
         // A file that has a second name is a blob already, maybe because publishing is being
         // repeated: another time would make that blob another version under its row.
-        if file.metadata()?.nlink() == 1 {
+        let is_new = file.metadata()?.nlink() == 1;
+        if is_new {
             file.set_modified(next_stamp())?;
         }
         let version = version_of(&file.metadata()?);
+        if is_new {
+            self.describe(file, about, &version);
+        }
         self.place(path, || match fs::hard_link(sealed.path(), path) {
             Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
                 let incoming = Incoming::new(&self.folder);
@@ -132,7 +149,7 @@ impl DiskBlobs {
         Ok(version)
     }
 
-    fn copy_in(&self, path: &Path, sealed: &SealedFile) -> io::Result<BlobVersion> {
+    fn copy_in(&self, path: &Path, sealed: &SealedFile, about: &About) -> io::Result<BlobVersion> {
         let incoming = Incoming::new(&self.folder);
         let copy = in_folder(&incoming.path, || File::create_new(&incoming.path))?;
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
@@ -145,8 +162,40 @@ impl DiskBlobs {
         }
         copy.set_modified(next_stamp())?;
         let version = version_of(&copy.metadata()?);
+        self.describe(&copy, about, &version);
         self.place(path, || fs::rename(&incoming.path, path))?;
         Ok(version)
+    }
+
+    /// Writes beside the bytes what they are. A blob without that is worth as much to every
+    /// request, so nothing that goes wrong here keeps it from being published.
+    fn describe(&self, file: &File, about: &About, version: &BlobVersion) {
+        let reason = match encode(about, version) {
+            None => format!("the description is longer than {ABOUT_BYTES_MAX} bytes"),
+            Some(text) => match fsetxattr(file, ABOUT_NAME, &text, XattrFlags::empty()) {
+                Ok(()) => return,
+                Err(errno) => format!("cannot set the extended attribute {ABOUT_NAME}: {errno}"),
+            },
+        };
+        if !self.has_warned.swap(true, Ordering::Relaxed) {
+            tracing::warn!(
+                folder = %self.folder.display(),
+                artifact = %about.artifact,
+                reason,
+                "a blob does not describe itself, so `artifactapi reindex` could not find out what it is; said once, there may be more"
+            );
+        }
+    }
+
+    /// Opens what is under a key, with its metadata as an open file has it: the name may lead
+    /// elsewhere a moment later.
+    fn open_file(&self, key: &BlobKey) -> io::Result<(File, Metadata)> {
+        // A link in the store leads out of it: whoever put it there could have us serve any
+        // file. Without NONBLOCK, a named pipe would hold the thread for ever.
+        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
+        let file = OpenOptions::new().read(true).custom_flags(flags).open(self.path(key))?;
+        let metadata = file.metadata()?;
+        Ok((file, metadata))
     }
 
     /// Runs `name_it`, in a new folder if the blob's is not there.
@@ -193,11 +242,11 @@ impl BlobStore for DiskBlobs {
         &self,
         key: &BlobKey,
         sealed: &SealedFile,
-        _about: &About,
+        about: &About,
     ) -> Result<BlobVersion, BlobError> {
         let path = self.path(key);
-        match self.link_in(&path, sealed) {
-            Err(error) if cannot_link(&error) => self.copy_in(&path, sealed),
+        match self.link_in(&path, sealed, about) {
+            Err(error) if cannot_link(&error) => self.copy_in(&path, sealed, about),
             linked_or_failed => linked_or_failed,
         }
         .map_err(|error| failed("publish", key, error))
@@ -222,18 +271,13 @@ impl BlobStore for DiskBlobs {
         range: Range<u64>,
     ) -> Result<Body, BlobError> {
         let corrupt = |reason| BlobError::Corrupt { key: key.clone(), reason };
-        // A link in the store leads out of it: whoever put it there could have us serve any
-        // file. Without NONBLOCK, a named pipe would hold the thread for ever.
-        let flags = (OFlags::NOFOLLOW | OFlags::NONBLOCK).bits() as i32;
-        let file = match OpenOptions::new().read(true).custom_flags(flags).open(self.path(key)) {
-            Ok(file) => file,
-            Err(error) if error.raw_os_error() == Some(Errno::LOOP.raw_os_error()) => {
+        let (file, metadata) = match self.open_file(key) {
+            Ok(opened) => opened,
+            Err(error) if is_link(&error) => {
                 return Err(corrupt("it is a symbolic link".to_owned()));
             }
             Err(error) => return Err(failed("open", key, error)),
         };
-        // The open file's own metadata: the name may lead elsewhere by now.
-        let metadata = file.metadata().map_err(|error| failed("open", key, error))?;
         if !metadata.is_file() {
             return Err(corrupt("it is not a file".to_owned()));
         }
@@ -247,12 +291,19 @@ impl BlobStore for DiskBlobs {
     }
 
     fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
-        unless_missing(fs::symlink_metadata(self.path(key)))
-            .and_then(|found| match found.filter(Metadata::is_file) {
-                Some(metadata) => meta_of(key.clone(), &metadata).map(Some),
-                None => Ok(None),
-            })
-            .map_err(|error| failed("stat", key, error))
+        let (file, metadata) = match self.open_file(key) {
+            Ok(opened) => opened,
+            Err(error) if is_missing(&error) || is_link(&error) || is_socket(&error) => {
+                return Ok(None);
+            }
+            Err(error) => return Err(failed("stat", key, error)),
+        };
+        if !metadata.is_file() {
+            return Ok(None);
+        }
+        let meta = meta_of(key.clone(), &metadata).map_err(|error| failed("stat", key, error))?;
+        let about = described(&file, &meta.version);
+        Ok(Some(BlobMeta { about, ..meta }))
     }
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
@@ -337,6 +388,16 @@ fn version_of(metadata: &Metadata) -> BlobVersion {
     BlobVersion(format!("{size}-{seconds}.{nanos:09}"))
 }
 
+/// What a file says of itself, if that is about this version of it.
+fn described(file: &File, version: &BlobVersion) -> Option<About> {
+    let mut text = [0; ABOUT_BYTES_MAX];
+    // Whatever the reason, there is no description then: no attribute, no file system that
+    // keeps any, or one that is longer than ours are.
+    let len = fgetxattr(file, ABOUT_NAME, &mut text).ok()?;
+    decode(&text[..len], version)
+}
+
+/// Metadata without a description, which takes an open file.
 fn meta_of(key: BlobKey, metadata: &Metadata) -> io::Result<BlobMeta> {
     Ok(BlobMeta {
         key,
@@ -372,6 +433,15 @@ fn cannot_link(error: &io::Error) -> bool {
 
 fn is_missing(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory)
+}
+
+fn is_link(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::LOOP.raw_os_error())
+}
+
+/// A socket's name can't be opened.
+fn is_socket(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(Errno::NXIO.raw_os_error())
 }
 
 fn unless_missing<T>(result: io::Result<T>) -> io::Result<Option<T>> {

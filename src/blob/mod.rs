@@ -12,6 +12,7 @@ use crate::artifact::{ArtifactKey, BlobKey, BlobVersion, Digest, Entry, Validato
 use crate::body::Body;
 use crate::staging::SealedFile;
 
+mod about;
 #[cfg(test)]
 pub mod conformance;
 pub mod disk;

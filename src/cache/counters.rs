@@ -29,6 +29,12 @@ pub struct Counters {
     pub blob_errors: Counter,
     /// Blobs without a row that a sweep removed.
     pub orphans_removed: Counter,
+    /// Artifacts taken out of the store to keep a bound, by remote.
+    pub evicted: ByRemote,
+    /// Their bytes, by remote.
+    pub evicted_bytes: ByRemote,
+    /// Bodies that came whole but found no room, by remote.
+    pub without_room: ByRemote,
     /// Uses that were not recorded because too many artifacts were used between two batches.
     pub uses_dropped: Counter,
 }

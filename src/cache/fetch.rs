@@ -7,12 +7,10 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use crossbeam_channel::{Receiver, Sender, TrySendError, bounded};
-use threadpool::ThreadPool;
-
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
-use super::{CacheBounds, FetchError, Ports, stored_head};
+use super::space::Space;
+use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError, BlobStore};
 use crate::body::Piece;
@@ -64,62 +62,18 @@ impl Task {
 pub(super) struct Job {
     pub(super) writer: FlightWriter,
     pub(super) key: ArtifactKey,
+    /// Where what comes is stored.
+    pub(super) blob: BlobKey,
     pub(super) class: Class,
     pub(super) task: Task,
     pub(super) remote: Arc<Remote>,
     pub(super) upstream: Option<Arc<dyn Upstream>>,
 }
 
-/// The threads that fetch.
-#[derive(Debug)]
-pub(super) struct FetchPool {
-    jobs: Sender<Job>,
-    _threads: ThreadPool,
-}
-
-impl FetchPool {
-    pub(super) fn start(ports: Ports, bounds: &CacheBounds, counters: Arc<Counters>) -> Self {
-        let (jobs, waiting) = bounded(bounds.fetch_queue_max);
-        let threads = threadpool::Builder::new()
-            .num_threads(bounds.fetch_threads)
-            .thread_name("fetch".to_owned())
-            .build();
-        let fetcher = Arc::new(Fetcher { ports, counters, lease_ttl: bounds.lease_ttl });
-        for _ in 0..bounds.fetch_threads {
-            let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
-            threads.execute(move || run_jobs(&fetcher, &waiting));
-        }
-        Self { jobs, _threads: threads }
-    }
-
-    /// Queues a job; where there is no room, its flight fails as overloaded.
-    pub(super) fn submit(&self, job: Job) {
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-            self.jobs.try_send(job)
-        {
-            job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
-        }
-    }
-
-    pub(super) fn queued(&self) -> usize {
-        self.jobs.len()
-    }
-}
-
-fn run_jobs(fetcher: &Fetcher, waiting: &Receiver<Job>) {
-    let mut buffer = Vec::new();
-    while let Ok(job) = waiting.recv() {
-        // A bug in one fetch must not cost a thread. The writer is dropped on the way, so the
-        // flight's readers learn of it.
-        let run = || fetcher.run(job, &mut buffer);
-        if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
-            tracing::error!("a fetch panicked; its flight failed");
-        }
-    }
-}
-
-struct Fetcher {
+/// Runs jobs, one at a time on each thread of the pool.
+pub(super) struct Fetcher {
     ports: Ports,
+    space: Arc<Space>,
     counters: Arc<Counters>,
     lease_ttl: Duration,
 }
@@ -127,6 +81,7 @@ struct Fetcher {
 /// A fetch under way.
 struct Fetch<'a> {
     key: &'a ArtifactKey,
+    blob: &'a BlobKey,
     class: Class,
     remote: &'a Remote,
     upstream: &'a dyn Upstream,
@@ -137,8 +92,18 @@ struct Fetch<'a> {
 }
 
 impl Fetcher {
-    fn run(&self, job: Job, buffer: &mut Vec<u8>) {
-        let Job { writer, key, class, task, remote, upstream } = job;
+    pub(super) fn new(
+        ports: Ports,
+        space: Arc<Space>,
+        counters: Arc<Counters>,
+        lease_ttl: Duration,
+    ) -> Self {
+        Self { ports, space, counters, lease_ttl }
+    }
+
+    /// Runs a job to its end; `buffer` is the thread's own.
+    pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
+        let Job { writer, key, blob, class, task, remote, upstream } = job;
         let end = match self.prepare(&key, task, upstream.is_some()) {
             Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
             Prepared::Unproven(why) => Err(FetchError::Unproven(why)),
@@ -148,6 +113,7 @@ impl Fetcher {
                     let (key, remote, writer) = (&key, &*remote, &writer);
                     let fetch = Fetch {
                         key,
+                        blob: &blob,
                         class,
                         remote,
                         upstream,
@@ -332,7 +298,8 @@ impl Fetcher {
         let written = staged.written();
         let sealed = staged.seal()?;
         fetch.writer.whole();
-        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max);
+        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max)
+            || !self.space.could_hold(fetch.remote, written);
         if !is_framed || too_large {
             self.counters.unstored.inc();
             return Ok((End::Unstored, written));
@@ -423,7 +390,14 @@ impl Fetcher {
         stored_at: SystemTime,
     ) -> End {
         let key = fetch.key;
-        let blob = BlobKey::of(key);
+        let replaced = fetch.stored.as_ref().map_or(0, |stored| stored.size);
+        let Some(room) = self.space.make_room(fetch.remote, sealed.len(), replaced) else {
+            counters::of(&self.counters.without_room, &key.remote).inc();
+            self.counters.unstored.inc();
+            tracing::warn!(artifact = %key, bytes = sealed.len(), "not stored: nothing that may be evicted makes room");
+            return End::Unstored;
+        };
+        let blob = fetch.blob.clone();
         let about = About {
             artifact: key.clone(),
             digest: sealed.digest(),
@@ -455,6 +429,7 @@ impl Fetcher {
         };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
+                room.fill();
                 self.mark_fresh(fetch);
                 End::Stored(entry)
             }
@@ -468,7 +443,7 @@ impl Fetcher {
     /// Writes the row of a blob that was just published.
     ///
     /// Another replica that fetched without the lease may have been first. Both blobs went
-    /// under the same key, and nobody can tell which bytes are newer. With the same bytes its
+    /// under the same key (or one under its URL's), and nobody can tell which bytes are newer. With the same bytes its
     /// row is as good as ours; otherwise neither row is to be trusted, and the next request
     /// asks upstream: what was served once must not be followed by something older.
     fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
@@ -613,13 +588,13 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
 
 /// SHA-256 over the pieces of a body.
 #[derive(Default)]
-struct Hashing {
+pub(super) struct Hashing {
     sha256: sha2::Sha256,
     buffer: Vec<u8>,
 }
 
 impl Hashing {
-    fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
+    pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
         use sha2::Digest as _;
         use std::os::unix::fs::FileExt;
         match piece {
@@ -639,7 +614,7 @@ impl Hashing {
         Ok(())
     }
 
-    fn digest(self) -> Digest {
+    pub(super) fn digest(self) -> Digest {
         use sha2::Digest as _;
         Digest(self.sha256.finalize().into())
     }

@@ -9,6 +9,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -47,6 +48,11 @@ impl Flights {
         Joined::Lead(FlightWriter { flights: Arc::clone(self), key: key.clone(), flight })
     }
 
+    /// Whether there is one of this artifact.
+    pub fn has(&self, key: &ArtifactKey) -> bool {
+        lock(&self.table).contains_key(key)
+    }
+
     /// How many there are.
     pub fn count(&self) -> usize {
         lock(&self.table).len()
@@ -64,6 +70,8 @@ struct Flight {
     // Guards the state below; nothing else is taken while it is held.
     state: Mutex<State>,
     changed: Condvar,
+    // Whether a client reads along; never taken back.
+    urgent: AtomicBool,
 }
 
 #[derive(Debug, Default)]
@@ -242,6 +250,16 @@ impl FlightReader {
             state = wait_timeout(&self.flight.changed, state, left);
         }
         true
+    }
+
+    /// Whether a client reads along, so that the fetch must not wait behind batches.
+    pub fn is_urgent(&self) -> bool {
+        self.flight.urgent.load(Ordering::SeqCst)
+    }
+
+    /// Says that a client reads along.
+    pub fn hurry(&self) {
+        self.flight.urgent.store(true, Ordering::SeqCst);
     }
 
     /// How many bytes the file has.

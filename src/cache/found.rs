@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::flight::{FlightHead, FlightReader};
 use super::pass::Passing;
+use super::readers::Reading;
 use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
 
 /// How a request was met. One of these becomes the log line, the counter and `Cache-Status`.
@@ -57,7 +58,7 @@ impl Bytes {
     /// The same way once more, for another range; `None` where the bytes can be had only once.
     pub fn again(&self) -> Option<Self> {
         let from = match &self.from {
-            From::Store(entry) => From::Store(entry.clone()),
+            From::Store(entry, reading) => From::Store(entry.clone(), reading.clone()),
             From::Flight(reader, head) => From::Flight(reader.clone(), Arc::clone(head)),
             From::Passing(_) => return None,
         };
@@ -84,7 +85,8 @@ pub struct Representation {
 
 #[derive(Debug)]
 pub(super) enum From {
-    Store(Box<Entry>),
+    /// With what keeps it in the store meanwhile.
+    Store(Box<Entry>, Option<Arc<Reading>>),
     Flight(FlightReader, Arc<FlightHead>),
     Passing(Passing),
 }

@@ -8,7 +8,7 @@ use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::artifact::{ArtifactKey, ArtifactPath, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::{Body, Source};
 use crate::chain::chain;
@@ -25,27 +25,37 @@ mod claims;
 pub mod counters;
 mod error;
 mod fetch;
+mod fill;
 pub mod flight;
 mod found;
 mod pass;
+mod pool;
 mod purge;
+mod readers;
+pub mod space;
 mod steps;
 pub mod sweep;
 #[cfg(test)]
 mod tests;
+mod turn;
+pub mod upkeep;
 mod upload;
 mod uses;
 
 pub use error::{CacheError, FetchError, OpenError};
+pub use fill::{Filled, Reporter, Wish};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
 pub use purge::Purged;
 pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
 use claims::Claims;
 use counters::Counters;
-use fetch::{FetchPool, Job, Task};
-use flight::{Begun, End, FlightHead, FlightReader, Flights, Joined};
+use fetch::{Job, Task};
+use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
+use pool::{FetchPool, Urgency};
+use readers::Readers;
+use space::{Keeper, Space};
 use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
@@ -120,22 +130,45 @@ pub struct Cache {
     ports: Ports,
     flights: Arc<Flights>,
     fetches: FetchPool,
-    uses: Uses,
+    uses: Arc<Uses>,
+    readers: Arc<Readers>,
+    space: Arc<Space>,
     counters: Arc<Counters>,
     claims: Claims,
     lease_ttl: Duration,
 }
 
+impl Drop for Cache {
+    fn drop(&mut self) {
+        self.space.close();
+    }
+}
+
 impl Cache {
-    /// A cache over these backends; starts the fetch threads.
+    /// A cache over these backends; starts the fetch threads and the keeper of space. Nothing
+    /// bounds its space until [`Space::govern`] is called.
     pub fn new(ports: Ports, bounds: &CacheBounds) -> Self {
         let counters = Arc::new(Counters::default());
-        let fetches = FetchPool::start(ports.clone(), bounds, Arc::clone(&counters));
+        let (space, flights): (Arc<Space>, Arc<Flights>) = Default::default();
+        let (uses, readers): (Arc<Uses>, _) = (Arc::default(), Readers::new());
+        let fetches =
+            FetchPool::start(ports.clone(), bounds, Arc::clone(&space), Arc::clone(&counters));
+        let keeper = Keeper {
+            ports: ports.clone(),
+            space: Arc::clone(&space),
+            flights: Arc::clone(&flights),
+            readers: Arc::clone(&readers),
+            uses: Arc::clone(&uses),
+            counters: Arc::clone(&counters),
+        };
+        keeper.start();
         Self {
             ports,
-            flights: Arc::default(),
+            flights,
             fetches,
-            uses: Uses::default(),
+            uses,
+            readers,
+            space,
             counters,
             claims: Claims::default(),
             lease_ttl: bounds.lease_ttl,
@@ -194,9 +227,10 @@ impl Cache {
             (None, len) => (0, len),
         };
         match bytes.from {
-            From::Store(entry) => {
+            From::Store(entry, reading) => {
                 let range = from..to.unwrap_or(entry.size);
-                self.open_blob(target, &bytes.key, &entry, range)
+                let body = self.open_blob(target, &bytes.key, &entry, range)?;
+                Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
                 if from > reader.written() + FAR_AHEAD_BYTES
@@ -268,6 +302,11 @@ impl Cache {
         &self.counters
     }
 
+    /// The space that what is stored takes up, and its bounds.
+    pub fn space(&self) -> &Space {
+        &self.space
+    }
+
     /// Fetches in the air.
     pub fn flight_count(&self) -> usize {
         self.flights.count()
@@ -276,6 +315,11 @@ impl Cache {
     /// Fetches that wait for a thread.
     pub fn fetches_queued(&self) -> usize {
         self.fetches.queued()
+    }
+
+    /// Fetches of batches that can run at once: half of the threads.
+    pub fn batch_fetches_max(&self) -> usize {
+        self.fetches.batch_threads()
     }
 
     /// The backends, for what reports on them.
@@ -363,25 +407,17 @@ impl Cache {
             {
                 return Ok(None);
             }
-            Joined::Follow(reader) => (reader, Outcome::Collapsed),
+            Joined::Follow(reader) => {
+                reader.hurry();
+                self.fetches.promote(key);
+                (reader, Outcome::Collapsed)
+            }
             Joined::Lead(writer) => {
-                // A flight may have landed between our look at the index and this lead.
-                if self.lookup(key).map(|entry| entry.generation) != task.generation() {
-                    writer.end(End::Failed(Arc::new(FetchError::Abandoned)));
-                    return Ok(None);
+                let blob = BlobKey::of(key);
+                match self.depart(target, key, blob, task, writer, Urgency::Client) {
+                    Some(reader) => (reader, Outcome::Miss),
+                    None => return Ok(None),
                 }
-                let reader = writer.reader();
-                let job = Job {
-                    writer,
-                    key: key.clone(),
-                    class: target.class(&key.path),
-                    task,
-                    remote: Arc::clone(&target.remote),
-                    upstream: target.upstream.clone(),
-                };
-                // A full queue drops the job, and with it the writer: the readers learn why.
-                self.fetches.submit(job);
-                (reader, Outcome::Miss)
             }
         };
         match reader.head(Instant::now() + HEAD_WAIT_MAX) {
@@ -406,6 +442,36 @@ impl Cache {
             // A flight that stored bytes had a head.
             Begun::Ended(End::Stored(_) | End::Unstored) => Ok(None),
         }
+    }
+
+    /// Sends a flight on its way; `None` where another one landed between the caller's look at
+    /// the index and its lead.
+    fn depart(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        blob: BlobKey,
+        task: Task,
+        writer: FlightWriter,
+        urgency: Urgency,
+    ) -> Option<FlightReader> {
+        if self.lookup(key).map(|entry| entry.generation) != task.generation() {
+            writer.end(End::Failed(Arc::new(FetchError::Abandoned)));
+            return None;
+        }
+        let reader = writer.reader();
+        let job = Job {
+            writer,
+            key: key.clone(),
+            blob,
+            class: target.class(&key.path),
+            task,
+            remote: Arc::clone(&target.remote),
+            upstream: target.upstream.clone(),
+        };
+        // A full queue drops the job, and with it the writer: the readers learn why.
+        self.fetches.submit(job, urgency);
+        Some(reader)
     }
 
     /// The stored copy, if it may stand in for a fetch that failed; upstream's bytes unstored
@@ -462,7 +528,8 @@ impl Cache {
             content_encoding: entry.content_encoding.clone(),
             age: policy::age(now, &entry),
         };
-        let bytes = Bytes { key, from: From::Store(Box::new(entry)) };
+        let reading = self.readers.read(&key).map(Arc::new);
+        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
         Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
     }
 

@@ -93,13 +93,17 @@ impl World {
     }
 }
 
-fn replica(ports: &Ports) -> Arc<Cache> {
+pub(super) fn replica(ports: &Ports) -> Arc<Cache> {
     let bounds =
         CacheBounds { fetch_threads: 4, fetch_queue_max: 4, lease_ttl: Duration::from_secs(20) };
     Arc::new(Cache::new(ports.clone(), &bounds))
 }
 
-fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>), String> {
+pub(super) fn get(
+    cache: &Cache,
+    target: &Target,
+    path: &str,
+) -> Result<(Outcome, Vec<u8>), String> {
     let found = cache.find(target, &World::path(path)).map_err(|error| chain(&error))?;
     let len = found.met.about.len;
     let outcome = found.met.outcome;
@@ -109,7 +113,7 @@ fn get(cache: &Cache, target: &Target, path: &str) -> Result<(Outcome, Vec<u8>),
 }
 
 #[track_caller]
-fn wait_until(condition: impl Fn() -> bool) {
+pub(super) fn wait_until(condition: impl Fn() -> bool) {
     let deadline = Instant::now() + Duration::from_secs(20);
     while !condition() {
         assert!(Instant::now() < deadline, "it did not come to pass within 20 s");
@@ -117,7 +121,7 @@ fn wait_until(condition: impl Fn() -> bool) {
     }
 }
 
-fn bytes(len: usize) -> Vec<u8> {
+pub(super) fn bytes(len: usize) -> Vec<u8> {
     (0..len).map(|n| (n.wrapping_mul(31) >> 3) as u8).collect()
 }
 
@@ -605,4 +609,89 @@ fn uses_are_written_down_in_batches() {
     };
     world.cache.list(&world.target, &Scan::default(), collect).unwrap();
     assert_eq!(hits, [2]);
+}
+
+fn fill(world: &World, path: &str, wish: Wish) -> Result<Filled, CacheError> {
+    let patient = |_| std::ops::ControlFlow::Continue(());
+    world.cache.fill(&world.target, &World::path(path), None, wish, &patient)
+}
+
+#[test]
+fn a_fill_stores_once_and_asks_again_only_where_it_is_forced_to() {
+    let upstream = Scripted::new().file("a", File::of("one").etag("\"v1\""));
+    let world = World::new(upstream);
+    assert!(
+        matches!(fill(&world, "a", Wish::Fresh), Ok(Filled::Fetched(entry)) if entry.size == 3)
+    );
+    assert!(matches!(fill(&world, "a", Wish::Fresh), Ok(Filled::Already(_))));
+    assert_eq!(world.upstream.count("a"), 1);
+    assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Already(_))));
+    world.upstream.clone().file("a", File::of("other").etag("\"v2\""));
+    assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Fetched(_))));
+    assert_eq!(world.upstream.count("a"), 3);
+    assert!(matches!(fill(&world, "none", Wish::Fresh), Err(CacheError::Absent)));
+}
+
+#[test]
+fn a_client_that_joins_a_fill_which_waits_is_served_at_once() {
+    let gate = Gate::at(0);
+    let mut upstream = Scripted::new().file("wanted", File::of("w"));
+    for n in 0..2 {
+        upstream = upstream.file(&n.to_string(), File::of("held").head_held_by(&gate));
+    }
+    let world = World::new(upstream);
+    let cache = |path: &'static str| {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        let patient = |_| std::ops::ControlFlow::Continue(());
+        thread::spawn(move || {
+            cache.fill(&target, &World::path(path), None, Wish::Fresh, &patient).unwrap()
+        })
+    };
+    // Two of the four threads may run fills: both are held, and the third fill waits.
+    let mut fills = vec![cache("0"), cache("1")];
+    world.upstream.wait_for("0", 1);
+    world.upstream.wait_for("1", 1);
+    fills.push(cache("wanted"));
+    wait_until(|| world.cache.flight_count() == 3);
+    assert_eq!(world.upstream.count("wanted"), 0);
+    let (outcome, body) = world.get("wanted").unwrap();
+    assert!(matches!(outcome, Outcome::Collapsed | Outcome::Hit), "{outcome:?}");
+    assert_eq!(body, b"w");
+    gate.open();
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Filled::Fetched(_)));
+    }
+    world.settle();
+}
+
+#[test]
+fn a_fill_by_url_lies_under_its_own_key_and_is_no_orphan() {
+    let world = World::new(Scripted::new().file("a", File::of("one").etag("\"v1\"")));
+    let key = BlobKey::of_url("https://files.example.org/a").unwrap();
+    let patient = |_| std::ops::ControlFlow::Continue(());
+    let path = World::path("a");
+    world.cache.fill(&world.target, &path, Some(&key), Wish::Fresh, &patient).unwrap();
+    world.check("a", Outcome::Hit, b"one");
+    assert_eq!(world.stored("a").unwrap().blob, key);
+    world.clock.advance(2 * sweep::ORPHAN_AGE);
+    assert_eq!(world.cache.sweep_orphans(), Ok(0));
+    // A later version lies under the usual key, and what it replaces is swept.
+    world.upstream.clone().file("a", File::of("two").etag("\"v2\""));
+    assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Fetched(_))));
+    world.clock.advance(2 * sweep::ORPHAN_AGE);
+    assert_eq!(world.cache.sweep_orphans(), Ok(1));
+    world.check("a", Outcome::Hit, b"two");
+}
+
+#[test]
+fn a_cancelled_fill_is_left_alone_and_lands_by_itself() {
+    let gate = Gate::at(0);
+    let world = World::new(Scripted::new().file("a", File::of("late").head_held_by(&gate)));
+    let impatient = |_| std::ops::ControlFlow::Break(());
+    let path = World::path("a");
+    let filled = world.cache.fill(&world.target, &path, None, Wish::Fresh, &impatient);
+    assert!(matches!(filled, Ok(Filled::Cancelled)));
+    gate.open();
+    world.settle();
+    world.check("a", Outcome::Hit, b"late");
 }

@@ -34,6 +34,12 @@ impl Uses {
         }
     }
 
+    /// Whether an artifact was used since the last batch.
+    pub(super) fn has(&self, key: &ArtifactKey) -> bool {
+        let since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        since.contains_key(key)
+    }
+
     /// Writes what was gathered; what the index does not take is lost, with a line in the log.
     pub(super) fn flush(&self, index: &dyn ArtifactIndex) {
         let since = std::mem::take(

@@ -93,6 +93,8 @@ settings! {
             "Fetches that may wait for such a thread; a miss beyond that is answered 503.";
         staging_bytes_max: u64 = "STAGING_BYTES_MAX", "20Gi", Kind::Bytes { min: 1 << 20, max: 1 << 60 },
             "Disk space for files on their way in.";
+        cache_bytes_max: Option<u64> = "CACHE_MAX_BYTES", "", Kind::Bytes { min: 1, max: 1 << 60 },
+            "The most that stored artifacts take up together; the least recently used go first. None is without limit. Local repositories are not counted.";
         head_bytes_max: usize = "HEAD_BYTES_MAX", "32Ki", Kind::Bytes { min: 1 << 10, max: 1 << 20 },
             "Bytes of a request's head; more is answered 431.";
         url_bytes_max: usize = "URL_BYTES_MAX", "8Ki", Kind::Bytes { min: 256, max: 1 << 20 },

@@ -5,32 +5,38 @@
 use super::fields::{Placed, Reading, Shown};
 use crate::artifact::ArtifactPath;
 use crate::formats;
-use crate::policy::pattern::Patterns;
+use crate::policy::pattern::{Patterns, Pins};
 
 /// Paths that no expression means but one that means everything. None can be an artifact of
 /// another kind than the others, and they share no character.
 const UNLIKELY: &[&str] = &["q", "0-_", "~Z/É", "X,Y/w=+8"];
 
-/// The three lists of one remote.
+/// The lists of one remote.
 #[derive(Debug)]
 pub(super) struct Expressions {
     pub(super) include: Vec<Placed<String>>,
     pub(super) exclude: Vec<Placed<String>>,
     pub(super) mutable: Vec<Placed<String>>,
+    pub(super) pins: Vec<Placed<String>>,
 }
 
 impl Expressions {
     /// Compiles the lists; `size_max` bounds each compiled list in bytes. Every expression
     /// that is refused is recorded, and so is every doubtful include pattern.
-    pub(super) fn compile(self, reading: &mut Reading<'_>, size_max: usize) -> Option<Patterns> {
-        let lists = [&self.include, &self.exclude, &self.mutable];
-        let [include, exclude, mutable] = lists.map(|list| texts(list));
+    pub(super) fn compile(
+        self,
+        reading: &mut Reading<'_>,
+        size_max: usize,
+    ) -> Option<(Patterns, Pins)> {
+        let lists = [&self.include, &self.exclude, &self.mutable, &self.pins];
+        let [include, exclude, mutable, pins] = lists.map(|list| texts(list));
         let patterns = Patterns::new(&include, &exclude, &mutable, size_max);
-        match &patterns {
+        let compiled = patterns.and_then(|patterns| Ok((patterns, Pins::new(&pins, size_max)?)));
+        match &compiled {
             Ok(_) => self.include.iter().for_each(|one| doubt(reading, one, size_max)),
             Err(_) => lists.into_iter().for_each(|list| judge(reading, list, size_max)),
         }
-        patterns.ok()
+        compiled.ok()
     }
 }
 

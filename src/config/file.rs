@@ -18,7 +18,7 @@ use super::key::{Key, Kind as Holds, bytes_written, markdown};
 use super::origin;
 use super::problem::{ConfigErrors, Problem, Report};
 use super::yaml::{self, Node};
-use super::{Kind, Remote, Remotes};
+use super::{Keeping, Kind, Remote, Remotes};
 use crate::artifact::RemoteName;
 use crate::formats::{self, FORMATS};
 use crate::policy::lifetime::Lifetimes;
@@ -28,6 +28,8 @@ pub const FILE_BYTES_MAX: u64 = 4 << 20;
 
 /// A hundred years: longer makes no difference and could overflow sums.
 const LIFETIME: Holds = Holds::Seconds { min_ms: 0, max_ms: 3_153_600_000_000 };
+/// Shorter than a second is a mistake, and so is 0, which elsewhere means "for ever".
+const KEEPING: Holds = Holds::Seconds { min_ms: 1_000, max_ms: 3_153_600_000_000 };
 const SIZE: Holds = Holds::Bytes { min: 1, max: 1 << 60 };
 
 /// The keys of the whole file.
@@ -78,10 +80,16 @@ pub const REMOTE_KEYS: &[Key] = &[
         about: "What may change under its name, beside what the format knows: `index_ttl` holds for it.",
     },
     Key {
+        name: "pin_patterns",
+        kind: Holds::Expressions,
+        default: "",
+        about: "What stays stored, however short space is and however long it was not used.",
+    },
+    Key {
         name: "cache",
         kind: Holds::Group,
         default: "",
-        about: "How long what is stored may be served.",
+        about: "How long what is stored may be served, and how much of it stays.",
     },
     Key {
         name: "mirrors",
@@ -126,14 +134,26 @@ pub const REMOTE_KEYS: &[Key] = &[
         about: "Redirects may lead to loopback, link-local and private addresses.",
     },
     Key {
+        name: "api_url",
+        kind: Holds::Url,
+        default: "",
+        about: "Where a batch finds the releases of owner/repository, in the manner of GitHub's API; `auth` is sent there too. None is `https://api.github.com` for a `base_url` at github.com.",
+    },
+    Key {
         name: "allow_overwrite",
         kind: Holds::Switch,
         default: "false",
         about: "For a `local` remote: an upload may replace other content under its name.",
     },
-    MAX_BYTES,
+    Key {
+        name: "max_bytes",
+        kind: SIZE,
+        default: "",
+        about: "The largest single artifact that is stored; a number, or with K, M, G, Ki, Mi, Gi. None is without limit. The bound on all of them together is `cache.max_bytes`.",
+    },
     STALE_IF_ERROR,
     NEGATIVE_TTL,
+    KEEP_UNUSED_FOR,
 ];
 
 /// The keys below `cache`.
@@ -152,7 +172,13 @@ pub const CACHE_KEYS: &[Key] = &[
     },
     STALE_IF_ERROR,
     NEGATIVE_TTL,
-    MAX_BYTES,
+    Key {
+        name: "max_bytes",
+        kind: SIZE,
+        default: "",
+        about: "The most that the stored artifacts of this remote take up together, as `CACHE_MAX_BYTES` bounds all remotes; the least recently used go first. None is without limit.",
+    },
+    KEEP_UNUSED_FOR,
 ];
 
 // These three are understood in the remote and below its `cache`: people look for them in
@@ -170,11 +196,11 @@ const NEGATIVE_TTL: Key = Key {
     default: "30",
     about: "How long an upstream's \"not found\" is remembered; 0 is not at all.",
 };
-const MAX_BYTES: Key = Key {
-    name: "max_bytes",
-    kind: SIZE,
+const KEEP_UNUSED_FOR: Key = Key {
+    name: "keep_unused_for",
+    kind: KEEPING,
     default: "",
-    about: "The largest artifact that is stored; a number, or with K, M, G, Ki, Mi, Gi. None is without limit.",
+    about: "What was not used for so long goes, though there may be room; none stays.",
 };
 
 /// Keys that have no effect in a local remote.
@@ -187,8 +213,13 @@ const LOCAL_IGNORES: &[&str] = &[
     "timeouts",
     "offline",
     "allow_private_redirects",
+    "api_url",
     "mutable_patterns",
+    "pin_patterns",
+    "keep_unused_for",
 ];
+/// The same below `cache`: a local repository keeps everything.
+const LOCAL_CACHE_IGNORES: &[&str] = &["max_bytes", "keep_unused_for"];
 
 /// The reference of remotes.yaml in Markdown: a table for each mapping.
 pub fn reference() -> String {
@@ -389,6 +420,7 @@ fn remote(
         include: reading.texts(fields, "include_patterns"),
         exclude: reading.texts(fields, "exclude_patterns"),
         mutable: reading.texts(fields, "mutable_patterns"),
+        pins: reading.texts(fields, "pin_patterns"),
     };
     if is_local {
         for key in LOCAL_IGNORES.iter().filter(|key| fields.has(key)) {
@@ -407,22 +439,37 @@ fn remote(
         let fix = "list what clients may fetch, such as \"\\\\.tar\\\\.gz$\"";
         reading.warn(&fields.place_of("include_patterns"), Shown::NOTHING, what, fix);
     }
-    let patterns = expressions.compile(reading, regex_size_max);
+    let compiled = expressions.compile(reading, regex_size_max);
     let cache =
         reading.group(fields, "cache", CACHE_KEYS, &[(REMOTE_KEYS, "to the remote itself")]);
+    if is_local {
+        for key in LOCAL_CACHE_IGNORES.iter().filter(|key| cache.has(key)) {
+            let what = "has no effect in a local remote, which keeps what is uploaded";
+            let fix = "remove it; max_bytes beside cache bounds the single upload";
+            reading.warn(&cache.place_of(key), Shown::NOTHING, what, fix);
+        }
+    }
     let lifetimes = lifetimes(reading, fields, &cache);
-    let max_bytes = either(reading, fields, &cache, "max_bytes");
+    let max_bytes = reading.number(fields, "max_bytes");
+    let most = reading.number(&cache, "max_bytes");
+    let unused_for = either(reading, fields, &cache, "keep_unused_for");
     let kind =
         if is_local { Kind::Local } else { Kind::Remote(Box::new(origin::read(reading, fields)?)) };
+    let (patterns, pins) = compiled?;
     Some(Remote {
         name: name?,
         description: description.unwrap_or_default(),
         format: formats::named(&package)?,
         kind,
-        patterns: patterns?,
+        patterns,
         lifetimes,
         max_bytes,
         allow_overwrite,
+        keeping: Keeping {
+            max_bytes: most,
+            unused_for: unused_for.map(Duration::from_millis),
+            pins,
+        },
     })
 }
 

@@ -16,7 +16,7 @@ use url::Url;
 use crate::artifact::{ArtifactPath, RemoteName};
 use crate::formats::PackageFormat;
 use crate::policy::lifetime::Lifetimes;
-use crate::policy::pattern::Patterns;
+use crate::policy::pattern::{Patterns, Pins};
 
 pub mod env;
 mod expressions;
@@ -55,6 +55,8 @@ pub struct Remote {
     pub max_bytes: Option<u64>,
     /// Whether an upload to a local repository may replace other content under its name.
     pub allow_overwrite: bool,
+    /// What of it stays stored; without effect on a local repository, which keeps everything.
+    pub keeping: Keeping,
 }
 
 impl Remote {
@@ -68,6 +70,18 @@ impl Remote {
             Kind::Local | Kind::Remote(_) => self.patterns.allow(self.format, path),
         }
     }
+}
+
+/// How much of a remote stays stored, and for how long.
+#[derive(Debug, Default)]
+pub struct Keeping {
+    /// The most that its stored artifacts may take up together, in bytes; `None` is without
+    /// limit of its own.
+    pub max_bytes: Option<u64>,
+    /// What was not used for this long goes; `None` stays.
+    pub unused_for: Option<Duration>,
+    /// What stays in spite of both, and of the bound of the whole cache.
+    pub pins: Pins,
 }
 
 /// Where a remote's artifacts come from.
@@ -98,6 +112,21 @@ pub struct Origin {
     pub offline: bool,
     /// Redirects may lead to loopback, link-local and private addresses.
     pub allow_private_redirects: bool,
+    /// Where releases are listed, as the operator says; like one of `bases`. See
+    /// [`Origin::releases_api`].
+    pub api_url: Option<Url>,
+}
+
+/// The host of GitHub, and where it lists its releases.
+const GITHUB: (&str, &str) = ("github.com", "https://api.github.com/");
+
+impl Origin {
+    /// The address of the releases API: the operator's, or GitHub's for a base URL there.
+    pub fn releases_api(&self) -> Option<Url> {
+        let is_github = || self.bases.first().is_some_and(|base| base.host_str() == Some(GITHUB.0));
+        let known = || is_github().then(|| Url::parse(GITHUB.1).expect("a constant URL"));
+        self.api_url.clone().or_else(known)
+    }
 }
 
 impl fmt::Debug for Origin {
@@ -111,6 +140,7 @@ impl fmt::Debug for Origin {
             .field("timeouts", &self.timeouts)
             .field("offline", &self.offline)
             .field("allow_private_redirects", &self.allow_private_redirects)
+            .field("api_url", &masked(self.api_url.as_slice()))
             .finish()
     }
 }

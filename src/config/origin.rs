@@ -100,6 +100,7 @@ pub(super) fn read(reading: &mut Reading<'_>, remote: &Fields<'_>) -> Option<Ori
     let ca_file = reading.text(remote, "ca_file").map(|path| PathBuf::from(path.value));
     let proxy = proxy(reading, remote);
     let timeouts = timeouts(reading, remote);
+    let api_url = api_url(reading, remote);
     let offline = reading.switch(remote, "offline");
     let allow_private_redirects = reading.switch(remote, "allow_private_redirects");
     // Only now: what is wrong with the URLs must not hide what is wrong behind them.
@@ -107,7 +108,16 @@ pub(super) fn read(reading: &mut Reading<'_>, remote: &Fields<'_>) -> Option<Ori
     let from_url = credential
         .map(|(_, (user, password))| Auth::Basic { user, password: Secret::new(password) });
     let auth = given.or(from_url);
-    Some(Origin { bases, auth, ca_file, proxy, timeouts, offline, allow_private_redirects })
+    Some(Origin {
+        bases,
+        auth,
+        ca_file,
+        proxy,
+        timeouts,
+        offline,
+        allow_private_redirects,
+        api_url,
+    })
 }
 
 /// A user and a password that stand in a URL, and where.
@@ -168,6 +178,23 @@ fn proxy(reading: &mut Reading<'_>, remote: &Fields<'_>) -> Option<Url> {
         // The proxy's credential has no other place; neither call can fail with a host.
         let _ = url.set_username(&user);
         let _ = url.set_password(Some(&password));
+    }
+    Some(url)
+}
+
+/// Where releases are listed; like a base URL, but it has no credential of its own.
+fn api_url(reading: &mut Reading<'_>, remote: &Fields<'_>) -> Option<Url> {
+    let text = reading.text(remote, "api_url")?;
+    let base = url(reading, &text)?;
+    let mut url = base.url;
+    if base.credential.is_some() || url.query().is_some() || url.fragment().is_some() {
+        let shown = Shown::text(&without_credential(&text.value));
+        let what = "has a credential, a query or a fragment";
+        reading.error(&text.place, shown, what, "end it with the path; credentials go under auth");
+    }
+    if !url.path().ends_with('/') {
+        let path = format!("{}/", url.path());
+        url.set_path(&path);
     }
     Some(url)
 }

@@ -27,7 +27,7 @@ impl Remotes {
 }
 
 impl Remote {
-    fn to_json(&self) -> Value {
+    pub(super) fn to_json(&self) -> Value {
         let lifetimes = &self.lifetimes;
         let mut shown = json!({
             "type": match self.kind { Kind::Remote(_) => "remote", Kind::Local => "local" },
@@ -41,7 +41,10 @@ impl Remote {
                 "index_ttl": seconds(lifetimes.index_ttl),
                 "stale_if_error": lifetimes.stale_if_error.map(seconds),
                 "negative_ttl": seconds(lifetimes.negative_ttl),
+                "max_bytes": self.keeping.max_bytes,
+                "keep_unused_for": self.keeping.unused_for.map(seconds),
             },
+            "pin_patterns": self.keeping.pins.as_written(),
             "max_bytes": self.max_bytes,
         });
         if let Some(keys) = shown.as_object_mut() {
@@ -85,6 +88,7 @@ impl Origin {
             ),
             ("offline", json!(self.offline)),
             ("allow_private_redirects", json!(self.allow_private_redirects)),
+            ("api_url", json!(self.api_url.as_ref().map(masked))),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into_iter()

@@ -58,8 +58,12 @@ impl<'a> Need<'a> {
         let reads = matches!(method, "GET" | "HEAD");
         let is_local = target.is_some_and(|target| matches!(target.remote.kind, Kind::Local));
         let (scope, remote) = match *route {
-            Route::Health => (None, None),
-            Route::Root | Route::Metrics | Route::Config | Route::Unknown => {
+            Route::Health | Route::Live | Route::Ready => (None, None),
+            Route::Root | Route::Metrics | Route::Stats | Route::Config | Route::Unknown => {
+                (Some(Scope::Read), None)
+            }
+            // A batch does no more than reads do, of whatever remotes it names.
+            Route::CacheArtifact { .. } | Route::Jobs | Route::Job { .. } => {
                 (Some(Scope::Read), None)
             }
             Route::Artifact { remote, .. } | Route::Artifacts { remote, .. } if reads => {

@@ -5,6 +5,7 @@ use std::sync::{Arc, RwLock};
 
 use crate::cache::Target;
 use crate::config::Remotes;
+use crate::upstream::Upstream;
 
 /// One reading of the configuration, ready to serve.
 #[derive(Debug, Default)]
@@ -13,6 +14,8 @@ pub struct Catalog {
     pub remotes: Arc<Remotes>,
     /// The remotes with the way to their upstreams, by name.
     pub targets: BTreeMap<String, Arc<Target>>,
+    /// The way to where a remote's releases are listed, by the remote's name.
+    pub releases: BTreeMap<String, Arc<dyn Upstream>>,
 }
 
 /// The catalog in force. A request holds the one that it began with.

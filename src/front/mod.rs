@@ -14,14 +14,15 @@ use crate::cache::Cache;
 use crate::chain::chain;
 use crate::index::IndexError;
 use crate::ops::access_log::{self, Line, Refusals, Wholeness};
-use crate::ops::health::Health;
+use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
-use crate::ops::{Answered, admin, purge};
+use crate::ops::{Answered, admin, purge, stats};
 
 pub mod access;
 mod artifact;
 mod attempts;
+pub mod batch;
 pub mod catalog;
 mod change;
 pub mod conditional;
@@ -51,6 +52,8 @@ pub struct Front {
     pub cache: Arc<Cache>,
     /// The remotes in force.
     pub catalogs: Arc<Catalogs>,
+    /// Batches.
+    pub batches: batch::BatchApi,
     /// The state of the backends.
     pub health: Health,
     /// What is counted.
@@ -70,7 +73,7 @@ pub struct Front {
 impl Service for Front {
     fn lane(&self, head: &RequestHead) -> Lane {
         match Route::of(&head.target) {
-            Route::Health | Route::Metrics => Lane::Fast,
+            Route::Health | Route::Live | Route::Ready | Route::Metrics => Lane::Fast,
             _ => Lane::Main,
         }
     }
@@ -120,11 +123,14 @@ impl Front {
         let answer = match route {
             Route::Root => Ok(own(json(200, &admin::root(&catalog.remotes)))),
             Route::Health => Ok(own(json(200, &self.health.report()))),
+            Route::Live => Ok(own(json(200, &serde_json::json!({ "status": "alive" })))),
+            Route::Ready => Ok(own(self.readiness())),
             Route::Metrics => Ok(own(self.metrics())),
             Route::Config => {
                 let config = admin::config(&self.settings, &catalog.remotes);
                 Ok(own(json(200, &config)))
             }
+            Route::Stats => self.stats().map(own),
             Route::Artifacts { remote, query } if head.method == "DELETE" => {
                 self.purge(catalog, remote, query, &caller)
             }
@@ -132,6 +138,10 @@ impl Front {
             Route::Artifact { remote, path, query } => {
                 self.artifact(catalog, (remote, path, query), head, body, &caller)
             }
+            Route::CacheArtifact { query } => self.batches.begin(catalog, query, body).map(own),
+            Route::Jobs => Ok(own(self.batches.jobs())),
+            Route::Job { id, .. } if head.method == "DELETE" => self.batches.cancel(id).map(own),
+            Route::Job { id, query } => self.batches.job(id, query).map(own),
             Route::Unknown => {
                 Err(Problem::new(404, "there is nothing here: GET / lists the endpoints"))
             }
@@ -220,6 +230,19 @@ impl Front {
         Ok(json(200, &list))
     }
 
+    fn stats(&self) -> Result<Reply, Problem> {
+        stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
+            tracing::warn!(error = chain(&error), "cannot tell what is stored");
+            Problem { status: 503, ..Problem::overload() }
+        })
+    }
+
+    fn readiness(&self) -> Reply {
+        let readiness = self.health.readiness();
+        let status = if readiness == Readiness::Ready { 200 } else { 503 };
+        json(status, &serde_json::json!({ "status": readiness.as_str() }))
+    }
+
     fn metrics(&self) -> Reply {
         let now = metrics::Now {
             flights: self.cache.flight_count(),
@@ -228,6 +251,7 @@ impl Front {
             queued: self.pools.queued(),
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
         };
+        self.metrics.set_usage(&self.cache.space().usage());
         let text = self.metrics.render(now);
         Reply::new(200, Body::from_bytes(text))
             .header("Content-Type", metrics::CONTENT_TYPE)

@@ -5,12 +5,18 @@
 pub(super) enum Route<'a> {
     /// `/`: name, version, remotes, endpoints.
     Root,
-    /// `/health`.
+    /// `/health`: the states, for people.
     Health,
+    /// `/health/live`: whether the process answers at all.
+    Live,
+    /// `/health/ready`: whether requests should be sent here.
+    Ready,
     /// `/metrics`.
     Metrics,
     /// `/config`.
     Config,
+    /// `/stats`.
+    Stats,
     /// `/artifacts/{remote}`: what is cached.
     Artifacts {
         /// The remote's name as sent.
@@ -26,6 +32,20 @@ pub(super) enum Route<'a> {
         path: &'a str,
         /// The query as sent.
         query: Option<&'a str>,
+    },
+    /// `/cache-artifact`: begins a batch.
+    CacheArtifact {
+        /// The query as sent.
+        query: &'a str,
+    },
+    /// `/jobs`: the batches.
+    Jobs,
+    /// `/jobs/{id}`.
+    Job {
+        /// The job's id as sent.
+        id: &'a str,
+        /// The query as sent.
+        query: &'a str,
     },
     /// Nothing that this program has.
     Unknown,
@@ -45,11 +65,19 @@ impl<'a> Route<'a> {
         if let Some(remote) = path.strip_prefix("/artifacts/") {
             return Self::Artifacts { remote, query: query.unwrap_or_default() };
         }
+        if let Some(id) = path.strip_prefix("/jobs/") {
+            return Self::Job { id, query: query.unwrap_or_default() };
+        }
         match path {
+            "/cache-artifact" => Self::CacheArtifact { query: query.unwrap_or_default() },
+            "/jobs" => Self::Jobs,
             "/" => Self::Root,
             "/health" => Self::Health,
+            "/health/live" => Self::Live,
+            "/health/ready" => Self::Ready,
             "/metrics" => Self::Metrics,
             "/config" => Self::Config,
+            "/stats" => Self::Stats,
             _ => Self::Unknown,
         }
     }
@@ -65,6 +93,8 @@ impl<'a> Route<'a> {
     /// The methods that the route takes, as `Allow` lists them.
     pub(super) fn allowed(&self) -> &'static [&'static str] {
         match self {
+            Self::CacheArtifact { .. } => &["POST"],
+            Self::Job { .. } => &["GET", "HEAD", "DELETE"],
             Self::Artifact { .. } => &["GET", "HEAD", "PUT", "DELETE"],
             Self::Artifacts { .. } => &["GET", "HEAD", "DELETE"],
             _ => &["GET", "HEAD"],
@@ -98,12 +128,18 @@ mod tests {
         check("/?x", Route::Root);
         check("/health", Route::Health);
         check("/health/", Route::Unknown);
+        check("/health/live", Route::Live);
+        check("/health/ready?x", Route::Ready);
+        check("/health/ready/", Route::Unknown);
         check("/api/r/a/b", artifact("r", "a/b", None));
         check("/api/r/a%2Fb?c=d?e", artifact("r", "a%2Fb", Some("c=d?e")));
         check("/api/r/", artifact("r", "", None));
         check("/api/r", artifact("r", "", None));
         check("/api//a", artifact("", "a", None));
         check("/artifacts/r?limit=1", Route::Artifacts { remote: "r", query: "limit=1" });
+        check("/cache-artifact?wait=true", Route::CacheArtifact { query: "wait=true" });
+        check("/jobs", Route::Jobs);
+        check("/jobs/0a?limit=1", Route::Job { id: "0a", query: "limit=1" });
         check("/apis/r", Route::Unknown);
         check("//api/r/a", Route::Unknown);
     }

@@ -15,8 +15,8 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::artifact::{ArtifactKey, Entry};
-use crate::index::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use crate::artifact::{ArtifactKey, Entry, RemoteName};
+use crate::index::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 
 /// Rows that wait at most, a few hundred bytes each; more are not recorded, and `reindex`
 /// finds them.
@@ -204,6 +204,29 @@ impl ArtifactIndex for BridgedIndex {
         self.index.touch(uses)
     }
 
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        self.index.usage()
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        self.index.least_used(query, visit)
+    }
+
+    /// Fails while rows wait: those would be lost with the process, and their artifacts stay
+    /// unknown until `reindex`.
+    fn persist(&self) -> Result<(), IndexError> {
+        let waiting = self.waiting().len();
+        if waiting > 0 {
+            let source = format!("{waiting} rows wait for the index to be back").into();
+            return Err(IndexError::Unavailable { operation: "vouch for its rows", source });
+        }
+        self.index.persist()
+    }
+
     fn probe(&self) -> Result<(), IndexError> {
         self.index.probe()
     }
@@ -270,6 +293,18 @@ mod tests {
 
         fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
             self.there()?.touch(uses)
+        }
+
+        fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+            self.there()?.usage()
+        }
+
+        fn least_used(
+            &self,
+            query: &LeastUsed,
+            visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+        ) -> Result<(), IndexError> {
+            self.there()?.least_used(query, visit)
         }
 
         fn probe(&self) -> Result<(), IndexError> {
@@ -373,11 +408,13 @@ mod tests {
             assert_eq!(bench.index.get(key).unwrap(), Some(entry));
         }
         assert!(bench.index.catch_up().is_err());
+        assert!(bench.index.persist().is_err(), "rows that wait are lost with the process");
         bench.come_back();
         let unwritten = bench.index.get(&old).unwrap().unwrap();
         assert_eq!(unwritten.version.0, "v2", "what waits is newer than the row");
         assert_ne!(unwritten.generation, STAND_IN);
         bench.index.catch_up().unwrap();
+        bench.index.persist().unwrap();
         for key in [&new, &old] {
             assert_eq!(bench.row(key).unwrap().version.0, "v2");
         }

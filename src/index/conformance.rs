@@ -3,13 +3,13 @@
 //! Plain functions over an empty index; [`index_conformance!`] turns each into one `#[test]`
 //! of a backend. Times are compared to the microsecond, which is what an index keeps.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{ArtifactIndex, Put, Row, Scan, Use};
+use super::{ArtifactIndex, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, Validators};
 
 /// One `#[test]` per function of the suite.
@@ -55,6 +55,11 @@ macro_rules! index_conformance {
             uses_of_what_is_not_there_are_passed_over
             uses_change_no_generation_and_outlive_a_new_put
             uses_end_with_their_row
+            usage_follows_every_change
+            usage_is_exact_when_writers_race
+            the_least_used_come_first_and_what_was_stored_anew_counts_as_used
+            the_least_used_go_on_behind_a_position
+            the_least_used_may_be_removed_while_they_are_shown
             it_answers
         }
     };
@@ -610,6 +615,147 @@ pub(crate) fn uses_end_with_their_row(index: &dyn ArtifactIndex) {
     let second = put(index, &key, "second");
     let row = Row { key, last_used: second.stored_at, entry: second, hits: 0 };
     assert_eq!(rows(index, &Scan::default()), [row]);
+}
+
+/// `(artifacts, bytes, hits)` by remote.
+fn usage(index: &dyn ArtifactIndex) -> BTreeMap<String, (u64, u64, u64)> {
+    let usage = index.usage().expect("usage");
+    let plain = |Usage { artifacts, bytes, hits }| (artifacts, bytes, hits);
+    usage.into_iter().map(|(remote, usage)| (remote.to_string(), plain(usage))).collect()
+}
+
+pub(crate) fn usage_follows_every_change(index: &dyn ArtifactIndex) {
+    let check = |expected: &[(&str, (u64, u64, u64))]| {
+        let expected = expected.iter().map(|(remote, usage)| ((*remote).to_owned(), *usage));
+        assert_eq!(usage(index), expected.collect());
+    };
+    check(&[]);
+    let (one, two, other) = (key("one"), key("two"), key_in("other", "one"));
+    let first = put(index, &one, "123");
+    put(index, &two, "12345");
+    put(index, &other, "");
+    check(&[("other", (1, 0, 0)), ("remote", (2, 8, 0))]);
+    // What changes nothing counts for nothing.
+    index.put(&one, &entry(&one, "1234567"), None).expect("put");
+    index.put(&one, &entry(&one, "1234567"), Some(first.generation + 100)).expect("put");
+    index.remove(&one, first.generation + 100).expect("remove");
+    check(&[("other", (1, 0, 0)), ("remote", (2, 8, 0))]);
+    index.touch(&[Use { key: one.clone(), hits: 7, last: at(700) }]).expect("touch");
+    index.touch(&[Use { key: key("none"), hits: 7, last: at(700) }]).expect("touch");
+    check(&[("other", (1, 0, 0)), ("remote", (2, 8, 7))]);
+    let grown = stored(index, &one, &entry(&one, "1234567"), Some(first.generation));
+    check(&[("other", (1, 0, 0)), ("remote", (2, 12, 7))]);
+    let shrunk = stored(index, &one, &entry(&one, "1"), Some(grown.generation));
+    check(&[("other", (1, 0, 0)), ("remote", (2, 6, 7))]);
+    assert!(index.remove(&one, shrunk.generation).expect("remove"));
+    check(&[("other", (1, 0, 0)), ("remote", (1, 5, 0))]);
+    let last = get(index, &two).expect("it is there").generation;
+    assert!(index.remove(&two, last).expect("remove"));
+    check(&[("other", (1, 0, 0))]);
+}
+
+pub(crate) fn usage_is_exact_when_writers_race(index: &dyn ArtifactIndex) {
+    thread::scope(|threads| {
+        for name in ["a", "b", "c"] {
+            threads.spawn(move || {
+                for round in 0..ROUNDS {
+                    let own = key(&format!("{name}/{round}"));
+                    let first = put(index, &own, "first");
+                    let second = entry(&own, "the second one");
+                    let second = stored(index, &own, &second, Some(first.generation));
+                    if round % 2 == 0 {
+                        assert!(index.remove(&own, second.generation).expect("remove"));
+                    }
+                }
+            });
+        }
+    });
+    let kept = 3 * (ROUNDS / 2) as u64;
+    let expected = (kept, kept * "the second one".len() as u64, 0);
+    assert_eq!(usage(index), BTreeMap::from([("remote".to_owned(), expected)]));
+}
+
+fn least_used(index: &dyn ArtifactIndex, behind: Option<Position>) -> Vec<Row> {
+    let query = LeastUsed { remote: "remote".parse().expect("a remote's name"), behind };
+    let mut rows = Vec::new();
+    let mut visit = |row| {
+        rows.push(row);
+        ControlFlow::Continue(())
+    };
+    index.least_used(&query, &mut visit).expect("least_used");
+    rows
+}
+
+pub(crate) fn the_least_used_come_first_and_what_was_stored_anew_counts_as_used(
+    index: &dyn ArtifactIndex,
+) {
+    let store = |path: &str, stored_at: u64, used: Option<u64>| {
+        let key = key(path);
+        let given = Entry { stored_at: at(stored_at), ..entry(&key, path) };
+        stored(index, &key, &given, None);
+        if let Some(last) = used {
+            index.touch(&[Use { key, hits: 1, last: at(last) }]).expect("touch");
+        }
+    };
+    store("never used", 500, None);
+    store("old, used late", 100, Some(900));
+    store("used, then stored anew", 700, Some(50));
+    store("same moment b", 300, None);
+    store("same moment a", 10, Some(300));
+    store("oldest", 5, Some(20));
+    put(index, &key_in("another", "a"), "x");
+    let shown = least_used(index, None);
+    let seen: Vec<_> = shown.iter().map(|row| (row.key.path.as_str(), row.recency())).collect();
+    let expected = [
+        ("oldest", at(20)),
+        ("same moment a", at(300)),
+        ("same moment b", at(300)),
+        ("never used", at(500)),
+        ("used, then stored anew", at(700)),
+        ("old, used late", at(900)),
+    ];
+    assert_eq!(seen, expected);
+    let mut by_path = shown;
+    by_path.sort_by(|one, other| one.key.cmp(&other.key));
+    let remote = Some("remote".parse().expect("a remote's name"));
+    assert_eq!(by_path, rows(index, &Scan { remote, ..Scan::default() }), "the same rows");
+}
+
+pub(crate) fn the_least_used_go_on_behind_a_position(index: &dyn ArtifactIndex) {
+    for number in 0..SCANNED {
+        let key = key(&format!("{number:05}"));
+        // Several in each moment, the later paths in the earlier moments.
+        let moment = 1_000 - number as u64 / 7;
+        stored(index, &key, &Entry { stored_at: at(moment), ..entry(&key, "x") }, None);
+    }
+    let all = least_used(index, None);
+    let position = |row: &Row| Position { recency: row.recency(), path: row.key.path.to_string() };
+    assert_eq!(all.len(), SCANNED);
+    assert!(all.is_sorted_by_key(position), "by moment, then by path");
+    for cut in [0, 1, 6, 7, 300, SCANNED - 1] {
+        assert!(least_used(index, Some(position(&all[cut]))) == all[cut + 1..], "behind {cut}");
+    }
+    let mut shown = 0;
+    let mut visit = |_| {
+        shown += 1;
+        if shown == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+    };
+    let query = LeastUsed { remote: "remote".parse().expect("a remote's name"), behind: None };
+    index.least_used(&query, &mut visit).expect("least_used");
+    assert_eq!(shown, 3);
+}
+
+pub(crate) fn the_least_used_may_be_removed_while_they_are_shown(index: &dyn ArtifactIndex) {
+    for number in 0..SCANNED {
+        put(index, &key(&format!("{number}")), "x");
+    }
+    let mut visit = |row: Row| {
+        assert!(index.remove(&row.key, row.entry.generation).expect("remove"));
+        ControlFlow::Continue(())
+    };
+    let query = LeastUsed { remote: "remote".parse().expect("a remote's name"), behind: None };
+    index.least_used(&query, &mut visit).expect("least_used");
+    assert_eq!((least_used(index, None), usage(index)), (Vec::new(), BTreeMap::new()));
 }
 
 pub(crate) fn it_answers(index: &dyn ArtifactIndex) {

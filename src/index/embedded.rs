@@ -12,6 +12,7 @@ mod doubt;
 mod lock;
 mod open;
 
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, Deref};
@@ -26,7 +27,7 @@ use self::doubt::{Doubts, span_of};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use super::micros::{micros_of, time_of};
-use super::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use crate::artifact::{
     ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Entry, RemoteName, Validators,
 };
@@ -69,6 +70,12 @@ const SCAN_FROM: &str = "SELECT blob, version, size, sha256, content_type, etag,
 const SCAN_BEHIND: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
         content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used, hits
     FROM artifact WHERE remote = ?1 AND path > ?2 ORDER BY path LIMIT ?3";
+const LEAST_USED: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
+        content_encoding, head, stored_at, validated_at, generation, unproven, path, last_used,
+        hits, recency
+    FROM artifact WHERE remote = ?1 AND (recency, path) > (?2, ?3)
+    ORDER BY recency, path LIMIT ?4";
+const USAGE: &str = "SELECT remote, artifacts, bytes, hits FROM usage";
 
 /// The index in a file of the local disk.
 ///
@@ -315,6 +322,33 @@ impl EmbeddedIndex {
         Ok(page)
     }
 
+    /// A page of rows by their last use, and the position of its last row if more may follow.
+    fn least_used_page(
+        &self,
+        remote: &RemoteName,
+        (recency, path): &Recent,
+    ) -> Result<(Vec<Row>, Option<Recent>), IndexError> {
+        const OPERATION: &str = "list rows by their last use";
+        let reader = self.reader(OPERATION)?;
+        let mut statement = reader.prepare_cached(LEAST_USED).map_err(self.failed(OPERATION))?;
+        let mut rows = statement
+            .query(params![remote.as_str(), recency, path, SCAN_PAGE_ROWS])
+            .map_err(self.failed(OPERATION))?;
+        let (mut readable, mut count, mut last) = (Vec::new(), 0, None);
+        while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
+            count += 1;
+            let path: String = row.get(13).map_err(self.failed(OPERATION))?;
+            match self.shown_row(remote, row) {
+                Ok(row) => readable.push(row),
+                Err(Damage(reason)) => {
+                    tracing::warn!(%remote, path, reason, "passing over a damaged row of the index");
+                }
+            }
+            last = Some((row.get(16).map_err(self.failed(OPERATION))?, path));
+        }
+        Ok((readable, last.filter(|_| count == SCAN_PAGE_ROWS)))
+    }
+
     /// The first remote behind `name` that has rows: one step in the index, however many rows
     /// lie between.
     fn remote_behind(&self, name: &str) -> Result<Option<String>, IndexError> {
@@ -438,6 +472,50 @@ impl ArtifactIndex for EmbeddedIndex {
         Ok(())
     }
 
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        const OPERATION: &str = "add up what is stored";
+        let reader = self.reader(OPERATION)?;
+        let mut statement = reader.prepare_cached(USAGE).map_err(self.failed(OPERATION))?;
+        let mut rows = statement.query([]).map_err(self.failed(OPERATION))?;
+        let mut usage = BTreeMap::new();
+        while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
+            let read = || -> rusqlite::Result<(String, Usage)> {
+                let (artifacts, bytes, hits) = (row.get(1)?, row.get(2)?, row.get(3)?);
+                Ok((row.get(0)?, Usage { artifacts, bytes, hits }))
+            };
+            let (name, of_remote) = read().map_err(self.failed(OPERATION))?;
+            match name.parse() {
+                Ok(remote) => drop(usage.insert(remote, of_remote)),
+                Err(error) => tracing::warn!(%error, "passing over damaged rows of the index"),
+            }
+        }
+        Ok(usage)
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        // No path is empty, so this is before every row.
+        let mut behind = match &query.behind {
+            Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
+            None => (i64::MIN, String::new()),
+        };
+        loop {
+            let (page, next) = self.least_used_page(&query.remote, &behind)?;
+            for row in page {
+                if visit(row).is_break() {
+                    return Ok(());
+                }
+            }
+            match next {
+                Some(next) => behind = next,
+                None => return Ok(()),
+            }
+        }
+    }
+
     /// Syncs the write-ahead log, which holds every commit since it was last folded back; what
     /// was folded back is synced already. Its folder too: the log may be new. The main file is
     /// never opened here: closing it would drop the locks that SQLite holds on it (POSIX).
@@ -457,6 +535,9 @@ impl ArtifactIndex for EmbeddedIndex {
             .map_err(self.failed(OPERATION))
     }
 }
+
+/// A place in the order of the last use, as the file has it: microseconds and path.
+type Recent = (i64, String);
 
 /// A page of a scan.
 struct Page {

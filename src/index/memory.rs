@@ -5,8 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::micros::{micros_of, time_of};
-use super::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
-use crate::artifact::{ArtifactKey, Entry};
+use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
+use crate::artifact::{ArtifactKey, Entry, RemoteName};
 
 /// An index in memory.
 #[derive(Debug, Default)]
@@ -94,6 +94,34 @@ impl ArtifactIndex for MemoryIndex {
                 row.hits = row.hits.saturating_add(used.hits);
             }
         }
+        Ok(())
+    }
+
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        let mut usage = BTreeMap::<RemoteName, Usage>::new();
+        for row in self.table().rows.values() {
+            let of_remote = usage.entry(row.key.remote.clone()).or_default();
+            of_remote.artifacts += 1;
+            of_remote.bytes = of_remote.bytes.saturating_add(row.entry.size);
+            of_remote.hits = of_remote.hits.saturating_add(row.hits);
+        }
+        Ok(usage)
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        let position =
+            |row: &Row| Position { recency: row.recency(), path: row.key.path.to_string() };
+        let asked_for = |row: &&Row| {
+            row.key.remote == query.remote
+                && query.behind.as_ref().is_none_or(|behind| position(row) > *behind)
+        };
+        let mut shown: Vec<Row> = self.table().rows.values().filter(asked_for).cloned().collect();
+        shown.sort_by_cached_key(position);
+        let _broken_off = shown.into_iter().try_for_each(visit);
         Ok(())
     }
 

@@ -4,6 +4,7 @@
 //! removed before its blob is. Writers name the generation that they read, so that of two
 //! that race one wins whole and the other learns of it.
 
+use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::ControlFlow;
 use std::time::SystemTime;
@@ -75,6 +76,25 @@ pub trait ArtifactIndex: Debug + Send + Sync {
     /// [`IndexError`] where the index can't answer; some may have been added.
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError>;
 
+    /// What the rows of each remote take up, exact at some moment of the call. Remotes without
+    /// rows are left out.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError>;
+
+    /// Shows the rows of a remote, the least recent first ([`Row::recency`], then the byte
+    /// order of paths), until `visit` breaks off. `visit` may call the index. Rows that come,
+    /// go or are used meanwhile may be shown or not.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError>;
+
     /// Whether it answers at all.
     ///
     /// # Errors
@@ -112,6 +132,44 @@ pub struct Row {
     /// When it was last served, coarsely; when it was stored, if never.
     pub last_used: SystemTime,
     /// How often it was served from the store, about.
+    pub hits: u64,
+}
+
+impl Row {
+    /// When the artifact was last stored or served, whichever was later: a file that is stored
+    /// anew for each request counts as used, though it is never served from the store.
+    pub fn recency(&self) -> SystemTime {
+        self.last_used.max(self.entry.stored_at)
+    }
+}
+
+/// Which rows to show in the order of their last use.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct LeastUsed {
+    /// Of this remote.
+    pub remote: RemoteName,
+    /// Behind this position; from the least recent row on, if there is none.
+    pub behind: Option<Position>,
+}
+
+/// A place in the order of the last use.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Position {
+    /// [`Row::recency`].
+    pub recency: SystemTime,
+    /// The path, which orders rows of one moment.
+    pub path: String,
+}
+
+/// What the rows of a remote take up.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// Rows.
+    pub artifacts: u64,
+    /// The sum of their artifacts' lengths, in bytes. A sum that no index can hold stops at
+    /// the largest that it can.
+    pub bytes: u64,
+    /// The sum of their uses, likewise.
     pub hits: u64,
 }
 

@@ -46,9 +46,15 @@ pub fn root(remotes: &Remotes) -> Value {
             "/": "this page",
             "/api/{remote}/{path}": "GET, HEAD: an artifact, from the cache or through it; PUT: upload to a local repository; DELETE: remove or purge it",
             "/artifacts/{remote}": "GET: cached artifacts (include_pattern, prefix, limit, cursor); DELETE: purge them (the same, dry_run, all)",
+            "/cache-artifact": "POST: caches many artifacts: include_pattern, paths or urls (wait)",
+            "/jobs": "GET: such batches",
+            "/jobs/{id}": "GET: progress and results (offset, limit); DELETE: cancels",
             "/config": "GET: the configuration in force, secrets masked",
             "/health": "GET: the state of each backend",
+            "/health/live": "GET: 200 while the process answers",
+            "/health/ready": "GET: 200 when requests can be served here, 503 before and while stopping",
             "/metrics": "GET: metrics in the Prometheus text format",
+            "/stats": "GET: what each remote takes up, hits, misses, bytes, evictions",
         },
     })
 }

@@ -4,7 +4,10 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use super::upkeep::Form;
+use super::warm::Warm;
 use crate::artifact::RemoteName;
+use crate::cache::upkeep::{Repair, Writes};
 use crate::config::tokens::{self, Scope};
 
 /// A caching proxy for artifacts.
@@ -26,6 +29,32 @@ pub enum Command {
         /// The file; without one, CONFIG_PATH or remotes.yaml.
         file: Option<PathBuf>,
     },
+    /// Rebuild the index from what the stored blobs say about themselves. Exit 0 if everything
+    /// could be judged.
+    Reindex {
+        /// Write nothing; say what would be done.
+        #[arg(long)]
+        dry_run: bool,
+        /// One JSON object a line, the summary last.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Hash every stored artifact. Exit 0 if nothing is wrong, or was wrong and has been dropped.
+    Verify {
+        /// Of this remote only.
+        #[arg(long)]
+        remote: Option<RemoteName>,
+        /// Drop what is wrong, so that the next request fetches it anew.
+        #[arg(long)]
+        repair: bool,
+        /// One JSON object a line, the summary last.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Have a running server cache many artifacts: exit 0 if all went well, 1 if not.
+    Warm(Warm),
+    /// Ask the server of this machine (LISTEN_ADDR) for its health: exit 0 if it answers, 1 if not.
+    Health,
     /// Make a token: print it once, and the line for TOKENS_FILE that lets it in.
     Token {
         /// Whose it is; it stands in the file and in the log.
@@ -38,6 +67,21 @@ pub enum Command {
         #[arg(long = "remote")]
         remotes: Vec<RemoteName>,
     },
+}
+
+/// `--dry-run`, as the upkeep takes it.
+pub fn writes(dry_run: bool) -> Writes {
+    if dry_run { Writes::Nothing } else { Writes::Rows }
+}
+
+/// `--repair`, as the upkeep takes it.
+pub fn repair(repair: bool) -> Repair {
+    if repair { Repair::Drop } else { Repair::Nothing }
+}
+
+/// `--json`, as the report takes it.
+pub fn form(json: bool) -> Form {
+    if json { Form::Json } else { Form::Text }
 }
 
 fn token_name(text: &str) -> Result<String, &'static str> {
@@ -62,6 +106,17 @@ mod tests {
             parse(&["artifactapi", "check", "x.yaml"]).unwrap(),
             Some(Command::Check { file })
         );
+        assert_eq!(
+            parse(&["artifactapi", "reindex", "--dry-run"]).unwrap(),
+            Some(Command::Reindex { dry_run: true, json: false })
+        );
+        let remote = Some("alpine".parse().unwrap());
+        assert_eq!(
+            parse(&["artifactapi", "verify", "--remote", "alpine", "--repair", "--json"]).unwrap(),
+            Some(Command::Verify { remote, repair: true, json: true })
+        );
+        assert!(parse(&["artifactapi", "verify", "--remote", "../x"]).is_err());
+        assert_eq!(parse(&["artifactapi", "health"]).unwrap(), Some(Command::Health));
         let token = |scopes: &[Scope], remotes: &[&str]| Command::Token {
             name: "ci".to_owned(),
             scopes: scopes.to_vec(),
@@ -81,5 +136,10 @@ mod tests {
             assert!(parse(&words).is_err(), "{wrong}");
         }
         assert!(parse(&["artifactapi", "chekc"]).is_err());
+        let warm = parse(&["artifactapi", "warm", "tools", "--pattern", "x", "--limit", "3"]);
+        assert!(matches!(warm.unwrap(), Some(Command::Warm(warm)) if warm.limit == Some(3)));
+        let both = ["artifactapi", "warm", "tools", "--pattern", "x", "--paths", "y"];
+        assert!(parse(&both).is_err());
+        assert!(parse(&["artifactapi", "warm"]).is_err());
     }
 }

@@ -1,7 +1,12 @@
 //! Health: the state of each backend, asked in the background, so that the answer never waits
-//! for a backend that hangs.
+//! for a backend that hangs, and what follows from it for whoever sends traffic here.
+//!
+//! Three questions with different consequences. A process that is not alive is killed, so only
+//! its own answering counts. One that is not ready gets no new requests, so backends that went
+//! down later do not count: hits and misses are still served then. Degraded is for people.
 
 use std::fmt;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -9,6 +14,9 @@ use serde_json::{Value, json};
 
 /// How often each backend is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// The backends of which one has to have answered before requests can be served: with
+/// coordination alone, nothing is found and nothing is stored.
+const STORES: [&str; 2] = ["blobs", "index"];
 /// A backend that has not answered for this long hangs.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
 
@@ -19,6 +27,29 @@ pub type Probe = Box<dyn Fn() -> Result<(), String> + Send>;
 #[derive(Clone)]
 pub struct Health {
     backends: Arc<Vec<Backend>>,
+    is_stopping: Arc<AtomicBool>,
+}
+
+/// Whether requests should be sent here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Readiness {
+    /// Yes, also with some backend down.
+    Ready,
+    /// Not yet: neither the store of blobs nor the index has answered since the start.
+    Starting,
+    /// No more: the program is stopping.
+    Stopping,
+}
+
+impl Readiness {
+    /// The word for it in answers.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Ready => "ready",
+            Self::Starting => "starting",
+            Self::Stopping => "stopping",
+        }
+    }
 }
 
 impl fmt::Debug for Health {
@@ -31,6 +62,7 @@ struct Backend {
     name: &'static str,
     // Guards the last answer; nothing else is taken while it is held.
     last: Mutex<Option<(Instant, Result<(), String>)>>,
+    has_answered: AtomicBool,
 }
 
 impl Health {
@@ -39,8 +71,8 @@ impl Health {
     /// # Errors
     /// Where no thread can be started.
     pub fn watch(probes: Vec<(&'static str, Probe)>) -> std::io::Result<Self> {
-        let backend = |name| Backend { name, last: Mutex::new(None) };
-        let backends = Arc::new(probes.iter().map(|(name, _)| backend(name)).collect::<Vec<_>>());
+        let backends =
+            Arc::new(probes.iter().map(|(name, _)| Backend::new(name)).collect::<Vec<_>>());
         for (at, (name, probe)) in probes.into_iter().enumerate() {
             let backends = Arc::clone(&backends);
             let thread = std::thread::Builder::new().name(format!("health-{name}"));
@@ -51,7 +83,28 @@ impl Health {
                 }
             })?;
         }
-        Ok(Self { backends })
+        Ok(Self { backends, is_stopping: Arc::default() })
+    }
+
+    /// Says from now on that the program is stopping.
+    pub fn stop(&self) {
+        self.is_stopping.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether requests should be sent here. Once one of the stores has answered, this stays so
+    /// until [`Health::stop`], whatever becomes of the backends: taking every replica out because
+    /// they share a database that is down would turn a degraded cache into none.
+    pub fn readiness(&self) -> Readiness {
+        let has_answered = |backend: &Backend| {
+            STORES.contains(&backend.name) && backend.has_answered.load(Ordering::SeqCst)
+        };
+        if self.is_stopping.load(Ordering::SeqCst) {
+            Readiness::Stopping
+        } else if self.backends.iter().any(has_answered) {
+            Readiness::Ready
+        } else {
+            Readiness::Starting
+        }
     }
 
     /// `status` is `ok`, or `degraded` where a backend does not answer.
@@ -70,6 +123,10 @@ impl Health {
 }
 
 impl Backend {
+    fn new(name: &'static str) -> Self {
+        Self { name, last: Mutex::new(None), has_answered: AtomicBool::new(false) }
+    }
+
     fn record(&self, answer: Result<(), String>) {
         let mut last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let was_well = last.as_ref().is_none_or(|(_, answer)| answer.is_ok());
@@ -77,6 +134,9 @@ impl Backend {
             Err(error) if was_well => tracing::warn!(backend = self.name, error, "backend is down"),
             Ok(()) if !was_well => tracing::info!(backend = self.name, "backend is back"),
             _ => {}
+        }
+        if answer.is_ok() {
+            self.has_answered.store(true, Ordering::SeqCst);
         }
         *last = Some((Instant::now(), answer));
     }
@@ -96,6 +156,50 @@ impl Backend {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Waits until it is so, as the probes run on threads of their own.
+    fn wait_for(readiness: Readiness, health: &Health) {
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while health.readiness() != readiness {
+            assert!(Instant::now() < deadline, "{readiness:?}: {health:?}");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn it_is_ready_from_the_first_answer_of_a_store_until_the_stop() {
+        let (answers, taken) = crossbeam_channel::bounded::<Result<(), String>>(1);
+        let (never, hang) = crossbeam_channel::bounded::<()>(0);
+        let first = move || taken.recv().unwrap_or_else(|_| Err("gone".to_owned()));
+        let probes: Vec<(&'static str, Probe)> = vec![
+            ("index", Box::new(first)),
+            ("blobs", Box::new(move || hang.recv().map_err(|error| error.to_string()))),
+        ];
+        let health = Health::watch(probes).unwrap();
+        assert_eq!(health.readiness(), Readiness::Starting);
+        answers.send(Ok(())).unwrap();
+        wait_for(Readiness::Ready, &health);
+        assert_eq!(health.report()["status"], "degraded");
+        health.stop();
+        assert_eq!(health.readiness(), Readiness::Stopping);
+        drop((answers, never));
+    }
+
+    #[test]
+    fn neither_failures_nor_coordination_make_it_ready_and_failures_leave_it_so() {
+        let backends = Arc::new(vec![Backend::new("blobs"), Backend::new("coordination")]);
+        let health = Health { backends, is_stopping: Arc::default() };
+        let check = |of: usize, answer: Result<(), &str>, readiness| {
+            health.backends[of].record(answer.map_err(str::to_owned));
+            assert_eq!(health.readiness(), readiness, "{of} {answer:?}");
+        };
+        let (blobs, coordination) = (0, 1);
+        check(blobs, Err("refused"), Readiness::Starting);
+        check(coordination, Ok(()), Readiness::Starting);
+        check(blobs, Ok(()), Readiness::Ready);
+        check(blobs, Err("refused"), Readiness::Ready);
+        check(coordination, Err("refused"), Readiness::Ready);
+    }
 
     #[test]
     fn a_backend_that_fails_or_hangs_makes_the_whole_degraded() {

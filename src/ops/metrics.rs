@@ -1,5 +1,6 @@
 //! Metrics in the Prometheus text format.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use prometheus_client::metrics::counter::Counter;
@@ -8,9 +9,13 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::{Registry, Unit};
 
 use super::Answered;
+use crate::artifact::RemoteName;
 use crate::cache::counters::Counters;
+use crate::index::Usage;
 
 type Labelled = Family<Vec<(&'static str, String)>, Counter>;
+/// Gauges of remotes that have something stored.
+type ByRemoteNow = Family<Vec<(&'static str, String)>, Gauge>;
 
 /// The metrics of the program.
 #[derive(Debug)]
@@ -21,6 +26,8 @@ pub struct Metrics {
     bytes: Labelled,
     refusals: Labelled,
     gauges: Gauges,
+    cache_bytes: ByRemoteNow,
+    cache_artifacts: ByRemoteNow,
 }
 
 /// What is measured at the moment of asking.
@@ -79,6 +86,25 @@ impl Metrics {
             Unit::Bytes,
             c.fetched_bytes.clone(),
         );
+        for (name, help, family) in [
+            ("evicted", "Artifacts taken out to keep a bound, by remote", &c.evicted),
+            ("without_room", "Whole bodies that found no room, by remote", &c.without_room),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        registry.register_with_unit(
+            "evicted",
+            "Bytes of artifacts taken out to keep a bound, by remote",
+            Unit::Bytes,
+            c.evicted_bytes.clone(),
+        );
+        let (cache_bytes, cache_artifacts) = (ByRemoteNow::default(), ByRemoteNow::default());
+        for (name, help, family) in [
+            ("cache_bytes", "Bytes of stored artifacts, by remote", &cache_bytes),
+            ("cache_artifacts", "Stored artifacts, by remote", &cache_artifacts),
+        ] {
+            registry.register(name, help, family.clone());
+        }
         for (name, help, counter) in [
             ("fetches_resumed", "Cut bodies that went on with a Range request", &c.resumed),
             ("unstored", "Whole bodies that were not stored", &c.unstored),
@@ -99,12 +125,20 @@ impl Metrics {
         ] {
             registry.register(name, help, gauge.clone());
         }
-        Self { registry: Mutex::new(registry), requests, bytes, refusals, gauges }
+        Self {
+            registry: Mutex::new(registry),
+            requests,
+            bytes,
+            refusals,
+            gauges,
+            cache_bytes,
+            cache_artifacts,
+        }
     }
 
     /// Counts a request; `remote` is the name of a configured remote, or empty.
     pub fn count(&self, remote: &str, answered: Answered, body_bytes: u64) {
-        let labels = vec![("remote", remote.to_owned()), ("outcome", answered.as_str().to_owned())];
+        let labels = labels(remote, answered);
         self.requests.get_or_create(&labels).inc();
         self.bytes.get_or_create(&labels).inc_by(body_bytes);
     }
@@ -112,6 +146,34 @@ impl Metrics {
     /// Counts an answer that the listener gave by itself; its statuses are a fixed few.
     pub fn count_refusal(&self, status: u16) {
         self.refusals.get_or_create(&vec![("status", status.to_string())]).inc();
+    }
+
+    /// How many requests of a remote ended like this since the start.
+    pub fn requests(&self, remote: &str, answered: Answered) -> u64 {
+        self.requests.get(&labels(remote, answered)).map_or(0, |counter| counter.get())
+    }
+
+    /// How many bytes of bodies were sent to clients for a remote since the start.
+    pub fn sent_bytes(&self, remote: &str) -> u64 {
+        let sent = Answered::ALL.iter().filter_map(|answered| {
+            self.bytes.get(&labels(remote, *answered)).map(|counter| counter.get())
+        });
+        sent.sum()
+    }
+
+    /// Puts what is stored, by remote, in place of what was put there before.
+    pub fn set_usage(&self, usage: &BTreeMap<RemoteName, Usage>) {
+        let set = |family: &ByRemoteNow, remote: &RemoteName, value: u64| {
+            let gauge = family.get_or_create_owned(&vec![("remote", remote.to_string())]);
+            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        };
+        // A remote that has nothing any more is not shown with what it had.
+        self.cache_bytes.clear();
+        self.cache_artifacts.clear();
+        for (remote, usage) in usage {
+            set(&self.cache_bytes, remote, usage.bytes);
+            set(&self.cache_artifacts, remote, usage.artifacts);
+        }
     }
 
     /// The text for a scrape.
@@ -132,6 +194,10 @@ impl Metrics {
     }
 }
 
+fn labels(remote: &str, answered: Answered) -> Vec<(&'static str, String)> {
+    vec![("remote", remote.to_owned()), ("outcome", answered.as_str().to_owned())]
+}
+
 /// The media type of [`Metrics::render`].
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
@@ -146,12 +212,22 @@ mod tests {
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
         metrics.count_refusal(431);
+        let counted = |outcome| metrics.requests("alpine", Answered::Cache(outcome));
+        assert_eq!((counted(Outcome::Hit), counted(Outcome::Miss)), (2, 0));
+        assert_eq!((metrics.sent_bytes("alpine"), metrics.sent_bytes("deb")), (15, 0));
+        let usage = |artifacts| Usage { artifacts, bytes: 7, hits: 0 };
+        let [alpine, former] = ["alpine", "former"].map(|name| name.parse::<RemoteName>().unwrap());
+        metrics.set_usage(&BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]));
+        metrics.set_usage(&BTreeMap::from([(alpine, usage(3))]));
         let text = metrics.render(Now { flights: 2, ..Now::default() });
+        assert!(!text.contains("former") && !text.contains("outcome=\"miss\""), "{text}");
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
             "artifactapi_sent_bytes_total{remote=\"alpine\",outcome=\"hit\"} 15",
             "artifactapi_refusals_total{status=\"431\"} 1",
             "artifactapi_flights 2",
+            "artifactapi_cache_bytes{remote=\"alpine\"} 7",
+            "artifactapi_cache_artifacts{remote=\"alpine\"} 3",
             "artifactapi_healed_total 0",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");

@@ -1,13 +1,18 @@
 //! Operations: what an operator sees. Metrics, health, the access log and the views of what is
-//! configured and cached. No sockets and no HTTP here.
+//! configured and cached; and the command line, whose `warm` and `health` ask a running server. Of
+//! sockets and HTTP only what those two need.
 
 pub mod access_log;
 pub mod admin;
+pub mod ask;
 pub mod cli;
 pub mod health;
 pub mod metrics;
 pub mod purge;
+pub mod stats;
 pub mod token;
+pub mod upkeep;
+pub mod warm;
 
 use crate::cache::Outcome;
 
@@ -35,6 +40,21 @@ pub enum Answered {
 }
 
 impl Answered {
+    /// Every way in which a request can end.
+    pub const ALL: &[Self] = &[
+        Self::Cache(Outcome::Hit),
+        Self::Cache(Outcome::Stale),
+        Self::Cache(Outcome::Revalidated),
+        Self::Cache(Outcome::Miss),
+        Self::Cache(Outcome::Collapsed),
+        Self::Cache(Outcome::Pass),
+        Self::Refused,
+        Self::Absent,
+        Self::Failed,
+        Self::Shed,
+        Self::Own,
+    ];
+
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {
         match self {

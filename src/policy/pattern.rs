@@ -96,6 +96,38 @@ impl Patterns {
     }
 }
 
+/// Which stored artifacts stay, however short space is: those whose path, with its query or
+/// without, one of the expressions finds itself in.
+///
+/// ```
+/// use artifactapi::{artifact::ArtifactPath, policy::pattern::Pins};
+/// let pins = Pins::new(&["^v3\\.20/".to_owned()], 1 << 20).unwrap();
+/// let path = ArtifactPath::from_canonical("v3.20/main/x86_64/curl-8.9.0-r0.apk").unwrap();
+/// assert!(pins.hold(&path) && !Pins::default().hold(&path));
+/// ```
+#[derive(Debug, Clone, Default)]
+pub struct Pins(RegexSet);
+
+impl Pins {
+    /// Compiles a list of regular expressions; `size_max` bounds it in bytes of memory.
+    ///
+    /// # Errors
+    /// As [`Patterns::new`].
+    pub fn new(pins: &[String], size_max: usize) -> Result<Self, regex::Error> {
+        RegexSetBuilder::new(pins).size_limit(size_max).build().map(Self)
+    }
+
+    /// Whether the artifact of this path stays.
+    pub fn hold(&self, path: &ArtifactPath) -> bool {
+        finds(&self.0, path)
+    }
+
+    /// The expressions as written.
+    pub fn as_written(&self) -> &[String] {
+        self.0.patterns()
+    }
+}
+
 /// Whether a pattern of the set finds itself in the path, with its query or without.
 fn finds(set: &RegexSet, path: &ArtifactPath) -> bool {
     let (whole, plain) = (path.as_str(), path.without_query());

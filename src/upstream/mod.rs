@@ -19,6 +19,7 @@ use crate::config::Origin;
 pub mod address;
 pub mod breaker;
 pub mod http;
+pub mod own;
 pub mod patient;
 pub mod proxy;
 pub mod redirect;
@@ -64,6 +65,22 @@ pub fn connect(
         return Err(SetupError::NoBase);
     }
     Ok(Arc::new(Patient::new(upstreams, limits.retries_max, clock.clone(), Pause::real())))
+}
+
+/// Makes the upstream that lists a remote's releases, where it has one: asked as the remote's
+/// own is, with the same credentials, since the operator named it or it belongs to the host
+/// that they are for.
+///
+/// # Errors
+/// [`SetupError`] where the configuration can't be put to work.
+pub fn connect_releases(
+    origin: &Origin,
+    limits: &Limits,
+    proxies: &ProxyEnv,
+    clock: &Clock,
+) -> Result<Option<Arc<dyn Upstream>>, SetupError> {
+    let Some(api) = origin.releases_api() else { return Ok(None) };
+    connect(&Origin { bases: vec![api], ..origin.clone() }, limits, proxies, clock).map(Some)
 }
 
 /// Why an upstream can't be set up as configured.
@@ -166,6 +183,8 @@ pub struct UpstreamHead {
     /// encodes all the same has its bytes kept as they came, and whoever serves them must
     /// say so.
     pub content_encoding: Option<String>,
+    /// `Link` (RFC 8288), which some listings continue with.
+    pub link: Option<String>,
 }
 
 /// A body that says at its end how it ended.
@@ -279,6 +298,7 @@ mod tests {
                 timeouts: Timeouts::default(),
                 offline: false,
                 allow_private_redirects: false,
+                api_url: None,
             };
             connect(&origin, &Limits::default(), &ProxyEnv::default(), &Clock::system())
         };

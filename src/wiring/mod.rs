@@ -4,6 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::batch::Batches;
+use crate::cache::space::SpacePlan;
 use crate::cache::{Cache, CacheBounds, Target};
 use crate::chain::chain;
 use crate::clock::Clock;
@@ -14,6 +16,7 @@ use crate::config::tokens::{Token, Tokens};
 use crate::config::{Kind, Remotes};
 use crate::front::Front;
 use crate::front::access::{Access, Reads};
+use crate::front::batch::BatchApi;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
 use crate::front::wire::guarded::{
@@ -23,9 +26,10 @@ use crate::front::wire::guarded::{
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
 use crate::ops::access_log::Refusals;
+use crate::ops::ask::Door;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
-use crate::upstream::{Limits, ProxyEnv, SetupError, connect};
+use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
 
 pub mod ports;
 
@@ -96,7 +100,9 @@ pub struct App {
     addresses: String,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
+    batches: Arc<Batches>,
     catalogs: Arc<Catalogs>,
+    health: Health,
     access: Arc<Access>,
     opened: OpenedPorts,
     proxies: ProxyEnv,
@@ -126,12 +132,15 @@ impl App {
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
+        cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
+        let batches = Arc::new(Batches::start(Arc::clone(&cache)));
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
-            health,
+            batches: BatchApi::new(Arc::clone(&batches), settings.workers),
+            health: health.clone(),
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
@@ -147,7 +156,9 @@ impl App {
             addresses,
             pools,
             cache,
+            batches,
             catalogs,
+            health,
             access,
             opened,
             proxies,
@@ -170,9 +181,12 @@ impl App {
         self.listener.run()
     }
 
-    /// Stops accepting; requests in flight go on.
+    /// Stops accepting and cancels batches; requests in flight go on.
     pub fn stop(&self) {
+        // First, so that whoever still asks learns of it.
+        self.health.stop();
         self.listener.stop();
+        self.batches.stop();
     }
 
     /// Waits for the requests and fetches in flight, then writes down what must outlive the process. Says
@@ -185,6 +199,7 @@ impl App {
             finished = Instant::now() < deadline;
             std::thread::sleep(LANDING_POLL);
         }
+        self.cache.space().close();
         self.cache.record_uses();
         self.opened.close();
         finished
@@ -200,6 +215,7 @@ impl App {
         match catalog {
             Ok(catalog) => {
                 tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
             }
             Err(error) => {
@@ -226,14 +242,13 @@ impl App {
     }
 
     /// Does what is due from time to time, for as long as the program runs: watches
-    /// remotes.yaml and the tokens, records uses, syncs the data folder and sweeps orphans.
+    /// remotes.yaml and the tokens, records uses and syncs the data folder.
     pub fn upkeep(&self) -> ! {
         let started = Instant::now();
         let mut watched = self.watched;
         let mut tokens = self.tokens_watched;
         let due = |every: Duration| (every, started);
-        let (mut uses, mut sync, mut sweep) =
-            (due(USES_INTERVAL), due(SYNC_INTERVAL), due(SWEEP_INTERVAL));
+        let (mut uses, mut sync) = (due(USES_INTERVAL), due(SYNC_INTERVAL));
         let mut poll = due(self.settings.config_poll);
         loop {
             std::thread::sleep(UPKEEP_TICK);
@@ -255,12 +270,18 @@ impl App {
             if is_due(&mut sync) {
                 self.opened.sync();
             }
-            if is_due(&mut sweep) {
-                match self.cache.sweep_orphans() {
-                    Ok(0) => {}
-                    Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
-                    Err(error) => tracing::warn!(error, "a sweep broke off"),
-                }
+        }
+    }
+
+    /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
+    /// own, because it walks over everything that is stored.
+    pub fn sweep(&self) -> ! {
+        loop {
+            std::thread::sleep(SWEEP_INTERVAL);
+            match self.cache.sweep_orphans() {
+                Ok(0) => {}
+                Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
+                Err(error) => tracing::warn!(error, "a sweep broke off"),
             }
         }
     }
@@ -294,6 +315,32 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
+}
+
+/// Where `artifactapi health` finds the server that runs with these settings: the first TCP
+/// address or unix socket of `LISTEN_ADDR`.
+///
+/// # Errors
+/// [`DoorError`] where there is none that another process could know.
+pub fn door(settings: &Settings) -> Result<Door, DoorError> {
+    let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
+    let known = |address| match address {
+        ListenAddr::Tcp(address) => Some(Door::Tcp(address)),
+        ListenAddr::Unix(path) => Some(Door::Unix(path)),
+        ListenAddr::Inherited => None,
+    };
+    addresses.into_iter().find_map(known).ok_or(DoorError::Inherited)
+}
+
+/// Why a server can't be asked for its health.
+#[derive(Debug, thiserror::Error)]
+pub enum DoorError {
+    /// `LISTEN_ADDR` names something that is no address.
+    #[error("LISTEN_ADDR cannot be understood")]
+    ListenAddr(#[from] ListenAddrError),
+    /// Only the service manager knows where the server listens.
+    #[error("LISTEN_ADDR is systemd, which does not say where to ask; set it to the address")]
+    Inherited,
 }
 
 fn tokens_of(settings: &Settings) -> Option<Watched> {
@@ -340,6 +387,7 @@ fn build_catalog(
     let limits =
         Limits { redirects_max: settings.redirects_max, retries_max: settings.retries_max };
     let mut targets = std::collections::BTreeMap::new();
+    let mut releases = std::collections::BTreeMap::new();
     for (name, remote) in &remotes.by_name {
         let upstream = match &remote.kind {
             Kind::Local => None,
@@ -347,20 +395,24 @@ fn build_catalog(
                 let kept = old.targets.get(name.as_str()).filter(
                     |target| matches!(&target.remote.kind, Kind::Remote(was) if was == origin),
                 );
-                match kept {
-                    Some(target) => target.upstream.clone(),
-                    None => {
-                        let remote = name.to_string();
-                        let failed = |source| StartError::Upstream { remote, source };
-                        Some(connect(origin, &limits, proxies, clock).map_err(failed)?)
+                let failed = |source| StartError::Upstream { remote: name.to_string(), source };
+                let (upstream, lists_releases) = match kept {
+                    Some(target) => {
+                        (target.upstream.clone(), old.releases.get(name.as_str()).cloned())
                     }
-                }
+                    None => (
+                        Some(connect(origin, &limits, proxies, clock).map_err(failed)?),
+                        connect_releases(origin, &limits, proxies, clock).map_err(failed)?,
+                    ),
+                };
+                releases.extend(lists_releases.map(|upstream| (name.to_string(), upstream)));
+                upstream
             }
         };
         let target = Target { remote: Arc::clone(remote), upstream };
         targets.insert(name.to_string(), Arc::new(target));
     }
-    Ok(Catalog { remotes: Arc::new(remotes), targets })
+    Ok(Catalog { remotes: Arc::new(remotes), targets, releases })
 }
 
 fn cache_bounds(settings: &Settings) -> CacheBounds {
@@ -369,6 +421,10 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
         fetch_queue_max: settings.fetch_queue_max,
         lease_ttl: settings.lease_ttl,
     }
+}
+
+fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
+    SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
 }
 
 /// How to listen.

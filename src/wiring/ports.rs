@@ -11,6 +11,7 @@ use crate::blob::hot::{HotBlobs, HotSettings};
 use crate::blob::s3::settings::{BadEndpoint, Secure, endpoint};
 use crate::blob::s3::{S3Error, S3Settings, S3Store};
 use crate::cache::Ports;
+use crate::cache::upkeep::Trust;
 use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::env::{Engines, Settings};
@@ -79,6 +80,8 @@ pub enum PortsError {
 pub struct OpenedPorts {
     /// The ports.
     pub ports: Ports,
+    /// What the store of blobs promises, for a rebuild of the index.
+    pub trust: Trust,
     embedded: Option<Arc<EmbeddedIndex>>,
     bridge: Option<Arc<BridgedIndex>>,
     s3: Option<Arc<S3Store>>,
@@ -148,8 +151,10 @@ pub fn open(
         ),
     };
 
+    // On the local disk, which files were synced is known to the index alone.
+    let trust = if s3.is_some() { Trust::Durable } else { Trust::UntilCrash };
     let ports = Ports { blobs, index, freshness, leases, staging, clock: clock.clone() };
-    Ok(OpenedPorts { ports, embedded, bridge, s3, redis, data_dir, _lock: lock })
+    Ok(OpenedPorts { ports, trust, embedded, bridge, s3, redis, data_dir, _lock: lock })
 }
 
 impl OpenedPorts {

@@ -6,7 +6,7 @@
 use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
@@ -223,6 +223,13 @@ impl Server {
         Process::start(self.folder.path(), &self.env)
     }
 
+    /// Runs a command on the same folder, as an operator does, to its end.
+    pub(crate) fn command(&self, words: &[&str]) -> Output {
+        let mut command = program(self.folder.path(), &self.env);
+        let output = command.args(words).stdin(Stdio::null()).output();
+        output.unwrap_or_else(|error| panic!("cannot start {PROGRAM}: {error}"))
+    }
+
     /// Its peak of resident memory so far, in bytes.
     pub(crate) fn memory_peak(&self) -> u64 {
         self.process.status_number("VmHWM:") << 10
@@ -272,6 +279,20 @@ fn config_path(folder: &Path) -> PathBuf {
     folder.join("remotes.yaml")
 }
 
+/// The program in a folder, with an environment of its own.
+fn program(folder: &Path, env: &[(String, String)]) -> Command {
+    let mut command = Command::new(PROGRAM);
+    command
+        .env_clear()
+        .env("LISTEN_ADDR", "127.0.0.1:0")
+        .env("DATA_DIR", data_dir(folder))
+        .env("CONFIG_PATH", config_path(folder))
+        .env("RUST_BACKTRACE", "1")
+        .envs(env.iter().map(|(name, value)| (name, value)))
+        .current_dir(folder);
+    command
+}
+
 /// The process and its log.
 #[derive(Debug)]
 pub(crate) struct Process {
@@ -293,14 +314,7 @@ struct LogState {
 
 impl Process {
     fn start(folder: &Path, env: &[(String, String)]) -> Self {
-        let mut child = Command::new(PROGRAM)
-            .env_clear()
-            .env("LISTEN_ADDR", "127.0.0.1:0")
-            .env("DATA_DIR", data_dir(folder))
-            .env("CONFIG_PATH", config_path(folder))
-            .env("RUST_BACKTRACE", "1")
-            .envs(env.iter().map(|(name, value)| (name, value)))
-            .current_dir(folder)
+        let mut child = program(folder, env)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -118,7 +118,7 @@ fn where_no_link_can_be_had_the_bytes_are_copied() {
     bench.publish(b"earlier").unwrap();
     let bytes: Vec<u8> = (0..COPY_BUFFER_BYTES + 3).map(|at| at as u8).collect();
     let sealed = bench.sealed(&bytes);
-    let version = bench.store.copy_in(&bench.path(), &sealed).unwrap();
+    let version = bench.store.copy_in(&bench.path(), &sealed, &about(&sealed)).unwrap();
     assert_eq!(sealed.file().metadata().unwrap().nlink(), 1);
     drop(sealed);
     assert!(bench.read(&version).unwrap() == bytes);
@@ -126,6 +126,45 @@ fn where_no_link_can_be_had_the_bytes_are_copied() {
     for (errno, copied) in [(Errno::XDEV, true), (Errno::OPNOTSUPP, true), (Errno::NOSPC, false)] {
         assert_eq!(cannot_link(&errno.into()), copied, "{errno}");
     }
+}
+
+#[test]
+fn a_linked_and_a_copied_blob_describe_themselves() {
+    let bench = Bench::new();
+    let sealed = bench.sealed(b"bytes");
+    let said = about(&sealed);
+    for copied in [false, true] {
+        let version = match copied {
+            true => bench.store.copy_in(&bench.path(), &sealed, &said).unwrap(),
+            false => bench.store.publish(&key(), &sealed, &said).unwrap(),
+        };
+        let meta = bench.store.stat(&key()).unwrap().unwrap();
+        assert_eq!((meta.about, meta.version), (Some(said.clone()), version), "{copied}");
+    }
+}
+
+#[test]
+fn a_file_that_was_written_to_does_not_describe_itself_any_more() {
+    let bench = Bench::new();
+    for damage in [&b"by"[..], b"BYTES", b""] {
+        bench.publish(b"bytes").unwrap();
+        fs::write(bench.path(), damage).unwrap();
+        let meta = bench.store.stat(&key()).unwrap().unwrap();
+        assert_eq!((meta.size, meta.about), (damage.len() as u64, None), "{damage:?}");
+    }
+}
+
+#[test]
+fn a_blob_that_cannot_describe_itself_is_a_blob_all_the_same() {
+    let bench = Bench::new();
+    let sealed = bench.sealed(b"bytes");
+    let path = ArtifactPath::from_canonical("p".repeat(4_000)).unwrap();
+    let artifact = ArtifactKey { path, ..artifact() };
+    let long = About { artifact, ..about(&sealed) };
+    let version = bench.store.publish(&key(), &sealed, &long).unwrap();
+    assert!(bench.store.has_warned.load(Ordering::Relaxed));
+    assert_eq!(bench.store.stat(&key()).unwrap().unwrap().about, None);
+    assert_eq!(bench.read(&version).unwrap(), b"bytes");
 }
 
 #[test]

@@ -1,12 +1,13 @@
 //! Uploads over backends that fail, race and crash between two steps.
 
+use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use super::*;
-use crate::artifact::BlobVersion;
+use crate::artifact::{BlobVersion, RemoteName};
 use crate::blob::memory::MemoryBlobs;
 use crate::blob::{BlobMeta, BlobStore};
 use crate::body::{Body, read_to_vec};
@@ -16,7 +17,7 @@ use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken, Leases};
 use crate::index::memory::MemoryIndex;
-use crate::index::{ArtifactIndex, Row, Scan, Use};
+use crate::index::{ArtifactIndex, LeastUsed, Row, Scan, Usage, Use};
 use crate::staging::Staging;
 
 /// Backends in memory that write down what they are asked, and fail where a test says so.
@@ -126,6 +127,18 @@ impl ArtifactIndex for Index {
 
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
         self.0.index.touch(uses)
+    }
+
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        self.0.index.usage()
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        self.0.index.least_used(query, visit)
     }
 
     fn probe(&self) -> Result<(), IndexError> {

@@ -1,5 +1,7 @@
 //! What is accepted, what is refused in which words, and what is only warned of.
 
+use serde_json::json;
+
 use super::*;
 use crate::artifact::ArtifactPath;
 use crate::config::problem::PROBLEMS_LISTED_MAX;
@@ -96,7 +98,7 @@ fn every_key_is_understood() {
         "base_url: http://${HOST}/p?\n\
          type: remote\npackage: deb\ndescription: d\n\
          exclude_patterns: [y$]\nmutable_patterns: [z$]\n\
-         cache: {file_ttl: 60, index_ttl: 0.5, stale_if_error: 7, negative_ttl: 0, max_bytes: 5Gi}\n\
+         cache: {file_ttl: 60, index_ttl: 0.5, stale_if_error: 7, negative_ttl: 0}\nmax_bytes: 5Gi\n\
          mirrors: [https://m1.example.org/, https://m2.example.org/q/]\n\
          auth: {bearer: \"${TOKEN}\"}\n\
          ca_file: ca.pem\nproxy: http://u:p@proxy.example.org:3128\n\
@@ -170,17 +172,48 @@ fn each_way_to_authenticate_is_understood() {
 #[test]
 fn these_three_keys_stand_in_the_remote_or_below_cache() {
     for lines in [
-        "max_bytes: 5\nstale_if_error: 6\nnegative_ttl: 7",
-        "cache: {max_bytes: 5, stale_if_error: 6, negative_ttl: 7}",
+        "keep_unused_for: 3600\nstale_if_error: 6\nnegative_ttl: 7",
+        "cache: {keep_unused_for: 3600, stale_if_error: 6, negative_ttl: 7}",
     ] {
         let remote = remote_of(&with(&format!("type: local\n{lines}")));
-        assert_eq!(remote.max_bytes, Some(5));
+        assert_eq!(remote.keeping.unused_for, Some(Duration::from_secs(3600)));
         assert_eq!(remote.lifetimes.stale_if_error, Some(Duration::from_secs(6)));
         assert_eq!(remote.lifetimes.negative_ttl, Duration::from_secs(7));
     }
     refused_lines(
-        "cache: {max_bytes: 5}\nmax_bytes: 5",
-        &["r.yaml:6: remotes.a.max_bytes: is also below cache; keep the one below cache"],
+        "cache: {negative_ttl: 5}\nnegative_ttl: 5",
+        &["r.yaml:6: remotes.a.negative_ttl: is also below cache; keep the one below cache"],
+    );
+}
+
+#[test]
+fn max_bytes_bounds_one_artifact_and_below_cache_all_of_them() {
+    let remote = remote_of(&with(
+        "base_url: https://h.example.org\nmax_bytes: 5Mi\ncache: {max_bytes: 10Gi}\npin_patterns: ['^keep/']",
+    ));
+    assert_eq!(remote.max_bytes, Some(5 << 20));
+    assert_eq!(remote.keeping.max_bytes, Some(10 << 30));
+    let path = |path: &str| ArtifactPath::from_canonical(path).unwrap();
+    assert!(remote.keeping.pins.hold(&path("keep/a")) && !remote.keeping.pins.hold(&path("a")));
+    let shown = remote.to_json();
+    assert_eq!(
+        (&shown["max_bytes"], &shown["cache"]["max_bytes"]),
+        (&json!(5 << 20), &json!(10_u64 << 30))
+    );
+    assert_eq!(shown["pin_patterns"], json!(["^keep/"]));
+    refused_lines(
+        "keep_unused_for: 0\npin_patterns: ['(']",
+        &[
+            "r.yaml:5: remotes.a.keep_unused_for: 0 is below 1; give 1 to 3153600000 seconds",
+            "r.yaml:6: remotes.a.pin_patterns[0]: \"(\" is not a regular expression: unclosed group; close the parenthesis or escape it as \\(",
+        ],
+    );
+    warned(
+        &with("type: local\ncache: {max_bytes: 5}\npin_patterns: [x]"),
+        &[
+            "r.yaml:5: remotes.a.cache.max_bytes: has no effect in a local remote, which keeps what is uploaded; remove it; max_bytes beside cache bounds the single upload",
+            "r.yaml:6: remotes.a.pin_patterns: has no effect in a local remote; remove it",
+        ],
     );
 }
 
@@ -250,8 +283,8 @@ fn unknown_and_repeated_keys_are_refused_with_the_nearest_known_one() {
             "r.yaml:9: remotes.a.cache.mirrors: the key is unknown; mirrors belongs to the remote itself",
             "r.yaml:11: remotes.a.offline: the key is there twice; remove one: only the last would count, silently",
             "r.yaml:12: remotes.a.foo: the key is unknown; the keys here are base_url, type, package, description, \
-             include_patterns, exclude_patterns, mutable_patterns, cache, mirrors, auth, ca_file, proxy, timeouts, \
-             offline, allow_private_redirects, allow_overwrite, max_bytes, stale_if_error, negative_ttl",
+             include_patterns, exclude_patterns, mutable_patterns, pin_patterns, cache, mirrors, auth, ca_file, proxy, \
+             timeouts, offline, allow_private_redirects, api_url, allow_overwrite, max_bytes, stale_if_error, negative_ttl, keep_unused_for",
         ],
     );
     refused(

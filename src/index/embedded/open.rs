@@ -14,7 +14,7 @@ const FILE: &str = "index.sqlite";
 const APPLICATION_ID: i64 = 0x6172_7469;
 /// What leads from each version of the schema to the next; the first from none. The version
 /// is `PRAGMA user_version`. Never edit one that was released.
-const MIGRATIONS: &[&str] = &[include_str!("../embedded.sql")];
+const MIGRATIONS: &[&str] = &[include_str!("../embedded.sql"), include_str!("../embedded_2.sql")];
 /// How long a statement waits for another process, which can only be `sqlite3`.
 const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pages in memory, in KiB, of the writer and of each reader. They hold the upper levels of

@@ -229,7 +229,7 @@ fn a_newer_schema_stops_the_start_with_both_versions() {
     index.writer().as_ref().unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
     drop(index);
     let error = EmbeddedIndex::open(data_dir.path()).unwrap_err();
-    assert!(matches!(error, OpenIndexError::Newer { found: 99, known: 1, .. }), "{error:?}");
+    assert!(matches!(error, OpenIndexError::Newer { found: 99, known: 2, .. }), "{error:?}");
 }
 
 #[test]
@@ -276,6 +276,50 @@ fn uses_past_what_sqlite_counts_stop_there() {
 }
 
 #[test]
+fn a_file_of_the_first_version_is_taken_over_with_its_sums() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let old = Connection::open(data_dir.path().join("index.sqlite")).unwrap();
+    old.execute_batch(include_str!("../embedded.sql")).unwrap();
+    old.execute_batch(
+        "PRAGMA application_id = 0x61727469; PRAGMA user_version = 1;
+        WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < 5)
+        INSERT INTO artifact (remote, path, blob, version, size, sha256, stored_at, validated_at,
+            last_used, hits, generation)
+        SELECT 'remote', 'p' || i, 'remote/0123456789abcdef/p', 'v', i * 10,
+            printf('%064d', 0), 100 - i, 0, iif(i = 1, 200, NULL), i, i FROM n",
+    )
+    .unwrap();
+    drop(old);
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let expected = Usage { artifacts: 5, bytes: 150, hits: 15 };
+    assert_eq!(index.usage().unwrap(), BTreeMap::from([("remote".parse().unwrap(), expected)]));
+    let mut shown = Vec::new();
+    let mut visit = |row: Row| {
+        shown.push(row.key.path.to_string());
+        ControlFlow::Continue(())
+    };
+    let query = LeastUsed { remote: "remote".parse().unwrap(), behind: None };
+    index.least_used(&query, &mut visit).unwrap();
+    assert_eq!(shown, ["p5", "p4", "p3", "p2", "p1"]);
+}
+
+#[test]
+fn the_order_of_the_last_use_is_read_from_its_index() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let reader = index.reader("explain").unwrap();
+    let mut statement = reader.prepare(&format!("EXPLAIN QUERY PLAN {LEAST_USED}")).unwrap();
+    let detail: Vec<String> = statement
+        .query_map(["x"; 4], |row| row.get("detail"))
+        .unwrap()
+        .collect::<Result<_, _>>()
+        .unwrap();
+    let plan =
+        "SEARCH artifact USING INDEX artifact_by_recency (remote=? AND (recency,path)>(?,?))";
+    assert_eq!(detail, [plan]);
+}
+
+#[test]
 fn lookups_and_pages_go_by_the_key() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
@@ -288,13 +332,13 @@ fn lookups_and_pages_go_by_the_key() {
             .unwrap()
             .collect::<Result<_, _>>()
             .unwrap();
-        assert_eq!(detail, [format!("SEARCH artifact USING PRIMARY KEY {plan}")], "{sql}");
+        assert_eq!(detail, [format!("SEARCH artifact USING {plan}")], "{sql}");
     };
-    check(GET, "(remote=? AND path=?)");
-    check(UPDATE, "(remote=? AND path=?)");
-    check(REMOVE, "(remote=? AND path=?)");
-    check(TOUCH, "(remote=? AND path=?)");
-    check(SCAN_FROM, "(remote=? AND path>?)");
-    check(SCAN_BEHIND, "(remote=? AND path>?)");
-    check(NEXT_REMOTE, "(remote>?)");
+    check(GET, "PRIMARY KEY (remote=? AND path=?)");
+    check(UPDATE, "PRIMARY KEY (remote=? AND path=?)");
+    check(REMOVE, "PRIMARY KEY (remote=? AND path=?)");
+    check(TOUCH, "PRIMARY KEY (remote=? AND path=?)");
+    check(SCAN_FROM, "PRIMARY KEY (remote=? AND path>?)");
+    check(SCAN_BEHIND, "PRIMARY KEY (remote=? AND path>?)");
+    check(NEXT_REMOTE, "COVERING INDEX artifact_by_recency (remote>?)");
 }

@@ -193,6 +193,8 @@ pub(super) enum Sql {
     Remove,
     NextRemote,
     Page,
+    LeastUsed,
+    Usage,
     Touch,
     Probe,
 }
@@ -248,6 +250,24 @@ impl Sql {
                      AND (path > $2 OR ($4 AND path = $2)) \
                  ORDER BY left(path, 512), path LIMIT $5"
             ),
+            // $2 and $3 are the moment and the path that the page begins behind.
+            Self::LeastUsed => concat!(
+                "SELECT ",
+                columns!(),
+                ", greatest(stored_at_us, coalesce(last_used_us, stored_at_us)) AS recency_us \
+                 FROM artifact WHERE remote = $1 \
+                     AND greatest(stored_at_us, coalesce(last_used_us, stored_at_us)) >= $2 \
+                     AND (greatest(stored_at_us, coalesce(last_used_us, stored_at_us)) > $2 \
+                         OR path > $3) \
+                 ORDER BY recency_us, path LIMIT $4"
+            ),
+            // Sums stop at what a bigint holds.
+            Self::Usage => {
+                "SELECT remote, count(*), \
+                     least(sum(size_bytes), 9223372036854775807)::bigint, \
+                     least(sum(hits), 9223372036854775807)::bigint \
+                 FROM artifact GROUP BY remote"
+            }
             // Locked in one order, so that two replicas never wait for each other.
             Self::Touch => {
                 "WITH used AS ( \

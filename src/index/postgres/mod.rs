@@ -5,6 +5,7 @@
 //! whose connection breaks is made once more on another, so that a restart of the database
 //! is not noticed by callers that come after it. Nothing here is remembered between calls.
 
+use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 mod connection;
@@ -25,7 +26,7 @@ use crate::artifact::{ArtifactKey, Digest, Entry, RemoteName};
 use crate::breaker::BreakerCounts;
 use crate::chain::chain;
 use crate::index::micros::micros_of;
-use crate::index::{ArtifactIndex, IndexError, Put, Row, Scan, Use};
+use crate::index::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use connection::{Connection, Connector, Sql};
 use pool::{Attempt, Pool};
 use row::RowValues;
@@ -238,6 +239,57 @@ impl ArtifactIndex for PostgresIndex {
             })?;
         }
         Ok(())
+    }
+
+    fn usage(&self) -> Result<BTreeMap<RemoteName, Usage>, IndexError> {
+        let sums = self.call("add up", move |connection, _| {
+            let (client, statement) = connection.with(Sql::Usage)?;
+            let rows = client.query(&statement, &[])?;
+            let sum = |row: &postgres::Row| -> Result<(String, [i64; 3]), postgres::Error> {
+                Ok((row.try_get(0)?, [row.try_get(1)?, row.try_get(2)?, row.try_get(3)?]))
+            };
+            Ok(rows.iter().map(sum).collect::<Result<Vec<_>, _>>()?)
+        })?;
+        let named = sums.into_iter().map(|(name, sums)| {
+            let remote = name.parse().map_err(|_| IndexError::Corrupt {
+                key: name.clone(),
+                reason: "that is not the name of a remote".to_owned(),
+            })?;
+            let [artifacts, bytes, hits] = sums.map(|sum| u64::try_from(sum).unwrap_or(0));
+            Ok((remote, Usage { artifacts, bytes, hits }))
+        });
+        named.collect()
+    }
+
+    fn least_used(
+        &self,
+        query: &LeastUsed,
+        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
+    ) -> Result<(), IndexError> {
+        // No path is empty, so this is before every row.
+        let mut behind = match &query.behind {
+            Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
+            None => (i64::MIN, String::new()),
+        };
+        loop {
+            let (remote, (recency, path)) = (query.remote.as_str().to_owned(), behind.clone());
+            let page = self.call("list by last use", move |connection, _| {
+                let (client, statement) = connection.with(Sql::LeastUsed)?;
+                let rows = client.query(&statement, &[&remote, &recency, &path, &PAGE_ROWS])?;
+                rows.iter().map(|row| Ok(RowValues::read(row)?)).collect::<Result<Vec<_>, _>>()
+            })?;
+            let is_last = (page.len() as i64) < PAGE_ROWS;
+            for values in page {
+                let row = values.into_row(&query.remote)?;
+                behind = (micros_of(row.recency()), row.key.path.as_str().to_owned());
+                if visit(row).is_break() {
+                    return Ok(());
+                }
+            }
+            if is_last {
+                return Ok(());
+            }
+        }
     }
 
     fn probe(&self) -> Result<(), IndexError> {

@@ -156,6 +156,7 @@ fn fields(headers: &HeaderMap) -> UpstreamHead {
         content_type: text(headers, header::CONTENT_TYPE),
         content_encoding: text(headers, header::CONTENT_ENCODING)
             .filter(|coding| !coding.eq_ignore_ascii_case("identity")),
+        link: text(headers, header::LINK),
         ..UpstreamHead::default()
     }
 }

@@ -32,6 +32,7 @@ fn origin(base: &str) -> Origin {
         timeouts: Timeouts { connect: LONG, first_byte: LONG, idle: LONG },
         offline: false,
         allow_private_redirects: false,
+        api_url: None,
     }
 }
 

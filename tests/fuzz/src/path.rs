@@ -1,7 +1,7 @@
 //! Paths of artifacts: what a client writes behind `/api/<remote>/`, and the key that a blob
 //! lies under.
 
-use crate::artifact::{ARTIFACT_PATH_MAX, ArtifactKey, ArtifactPath, BlobKey};
+use crate::artifact::{ARTIFACT_PATH_MAX, ArtifactKey, ArtifactPath, BlobKey, RemoteName};
 
 /// Parses a path, with a query behind its first `?`, and follows it to its key.
 pub fn path(input: &[u8]) {
@@ -9,6 +9,11 @@ pub fn path(input: &[u8]) {
     let text = String::from_utf8_lossy(input);
     if let Ok(path) = ArtifactPath::from_canonical(text.as_ref()) {
         check(&path);
+    }
+    for url in [text.as_ref(), &format!("http://{text}"), &format!("http://a/{text}")] {
+        if let Some(key) = BlobKey::of_url(url) {
+            check_key(&key);
+        }
     }
     let (raw, query) = match text.split_once('?') {
         Some((raw, query)) => (raw, Some(query)),
@@ -44,11 +49,18 @@ fn check(path: &ArtifactPath) {
         }
         seen = next;
     }
-    let remote = "remote".parse().expect("it is a name");
+    let remote: RemoteName = "remote".parse().expect("it is a name");
     let key = BlobKey::of(&ArtifactKey { remote, path: path.clone() });
+    assert_eq!(key.parts().0, "remote");
+    check_key(&key);
+}
+
+/// What a store may rely on when it makes a file of a key.
+fn check_key(key: &BlobKey) {
     let (folder, hash, name) = key.parts();
-    assert_eq!((folder, hash.len()), ("remote", 16));
+    assert!(folder.parse::<RemoteName>().is_ok() && hash.len() == 16, "{key}");
+    assert!(!name.chars().any(|c| c.is_control() || c == '\\'), "{name:?}");
     assert!(!name.is_empty() && name.len() <= 255 && !name.contains('/'), "{name:?}");
     assert!(name != "." && name != "..");
-    assert_eq!(BlobKey::from_listing(key.as_str()).as_ref(), Some(&key));
+    assert_eq!(BlobKey::from_listing(key.as_str()).as_ref(), Some(key));
 }

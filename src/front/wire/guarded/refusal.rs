@@ -27,7 +27,7 @@ impl Refusal {
         Self::new(400, "Transfer-Encoding must be chunked");
     pub(super) const HEAD_TIMEOUT: Self = Self::new(408, "the request head took too long");
     pub(super) const CONNECT: Self = Self::new(405, "this is no proxy for CONNECT")
-        .with("Allow: GET, HEAD, PUT, DELETE, OPTIONS\r\n");
+        .with("Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n");
     pub(super) const BODY_TOO_LONG: Self = Self::new(413, "the request body is too long");
     pub(super) const URL_TOO_LONG: Self = Self::new(414, "the request target is too long");
     pub(super) const EXPECTATION: Self = Self::new(417, "only 100-continue can be expected");
@@ -45,7 +45,7 @@ impl Refusal {
     pub(super) const VERSION: Self = Self::new(505, "only HTTP/1.1 and HTTP/1.0 are spoken");
     /// `OPTIONS *` (RFC 9110, section 9.3.7), which asks about the server as a whole.
     pub(super) const OPTIONS: Self =
-        Self::new(204, "").with("Allow: GET, HEAD, PUT, DELETE, OPTIONS\r\n");
+        Self::new(204, "").with("Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n");
 
     const fn new(status: u16, detail: &'static str) -> Self {
         Self { status, detail, field: None }

@@ -1,0 +1,164 @@
+//! A batch as it is asked for, in JSON.
+
+use regex::{Regex, RegexBuilder};
+use serde_json::{Map, Value};
+
+use super::ARTIFACTS_MAX;
+
+/// Bytes of a request.
+pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
+/// Bytes of a pattern, and of its compiled form.
+const PATTERN_BYTES_MAX: usize = 1024;
+const PATTERN_SIZE_MAX: usize = 1 << 20;
+/// Every field that a request may have.
+const FIELDS: &[&str] =
+    &["remote", "include_pattern", "paths", "urls", "dry_run", "limit", "force"];
+
+/// A batch.
+#[derive(Debug, Clone)]
+pub struct Request {
+    /// What to cache.
+    pub what: What,
+    /// How.
+    pub options: Options,
+}
+
+/// What to cache.
+#[derive(Debug, Clone)]
+pub enum What {
+    /// Whatever upstream has that matches.
+    Pattern {
+        /// The remote's name.
+        remote: String,
+        /// Searched in the path.
+        include: Regex,
+    },
+    /// These paths of a remote, percent-encoded or not, as in a URL.
+    Paths {
+        /// The remote's name.
+        remote: String,
+        /// The paths.
+        paths: Vec<String>,
+    },
+    /// These URLs, each of the remote below whose base URL it lies.
+    Urls {
+        /// The one remote that they may belong to, or any.
+        remote: Option<String>,
+        /// The URLs.
+        urls: Vec<String>,
+    },
+}
+
+/// How a batch is done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Options {
+    /// Only say what would be cached.
+    pub dry_run: bool,
+    /// At most so many artifacts.
+    pub limit: usize,
+    /// Ask upstream about what is stored and fresh, too.
+    pub force: bool,
+}
+
+/// Why a request can't be understood; names the field and the fix.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct BadRequest(String);
+
+impl Request {
+    /// Reads a request.
+    ///
+    /// ```
+    /// use artifactapi::batch::Request;
+    /// let text = br#"{"remote": "tools", "include_pattern": "[", "dry_run": true}"#;
+    /// let error = Request::parse(text).unwrap_err().to_string();
+    /// assert!(error.starts_with("include_pattern is not a regular expression"), "{error}");
+    /// ```
+    ///
+    /// # Errors
+    /// [`BadRequest`].
+    pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
+        let bad = |why: String| Err(BadRequest(why));
+        let fields = match serde_json::from_slice(body) {
+            Ok(Value::Object(fields)) => fields,
+            Ok(_) => return bad("the body must be a JSON object".to_owned()),
+            Err(error) => return bad(format!("the body is not JSON: {error}")),
+        };
+        if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
+            return bad(format!("there is no field {unknown:?}: use {}", FIELDS.join(", ")));
+        }
+        let options = Options {
+            dry_run: switch(&fields, "dry_run")?,
+            limit: match fields.get("limit") {
+                None | Some(Value::Null) => ARTIFACTS_MAX,
+                Some(limit) => match limit.as_u64().and_then(|n| usize::try_from(n).ok()) {
+                    Some(limit) if (1..=ARTIFACTS_MAX).contains(&limit) => limit,
+                    _ => return bad(format!("limit must be a number from 1 to {ARTIFACTS_MAX}")),
+                },
+            },
+            force: switch(&fields, "force")?,
+        };
+        let given = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
+        let ways = ["include_pattern", "paths", "urls"].map(given);
+        let what = match ways {
+            [true, false, false] => {
+                What::Pattern { remote: remote(&fields)?, include: pattern(&fields)? }
+            }
+            [false, true, false] => {
+                What::Paths { remote: remote(&fields)?, paths: texts(&fields, "paths")? }
+            }
+            [false, false, true] => What::Urls {
+                remote: given("remote").then(|| remote(&fields)).transpose()?,
+                urls: texts(&fields, "urls")?,
+            },
+            _ => {
+                return bad(
+                    "give exactly one of include_pattern and paths (each with remote) and urls"
+                        .to_owned(),
+                );
+            }
+        };
+        Ok(Self { what, options })
+    }
+}
+
+fn switch(fields: &Map<String, Value>, name: &str) -> Result<bool, BadRequest> {
+    match fields.get(name) {
+        None | Some(Value::Null) => Ok(false),
+        Some(Value::Bool(value)) => Ok(*value),
+        Some(_) => Err(BadRequest(format!("{name} must be true or false"))),
+    }
+}
+
+fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a str, BadRequest> {
+    let value = fields.get(name).and_then(Value::as_str);
+    value.ok_or_else(|| BadRequest(format!("{name} must be a text")))
+}
+
+fn remote(fields: &Map<String, Value>) -> Result<String, BadRequest> {
+    text(fields, "remote").map(str::to_owned)
+}
+
+fn pattern(fields: &Map<String, Value>) -> Result<Regex, BadRequest> {
+    let text = text(fields, "include_pattern")?;
+    if text.len() > PATTERN_BYTES_MAX {
+        let why = format!("include_pattern is longer than {PATTERN_BYTES_MAX} bytes");
+        return Err(BadRequest(why));
+    }
+    RegexBuilder::new(text).size_limit(PATTERN_SIZE_MAX).build().map_err(|error| {
+        BadRequest(format!("include_pattern is not a regular expression: {error}"))
+    })
+}
+
+fn texts(fields: &Map<String, Value>, name: &str) -> Result<Vec<String>, BadRequest> {
+    let list = fields.get(name).and_then(Value::as_array);
+    let list = list.ok_or_else(|| BadRequest(format!("{name} must be a list of texts")))?;
+    if list.len() > ARTIFACTS_MAX {
+        return Err(BadRequest(format!("{name} has more than {ARTIFACTS_MAX} entries")));
+    }
+    let text = |(at, value): (usize, &Value)| {
+        let text = value.as_str().map(str::to_owned);
+        text.ok_or_else(|| BadRequest(format!("{name}[{at}] must be a text")))
+    };
+    list.iter().enumerate().map(text).collect()
+}

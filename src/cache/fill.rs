@@ -1,0 +1,135 @@
+//! Filling the cache for its own sake: nobody waits for the bytes.
+//!
+//! A fill is judged and fetched as a client's request is, through the same flights, but at a
+//! batch's urgency, and it is over when its flight has landed.
+
+use std::ops::ControlFlow;
+use std::time::Duration;
+
+use super::fetch::Task;
+use super::flight::{End, FlightReader, Joined};
+use super::pool::Urgency;
+use super::{Cache, CacheError, FetchError, ROUNDS_MAX, Reach, Target};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry};
+use crate::policy::Decision;
+use crate::staging::StagingError;
+
+/// How often whoever asked for a fill hears of its progress.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// What a fill is to bring about.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wish {
+    /// That it is stored and fresh.
+    Fresh,
+    /// That upstream has confirmed it now, fresh or not.
+    Confirmed,
+}
+
+/// What a fill has brought about.
+#[derive(Debug)]
+pub enum Filled {
+    /// It was stored already; upstream was not asked, or confirmed it.
+    Already(Entry),
+    /// It was fetched and stored.
+    Fetched(Entry),
+    /// It was fetched but can't be stored: too large, without framing, or the store failed.
+    Unstored,
+    /// Whoever asked does not want it any more. A fetch that has begun goes on.
+    Cancelled,
+}
+
+/// Hears now and then how many bytes have come; a `Break` ends the wait.
+pub type Reporter<'a> = &'a dyn Fn(u64) -> ControlFlow<()>;
+
+impl Cache {
+    /// Sees to it that an artifact, which the remote's patterns allow, is stored. What is
+    /// fetched is stored under `blob` where that is given, and under its usual key otherwise.
+    /// Blocks until it is over.
+    ///
+    /// # Errors
+    /// [`CacheError`]; a stale copy is no success here.
+    pub fn fill(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        blob: Option<&BlobKey>,
+        wish: Wish,
+        report: Reporter<'_>,
+    ) -> Result<Filled, CacheError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        for _ in 0..ROUNDS_MAX {
+            let task = match self.fill_task(target, &key, wish)? {
+                Due::Nothing(entry) => return Ok(Filled::Already(entry)),
+                Due::Pass => return Ok(Filled::Unstored),
+                Due::Task(task) => task,
+            };
+            let reader = match self.flights.join(&key) {
+                Joined::Follow(reader) => reader,
+                Joined::Lead(writer) => {
+                    let blob = blob.cloned().unwrap_or_else(|| BlobKey::of(&key));
+                    match self.depart(target, &key, blob, task, writer, Urgency::Batch) {
+                        Some(reader) => reader,
+                        None => continue,
+                    }
+                }
+            };
+            match landing(&reader, report) {
+                None => return Ok(Filled::Cancelled),
+                Some(End::Stored(entry)) => return Ok(Filled::Fetched(entry)),
+                Some(End::Confirmed(entry)) => return Ok(Filled::Already(entry)),
+                Some(End::Unstored) => return Ok(Filled::Unstored),
+                Some(End::Absent) => return Err(CacheError::Absent),
+                Some(End::Failed(why)) => match *why {
+                    FetchError::Abandoned => {}
+                    FetchError::Staging(StagingError::Full { .. }) => return Ok(Filled::Unstored),
+                    _ => return Err(CacheError::Fetch(why)),
+                },
+            }
+        }
+        Err(CacheError::Unsettled)
+    }
+
+    /// Whether an artifact is stored and fresh, without asking upstream.
+    pub fn is_filled(&self, target: &Target, path: &ArtifactPath) -> Option<Entry> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        match self.fill_task(target, &key, Wish::Fresh) {
+            Ok(Due::Nothing(entry)) => Some(entry),
+            Ok(Due::Pass | Due::Task(_)) | Err(_) => None,
+        }
+    }
+
+    fn fill_task(&self, target: &Target, key: &ArtifactKey, wish: Wish) -> Result<Due, CacheError> {
+        let stored = self.lookup(key);
+        let class = target.class(&key.path);
+        let decision = self.judge(target, key, class, stored.as_ref());
+        let is_forced = wish == Wish::Confirmed && target.reach() == Reach::Online;
+        Ok(match (decision, stored) {
+            (Decision::Pass, _) => Due::Pass,
+            (Decision::Prove, Some(entry)) if !is_forced => Due::Task(Task::Prove(entry)),
+            (_, Some(entry)) if is_forced => Due::Task(Task::Revalidate(entry)),
+            (Decision::Hit(_) | Decision::Stale, Some(entry)) => Due::Nothing(entry),
+            (Decision::Revalidate, Some(entry)) => Due::Task(Task::Revalidate(entry)),
+            (Decision::Fetch, _) => Due::Task(Task::Fetch),
+            (_, None) if is_forced => Due::Task(Task::Fetch),
+            _ if target.reach() == Reach::Offline => return Err(CacheError::Offline),
+            _ => return Err(CacheError::Absent),
+        })
+    }
+}
+
+enum Due {
+    Nothing(Entry),
+    Pass,
+    Task(Task),
+}
+
+/// Waits for the end of a flight, which always comes; `None` where the reporter wants no more.
+fn landing(reader: &FlightReader, report: Reporter<'_>) -> Option<End> {
+    while !reader.has_landed_within(REPORT_INTERVAL) {
+        if report(reader.written()).is_break() {
+            return None;
+        }
+    }
+    Some(reader.landing())
+}

@@ -1,0 +1,185 @@
+//! The threads that fetch, and the two queues that they take from.
+//!
+//! Clients' misses go through one queue, batches through another. A thread takes from the
+//! second only when the first is empty, and half of the threads never do, so a miss finds a
+//! thread however much a batch has begun. A fetch that waits in the second queue and that a
+//! client joins is moved into the first.
+
+use std::collections::VecDeque;
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
+use threadpool::ThreadPool;
+
+use super::counters::Counters;
+use super::fetch::{Fetcher, Job};
+use super::flight::End;
+use super::space::Space;
+use super::{CacheBounds, FetchError, Ports};
+use crate::artifact::ArtifactKey;
+
+/// Who waits for a fetch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Urgency {
+    /// A client.
+    Client,
+    /// A batch, which can wait.
+    Batch,
+}
+
+/// The threads that fetch.
+#[derive(Debug)]
+pub(super) struct FetchPool {
+    jobs: Sender<Job>,
+    batch: Arc<BatchQueue>,
+    batch_threads: usize,
+    _threads: ThreadPool,
+}
+
+/// What batches want fetched: a token in the channel for every job that waits, which is how a
+/// thread can wait for both queues at once.
+#[derive(Debug)]
+struct BatchQueue {
+    tokens: Sender<()>,
+    given: Receiver<()>,
+    // Guards the jobs that no thread has begun, at most one for each token; nothing else is
+    // taken while it is held.
+    waiting: Mutex<VecDeque<Job>>,
+}
+
+impl BatchQueue {
+    fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
+        self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    fn withdraw(&self, key: &ArtifactKey) -> Option<Job> {
+        let mut waiting = self.waiting();
+        let at = waiting.iter().position(|job| job.key == *key)?;
+        let job = waiting.remove(at);
+        drop(waiting);
+        // Where a thread has taken the token already, it finds another job, or none.
+        let _ = self.given.try_recv();
+        job
+    }
+}
+
+/// How many of so many threads may run a batch's fetches at once.
+pub(super) fn batch_threads(fetch_threads: usize) -> usize {
+    (fetch_threads / 2).max(1)
+}
+
+impl FetchPool {
+    pub(super) fn start(
+        ports: Ports,
+        bounds: &CacheBounds,
+        space: Arc<Space>,
+        counters: Arc<Counters>,
+    ) -> Self {
+        let (jobs, waiting) = bounded(bounds.fetch_queue_max);
+        let shared = batch_threads(bounds.fetch_threads);
+        let (tokens, given) = bounded(bounds.fetch_queue_max.max(shared));
+        let batch = Arc::new(BatchQueue { tokens, given, waiting: Mutex::default() });
+        // One thread alone would have to serve both; a second one keeps the promise.
+        let clients_only = (bounds.fetch_threads - shared).max(1);
+        let threads = threadpool::Builder::new()
+            .num_threads(shared + clients_only)
+            .thread_name("fetch".to_owned())
+            .build();
+        let fetcher = Arc::new(Fetcher::new(ports, space, counters, bounds.lease_ttl));
+        for _ in 0..clients_only {
+            let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
+            threads.execute(move || {
+                let mut buffer = Vec::new();
+                while let Ok(job) = waiting.recv() {
+                    run_job(&fetcher, job, &mut buffer);
+                }
+            });
+        }
+        for _ in 0..shared {
+            let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
+            let batch = Arc::clone(&batch);
+            threads.execute(move || run_both(&fetcher, &waiting, &batch));
+        }
+        Self { jobs, batch, batch_threads: shared, _threads: threads }
+    }
+
+    /// Queues a job; where there is no room, its flight fails as overloaded.
+    pub(super) fn submit(&self, job: Job, urgency: Urgency) {
+        match urgency {
+            Urgency::Client => {
+                if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+                    self.jobs.try_send(job)
+                {
+                    refuse(job);
+                }
+            }
+            Urgency::Batch => {
+                let (key, reader) = (job.key.clone(), job.writer.reader());
+                // Job first, token second: whoever takes a token finds a job, unless a client
+                // was first.
+                self.batch.waiting().push_back(job);
+                if self.batch.tokens.try_send(()).is_err()
+                    && let Some(job) = self.batch.withdraw(&key)
+                {
+                    refuse(job);
+                }
+                // A client that joined before the job was in the table could not move it.
+                if reader.is_urgent() {
+                    self.promote(&key);
+                }
+            }
+        }
+    }
+
+    /// A client waits for this fetch now, and has told its flight to hurry: if a batch queued it and no thread has begun it, it
+    /// becomes a client's.
+    pub(super) fn promote(&self, key: &ArtifactKey) {
+        if let Some(job) = self.batch.withdraw(key) {
+            self.submit(job, Urgency::Client);
+        }
+    }
+
+    /// Clients' fetches that wait for a thread.
+    pub(super) fn queued(&self) -> usize {
+        self.jobs.len()
+    }
+
+    /// How many of a batch's fetches can run at once.
+    pub(super) fn batch_threads(&self) -> usize {
+        self.batch_threads
+    }
+}
+
+fn refuse(job: Job) {
+    job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
+}
+
+fn run_both(fetcher: &Fetcher, clients: &Receiver<Job>, batch: &BatchQueue) {
+    let mut buffer = Vec::new();
+    loop {
+        // `select` picks any that is ready; clients come first.
+        let job = match clients.try_recv() {
+            Ok(job) => Some(job),
+            Err(TryRecvError::Disconnected) => return,
+            Err(TryRecvError::Empty) => select! {
+                recv(clients) -> job => match job {
+                    Ok(job) => Some(job),
+                    Err(_) => return,
+                },
+                recv(batch.given) -> token => token.ok().and_then(|()| batch.waiting().pop_front()),
+            },
+        };
+        if let Some(job) = job {
+            run_job(fetcher, job, &mut buffer);
+        }
+    }
+}
+
+fn run_job(fetcher: &Fetcher, job: Job, buffer: &mut Vec<u8>) {
+    // A bug in one fetch must not cost a thread. The writer is dropped on the way, so the
+    // flight's readers learn of it.
+    let run = || fetcher.run(job, buffer);
+    if std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err() {
+        tracing::error!("a fetch panicked; its flight failed");
+    }
+}

@@ -1,0 +1,171 @@
+//! `POST /cache-artifact` and `/jobs`: batches over HTTP.
+//!
+//! A small batch is answered with its results; a large one, or one that takes its time, with
+//! 202 and where to look. Who may do this is not judged here.
+
+use std::io::Read;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::catalog::Catalog;
+use super::reply::{self, Problem};
+use super::route::query_value;
+use super::wire::Reply;
+use crate::batch::watch::Lines;
+use crate::batch::{
+    Batches, Job, Page, Phase, Plan, PlanError, REQUEST_BYTES_MAX, Remotes, Request,
+};
+use crate::body::{Body, BodyError, Piece, Source};
+
+/// How long a request waits for its batch before it is told where to look.
+const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);
+/// Artifacts of a batch that is waited for at all, and of an answer where none are asked for.
+const DIRECT_ARTIFACTS_MAX: usize = 1000;
+/// The most artifacts of an answer.
+const PAGE_MAX: usize = 10_000;
+/// Waiting requests hold a worker each: never more than this many, nor a quarter of them all.
+const WAITERS_MAX: usize = 32;
+
+/// Answers requests about batches.
+#[derive(Debug)]
+pub struct BatchApi {
+    batches: Arc<Batches>,
+    waiters: Arc<AtomicUsize>,
+    waiters_max: usize,
+}
+
+impl BatchApi {
+    /// Answers for these batches, on `workers` threads that serve other requests as well.
+    pub fn new(batches: Arc<Batches>, workers: usize) -> Self {
+        let waiters_max = (workers / 4).clamp(1, WAITERS_MAX);
+        Self { batches, waiters: Arc::default(), waiters_max }
+    }
+
+    /// `POST /cache-artifact`.
+    pub(super) fn begin(
+        &self,
+        catalog: &Catalog,
+        query: &str,
+        body: &mut dyn Read,
+    ) -> Result<Reply, Problem> {
+        let wants_lines = match query_value(query, "wait").as_deref() {
+            None | Some("false") => false,
+            Some("true") => true,
+            Some(_) => return Err(Problem::new(400, "wait must be true or false")),
+        };
+        let seat = self.take_seat();
+        if wants_lines && seat.is_none() {
+            return Err(too_many("too many clients wait for batches: try again, or without wait"));
+        }
+        let request = Request::parse(&read(body)?);
+        let request = request.map_err(|error| Problem::new(400, error.to_string()))?;
+        let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
+        let plan = Plan::of(request, remotes).map_err(|error| match error {
+            PlanError::UnknownRemote(_) => Problem::new(404, error.to_string()),
+            PlanError::NoUpstream(_) => Problem::new(400, error.to_string()),
+        })?;
+        let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
+        match seat {
+            Some(seat) if wants_lines => {
+                let lines = Seated { lines: Lines::of(job), _seat: seat };
+                let body = Body::new(None, Box::new(lines));
+                Ok(Reply::new(200, body).header("Content-Type", "application/x-ndjson"))
+            }
+            Some(_) if job.has_ended_within(DIRECT_WAIT_MAX, DIRECT_ARTIFACTS_MAX) => {
+                Ok(ended(&job))
+            }
+            _ => {
+                let location = format!("/jobs/{}", job.id());
+                Ok(reply::json(202, &job.summary()).header("Location", location))
+            }
+        }
+    }
+
+    /// `GET /jobs`.
+    pub(super) fn jobs(&self) -> Reply {
+        let jobs: Vec<Value> = self.batches.jobs().iter().map(|job| job.summary()).collect();
+        reply::json(200, &json!({ "jobs": jobs }))
+    }
+
+    /// `GET /jobs/{id}`.
+    pub(super) fn job(&self, id: &str, query: &str) -> Result<Reply, Problem> {
+        let number = |name: &str, default: usize, max: usize| match query_value(query, name) {
+            None => Ok(default),
+            Some(text) => match text.parse() {
+                Ok(number) if number <= max => Ok(number),
+                _ => Err(Problem::new(400, format!("{name} must be a number up to {max}"))),
+            },
+        };
+        let page = Page {
+            offset: number("offset", 0, usize::MAX)?,
+            limit: number("limit", DIRECT_ARTIFACTS_MAX, PAGE_MAX)?,
+        };
+        Ok(reply::json(200, &self.find(id)?.report(page)))
+    }
+
+    /// `DELETE /jobs/{id}`: cancels, and says where that has ended it.
+    pub(super) fn cancel(&self, id: &str) -> Result<Reply, Problem> {
+        let job = self.find(id)?;
+        job.cancel();
+        Ok(reply::json(200, &job.summary()))
+    }
+
+    fn find(&self, id: &str) -> Result<Arc<Job>, Problem> {
+        let missing = "there is no such job here: jobs are forgotten in time, and live in the process that began them";
+        self.batches.job(id).ok_or_else(|| Problem::new(404, missing))
+    }
+
+    fn take_seat(&self) -> Option<Seat> {
+        let seat = Seat(Arc::clone(&self.waiters));
+        (seat.0.fetch_add(1, Ordering::SeqCst) < self.waiters_max).then_some(seat)
+    }
+}
+
+/// The results of a batch that has ended; where upstream could not be asked, that is a failure.
+fn ended(job: &Job) -> Reply {
+    let mut report = job.report(Page { offset: 0, limit: PAGE_MAX });
+    if job.phase() == Phase::Failed {
+        report["detail"] = report["error"].clone();
+        return reply::json(502, &report);
+    }
+    reply::json(200, &report)
+}
+
+fn too_many(detail: &str) -> Problem {
+    Problem { detail: detail.to_owned(), ..Problem::overload() }
+}
+
+fn read(body: &mut dyn Read) -> Result<Vec<u8>, Problem> {
+    let mut bytes = Vec::new();
+    let unread = |error| Problem::new(400, format!("the request body did not come: {error}"));
+    body.take(REQUEST_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unread)?;
+    if bytes.len() as u64 > REQUEST_BYTES_MAX {
+        let detail = format!("the request body is larger than {REQUEST_BYTES_MAX} bytes");
+        return Err(Problem::new(413, detail));
+    }
+    Ok(bytes)
+}
+
+/// One of the workers that may wait; given back when dropped.
+#[derive(Debug)]
+struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+struct Seated {
+    lines: Lines,
+    _seat: Seat,
+}
+
+impl Source for Seated {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        self.lines.next_piece()
+    }
+}
