@@ -116,8 +116,13 @@ fn every_route_lets_in_exactly_whom_it_should() {
                     expect_challenge(&answer);
                 }
                 if found < 300 {
-                    let is_private = answer.header("cache-control") == Some("private");
-                    assert_eq!(is_private, !anonymous && *target != "/health", "{method} {target}");
+                    // Only artifacts may be kept; by shared caches, where everybody may read.
+                    let expected = match (*method, target.starts_with("/api/"), anonymous) {
+                        ("GET" | "HEAD", true, true) => None,
+                        ("GET" | "HEAD", true, false) => Some("private"),
+                        _ => Some("no-store"),
+                    };
+                    assert_eq!(answer.header("cache-control"), expected, "{method} {target}");
                 }
             }
         }

@@ -14,6 +14,7 @@ mod floors;
 mod formats;
 mod hit_miss;
 mod local;
+mod overload;
 mod paths;
 mod purge;
 mod ranges;

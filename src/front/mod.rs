@@ -13,7 +13,7 @@ use crate::body::Body;
 use crate::cache::Cache;
 use crate::chain::chain;
 use crate::index::IndexError;
-use crate::ops::access_log::{self, Line, Wholeness};
+use crate::ops::access_log::{self, Line, Refusals, Wholeness};
 use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
@@ -37,9 +37,9 @@ pub mod wire;
 use access::{Access, Caller, Need};
 use catalog::{Catalog, Catalogs};
 use pools::Pools;
-use reply::{Problem, json};
+use reply::{NO_STORE, Problem, json};
 use route::Route;
-use wire::{Broken, Lane, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
+use wire::{Broken, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
 
 /// The parameters of `DELETE /artifacts/{remote}`.
 const PURGE_PARAMETERS: &[&str] =
@@ -64,6 +64,8 @@ pub struct Front {
     pub pools: Arc<Pools>,
     /// Who may do what.
     pub access: Arc<Access>,
+    /// The log of what never became a request.
+    pub refusals: Refusals,
     /// Bytes that an upload may have, whatever its remote says.
     pub body_bytes_max: u64,
 }
@@ -86,6 +88,11 @@ impl Service for Front {
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter) {
         let (catalog, reply) = (self.catalogs.current(), Problem::overload().reply());
         self.send(&catalog, head.clone(), reply, Answered::Shed, Instant::now(), writer);
+    }
+
+    fn refused(&self, refused: &Refused) {
+        self.metrics.count_refusal(refused.status);
+        self.refusals.write(refused.status, refused.detail, refused.peer);
     }
 }
 
@@ -141,7 +148,8 @@ impl Front {
         };
         let (reply, answered) =
             answer.unwrap_or_else(|problem| (problem.reply(), Answered::Refused));
-        let reply = match self.access.is_private(&need) {
+        let is_kept_nowhere = reply.headers().iter().any(|(_, value)| value == NO_STORE);
+        let reply = match self.access.is_private(&need) && !is_kept_nowhere {
             // No cache between here and the client may give it to another one.
             true => reply.header("Cache-Control", "private"),
             false => reply,
@@ -245,7 +253,9 @@ impl Front {
         };
         self.metrics.set_usage(&self.cache.space().usage());
         let text = self.metrics.render(now);
-        Reply::new(200, Body::from_bytes(text)).header("Content-Type", metrics::CONTENT_TYPE)
+        Reply::new(200, Body::from_bytes(text))
+            .header("Content-Type", metrics::CONTENT_TYPE)
+            .header("Cache-Control", NO_STORE)
     }
 
     /// Sends a reply; the log line and the count follow when it has ended, which for a client

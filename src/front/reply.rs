@@ -12,6 +12,8 @@ use crate::cache::{CacheError, FetchError, Met, Outcome};
 use crate::staging::StagingError;
 use crate::upstream::UpstreamError;
 
+/// `Cache-Control` of what is true for this moment only: errors, states, lists.
+pub(super) const NO_STORE: &str = "no-store";
 /// What `Retry-After` says where nothing better is known.
 const RETRY_AFTER: Duration = Duration::from_secs(1);
 
@@ -88,10 +90,12 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
     }
 }
 
-/// A JSON reply.
+/// A JSON reply: of the moment, so that no cache on the way may keep it.
 pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
     let text = format!("{value}\n");
-    Reply::new(status, Body::from_bytes(text)).header("Content-Type", "application/json")
+    Reply::new(status, Body::from_bytes(text))
+        .header("Content-Type", "application/json")
+        .header("Cache-Control", NO_STORE)
 }
 
 /// Adds what every reply about an artifact says of it. 206 and 304 say it as well (RFC 9110,

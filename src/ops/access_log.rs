@@ -1,9 +1,15 @@
-//! The access log: one line a request.
+//! The access log: one line a request, and a bounded number for what never became one.
 
 use std::net::IpAddr;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use super::Answered;
+
+/// Lines about refusals in each window; who floods us must not flood the log.
+const REFUSAL_LINES_MAX: u32 = 10;
+/// The window.
+const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
 /// What a line says.
 #[derive(Debug)]
@@ -64,6 +70,76 @@ pub fn write(line: &Line<'_>) {
     );
 }
 
+/// The lines about what the listener answered by itself.
+#[derive(Debug, Default)]
+pub struct Refusals {
+    // Guards the counts; a leaf, held for no longer than it takes to count.
+    window: Mutex<Window>,
+}
+
+#[derive(Debug, Default)]
+struct Window {
+    began: Option<Instant>,
+    lines: u32,
+    unlogged: u64,
+}
+
+impl Refusals {
+    /// Writes a line, unless this second has had its lines; the next line tells how many
+    /// were left out.
+    pub fn write(&self, status: u16, detail: &str, client: Option<IpAddr>) {
+        let admitted = self.lock().admit(Instant::now());
+        let Some(unlogged) = admitted else { return };
+        tracing::info!(
+            target: "access",
+            status,
+            // OPTIONS * is answered as well as it can be.
+            outcome = if status < 400 { "own" } else { "refused" },
+            detail,
+            client = client.map(tracing::field::display),
+            unlogged = (unlogged > 0).then_some(unlogged),
+            "no request"
+        );
+    }
+
+    fn lock(&self) -> std::sync::MutexGuard<'_, Window> {
+        self.window.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Window {
+    /// Whether a line may be written, and how many were left out since the last one.
+    fn admit(&mut self, now: Instant) -> Option<u64> {
+        if self.began.is_none_or(|began| now.saturating_duration_since(began) >= REFUSAL_WINDOW) {
+            (self.began, self.lines) = (Some(now), 0);
+        }
+        if self.lines == REFUSAL_LINES_MAX {
+            self.unlogged += 1;
+            return None;
+        }
+        self.lines += 1;
+        Some(std::mem::take(&mut self.unlogged))
+    }
+}
+
 fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_flood_of_refusals_writes_so_many_lines_a_second_and_counts_the_rest() {
+        let (mut window, start) = (Window::default(), Instant::now());
+        for second in 0..3 {
+            let now = start + REFUSAL_WINDOW * second;
+            let admitted: Vec<_> = (0..1000).filter_map(|_| window.admit(now)).collect();
+            assert_eq!(admitted.len(), REFUSAL_LINES_MAX as usize);
+            let before = if second == 0 { 0 } else { 1000 - u64::from(REFUSAL_LINES_MAX) };
+            assert_eq!(admitted[0], before, "those of the second before are told of");
+            assert!(admitted[1..].iter().all(|unlogged| *unlogged == 0));
+        }
+    }
 }

@@ -13,17 +13,18 @@ use crate::artifact::RemoteName;
 use crate::cache::counters::Counters;
 use crate::index::Usage;
 
+type Labelled = Family<Vec<(&'static str, String)>, Counter>;
 /// Gauges of remotes that have something stored.
 type ByRemoteNow = Family<Vec<(&'static str, String)>, Gauge>;
-type ByOutcome = Family<Vec<(&'static str, String)>, Counter>;
 
 /// The metrics of the program.
 #[derive(Debug)]
 pub struct Metrics {
     // Guards the registry, which is only read after the start; nothing else is taken meanwhile.
     registry: Mutex<Registry>,
-    requests: ByOutcome,
-    bytes: ByOutcome,
+    requests: Labelled,
+    bytes: Labelled,
+    refusals: Labelled,
     gauges: Gauges,
     cache_bytes: ByRemoteNow,
     cache_artifacts: ByRemoteNow,
@@ -58,13 +59,19 @@ impl Metrics {
     pub fn new(cache: &Counters) -> Self {
         let mut registry = Registry::with_prefix("artifactapi");
         let (requests, bytes, gauges) =
-            (ByOutcome::default(), ByOutcome::default(), Gauges::default());
+            (Labelled::default(), Labelled::default(), Gauges::default());
         registry.register("requests", "Requests by remote and outcome", requests.clone());
         registry.register_with_unit(
             "sent",
             "Bytes of bodies sent to clients, by remote and outcome",
             Unit::Bytes,
             bytes.clone(),
+        );
+        let refusals = Labelled::default();
+        registry.register(
+            "refusals",
+            "Answers of the listener itself to what never became a request, by status",
+            refusals.clone(),
         );
         let c = cache;
         registry.register("fetches", "Fetches that asked upstream, by remote", c.fetches.clone());
@@ -122,6 +129,7 @@ impl Metrics {
             registry: Mutex::new(registry),
             requests,
             bytes,
+            refusals,
             gauges,
             cache_bytes,
             cache_artifacts,
@@ -133,6 +141,11 @@ impl Metrics {
         let labels = labels(remote, answered);
         self.requests.get_or_create(&labels).inc();
         self.bytes.get_or_create(&labels).inc_by(body_bytes);
+    }
+
+    /// Counts an answer that the listener gave by itself; its statuses are a fixed few.
+    pub fn count_refusal(&self, status: u16) {
+        self.refusals.get_or_create(&vec![("status", status.to_string())]).inc();
     }
 
     /// How many requests of a remote ended like this since the start.
@@ -198,6 +211,7 @@ mod tests {
         let metrics = Metrics::new(&Counters::default());
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
+        metrics.count_refusal(431);
         let counted = |outcome| metrics.requests("alpine", Answered::Cache(outcome));
         assert_eq!((counted(Outcome::Hit), counted(Outcome::Miss)), (2, 0));
         assert_eq!((metrics.sent_bytes("alpine"), metrics.sent_bytes("deb")), (15, 0));
@@ -210,6 +224,7 @@ mod tests {
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
             "artifactapi_sent_bytes_total{remote=\"alpine\",outcome=\"hit\"} 15",
+            "artifactapi_refusals_total{status=\"431\"} 1",
             "artifactapi_flights 2",
             "artifactapi_cache_bytes{remote=\"alpine\"} 7",
             "artifactapi_cache_artifacts{remote=\"alpine\"} 3",

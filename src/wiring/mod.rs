@@ -25,6 +25,7 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
+use crate::ops::access_log::Refusals;
 use crate::ops::ask::Door;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
@@ -143,6 +144,7 @@ impl App {
             metrics: Arc::new(Metrics::new(cache.counters())),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            refusals: Refusals::default(),
             access: Arc::clone(&access),
             body_bytes_max: settings.body_bytes_max,
         };

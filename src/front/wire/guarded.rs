@@ -18,8 +18,9 @@
 
 use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -27,7 +28,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::process::{Resource, getrlimit};
 
-use super::{Bounds, Listener, Service};
+use super::{Bounds, Listener, Refused, Service};
 use crate::front::pools::Pools;
 
 mod address;
@@ -52,6 +53,7 @@ pub use proxies::{ProxyError, TrustedProxies};
 use address::Listeners;
 use census::Census;
 use connection::Conn;
+use refusal::Refusal;
 use table::{Table, Token, WATCHES, Watch};
 use watcher::Watcher;
 
@@ -286,6 +288,15 @@ impl Shared {
             tracing::warn!(%error, "cannot watch a connection; closing it");
             table.remove(token);
         }
+    }
+
+    /// Tells the service what we answered by ourselves.
+    fn tell_refused(&self, refusal: &Refusal, peer: Option<IpAddr>) {
+        tracing::debug!(status = refusal.status, ?peer, "refused a request");
+        let refused = Refused { status: refusal.status, detail: refusal.detail, peer };
+        // This may be the watcher's thread, which a bug of the service must not end; the panic
+        // hook logs what is caught.
+        let _ = catch_unwind(AssertUnwindSafe(|| self.service.refused(&refused)));
     }
 
     /// Whether replies may be put down: what is kept of them has a bound.

@@ -9,37 +9,16 @@ use std::net::IpAddr;
 
 use crate::body::Body;
 
+mod bounds;
 pub mod guarded;
+mod request_head;
 pub mod tiny;
 
 #[cfg(test)]
 mod suite;
 
-/// A request head, complete and within bounds. Header names are lower case; a value has no
-/// control characters.
-#[derive(Debug, Clone)]
-pub struct RequestHead {
-    /// The method as sent: `GET`, `HEAD`, …
-    pub method: String,
-    /// Path and query as sent, beginning with `/`, printable ASCII.
-    pub target: String,
-    /// HTTP/1.1; otherwise HTTP/1.0.
-    pub is_http_11: bool,
-    /// Header fields in their order.
-    pub headers: Vec<(String, String)>,
-    /// The client's address, as far as it is known.
-    pub client: Option<IpAddr>,
-}
-
-impl RequestHead {
-    /// The value of a header that has one; several lines are one list (RFC 9110, section 5.3).
-    pub fn header(&self, name: &str) -> Option<String> {
-        let mut values =
-            self.headers.iter().filter(|(n, _)| n == name).map(|(_, value)| value.as_str());
-        let first = values.next()?.to_owned();
-        Some(values.fold(first, |list, value| list + ", " + value))
-    }
-}
+pub use bounds::Bounds;
+pub use request_head::RequestHead;
 
 /// A reply before its framing: the listener adds `Date`, `Connection` and either
 /// `Content-Length` or `Transfer-Encoding`.
@@ -133,6 +112,17 @@ pub enum Lane {
     Fast,
 }
 
+/// An answer that a listener gave by itself, to what never became a request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Refused {
+    /// The status code.
+    pub status: u16,
+    /// Why, in the words that the client was told.
+    pub detail: &'static str,
+    /// Who was at the other end of the connection.
+    pub peer: Option<IpAddr>,
+}
+
 /// What stands above the wire.
 pub trait Service: Send + Sync {
     /// The lane of a request, told from its head without any waiting.
@@ -141,29 +131,9 @@ pub trait Service: Send + Sync {
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter);
     /// Answers a request for which there is no room (503 with `Retry-After`).
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter);
-}
-
-/// Bounds of the front, all from the environment.
-#[derive(Debug, Clone)]
-pub struct Bounds {
-    /// Threads that answer requests.
-    pub workers: usize,
-    /// Requests that may wait for a worker; one more is answered 503.
-    pub queue_max: usize,
-    /// Bytes of a request head; more is answered 431.
-    pub head_bytes_max: usize,
-    /// Bytes of a request target; more is answered 414.
-    pub url_bytes_max: usize,
-    /// Header fields; more is answered 431.
-    pub header_count_max: usize,
-    /// Bytes of a request body; more is answered 413.
-    pub body_bytes_max: u64,
-    /// How long a connection may stay idle between requests.
-    pub idle_timeout: std::time::Duration,
-    /// How long a client may leave our bytes untaken.
-    pub write_timeout: std::time::Duration,
-    /// How long the stop waits for requests in flight.
-    pub shutdown_grace: std::time::Duration,
+    /// Notes what the listener answered by itself. This may be the thread that accepts, and a
+    /// flood: it must be quick, and write no more than so much.
+    fn refused(&self, refused: &Refused);
 }
 
 /// A listener that runs until it is stopped.

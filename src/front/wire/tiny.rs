@@ -21,7 +21,9 @@ use rustix::process::{PidfdFlags, PidfdGetfdFlags, pidfd_getfd, pidfd_open};
 use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{HTTPVersion, Server};
 
-use super::{Bounds, Broken, Listener, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
+use super::{
+    Bounds, Broken, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service,
+};
 use crate::body::{Body, Piece};
 use crate::front::pools::{Job, Pools};
 
@@ -180,10 +182,11 @@ fn read_head(request: &tiny_http::Request) -> RequestHead {
 }
 
 fn serve(service: &dyn Service, bounds: &Bounds, request: tiny_http::Request, head: RequestHead) {
-    let refusal = refuse(&head, bounds);
+    let (refusal, peer) = (refuse(&head, bounds), head.client);
     exchange(request, &head.clone(), |body, writer| match refusal {
         None => service.serve(Request { head, body }, writer),
         Some((status, detail)) => {
+            service.refused(&Refused { status, detail, peer });
             let body = serde_json::json!({ "detail": detail }).to_string() + "\n";
             let reply = Reply::new(status, Body::from_bytes(body));
             writer.send(reply.header("Content-Type", "application/json"));

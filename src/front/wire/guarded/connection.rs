@@ -10,7 +10,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use super::Shared;
 use super::census::{Kind, Seat};
 use super::head::{self, Parsed, Scan, Scanner};
-use super::refusal::Refusal;
+use super::refusal::{Content, Refusal};
 use super::reply::Pending;
 use super::stream::{More, Stream};
 use super::table::Watch;
@@ -103,6 +103,8 @@ pub(super) struct Conn {
     scanner: Scanner,
     peer: Option<IpAddr>,
     requests: u32,
+    // What goes with an answer of our own to the request that comes next.
+    content: Content,
     lingered: usize,
     seat: Seat,
 }
@@ -118,6 +120,7 @@ impl Conn {
             scanner: Scanner::default(),
             peer,
             requests: 0,
+            content: Content::Sent,
             lingered: 0,
             seat,
         })
@@ -133,6 +136,11 @@ impl Conn {
         self.requests
     }
 
+    /// Who is at its other end.
+    pub(super) fn peer(&self) -> Option<IpAddr> {
+        self.peer
+    }
+
     /// Which kind of seat it has.
     pub(super) fn kind(&self) -> Kind {
         self.seat.kind()
@@ -140,7 +148,9 @@ impl Conn {
 
     /// Takes the next request out of what has arrived already.
     pub(super) fn take_buffered(&mut self, shared: &Shared) -> Next {
-        let (begin, end) = match self.scanner.advance(self.input.bytes(), &shared.bounds) {
+        let scan = self.scanner.advance(self.input.bytes(), &shared.bounds);
+        self.content = Content::for_request(self.scanner.head(self.input.bytes()));
+        let (begin, end) = match scan {
             Scan::Partial => return Next::Partial,
             Scan::Refused(refusal) => return Next::Refused(refusal),
             Scan::Complete { begin, end } => (begin, end),
@@ -189,10 +199,10 @@ impl Conn {
 
     /// Answers for the last time and begins to close, without waiting; `false` where the
     /// answer does not fit into the socket's buffer, and dropping is all that is left.
-    pub(super) fn refuse(&mut self, refusal: &Refusal) -> bool {
-        tracing::debug!(status = refusal.status, peer = ?self.peer, "refused a request");
+    pub(super) fn refuse(&mut self, shared: &Shared, refusal: &Refusal) -> bool {
+        shared.tell_refused(refusal, self.peer);
         let mut answer = Vec::with_capacity(256);
-        refusal.append_to(&mut answer);
+        refusal.append_to(&mut answer, self.content);
         let sent = self.stream.send(&[IoSlice::new(&answer)], More::Nothing);
         sent.is_ok_and(|sent| sent == answer.len()) && self.begin_linger()
     }

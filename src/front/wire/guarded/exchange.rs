@@ -12,6 +12,7 @@ use super::body::{BodyReader, Unread};
 use super::census::Kind;
 use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
+use super::refusal::Refusal;
 use super::reply::{Asked, Ending, Pending, Writer};
 use super::stream::Pace;
 use super::table::Watch;
@@ -71,6 +72,7 @@ pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
 /// where not even that has.
 fn hand_over(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, lane: Lane) {
     // A reserved seat is for the fast lane only.
+    let peer = conn.peer();
     let sheds = conn.kind() == Kind::Reserved && lane == Lane::Main;
     let no_room = Arc::new(AtomicBool::new(sheds));
     let job = Box::new({
@@ -93,6 +95,7 @@ fn hand_over(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, lane: Lane) {
         if let Err(job) = shared.pools.submit_shed(job) {
             // Drops the connection, which never blocks: its socket does not.
             drop(job);
+            shared.tell_refused(&Refusal::NO_ANSWER_AT_ALL, peer);
         }
     }
 }
@@ -144,7 +147,7 @@ fn serve_with(
                 return;
             }
             Next::Refused(refusal) => {
-                if conn.refuse(&refusal) {
+                if conn.refuse(shared, &refusal) {
                     let _stopping = shared.park(conn, Watch::Linger);
                 }
                 return;

@@ -6,6 +6,7 @@
 //! its user: framing, `Host`, targets, methods. Nothing here touches a socket.
 
 use std::mem::MaybeUninit;
+use std::net::Ipv6Addr;
 
 use super::chunked::is_token_byte;
 use super::refusal::Refusal;
@@ -13,8 +14,10 @@ use crate::front::wire::{Bounds, RequestHead};
 
 /// Empty lines that may precede a request line (RFC 9112, section 2.2, asks for one).
 const EMPTY_LINES_MAX: u8 = 2;
-/// Bytes of a request line beside its target: method, version, spaces.
-const REQUEST_LINE_EXTRA: usize = 48;
+/// Bytes of a method; the longest that is known has 7.
+const METHOD_BYTES_MAX: usize = 32;
+/// Bytes of a request line beside its target: method, version, two spaces, CR.
+const REQUEST_LINE_EXTRA: usize = METHOD_BYTES_MAX + "HTTP/1.1".len() + 3;
 /// Header fields that any configuration may allow: their places stand on the stack.
 pub(super) const HEADER_COUNT_CEILING: usize = 256;
 /// Methods of RFC 9110 and RFC 5789; any other is 501.
@@ -54,6 +57,11 @@ impl Scanner {
         self.begin == bytes.len()
     }
 
+    /// What has come of the head, behind empty lines.
+    pub(super) fn head<'a>(&self, bytes: &'a [u8]) -> &'a [u8] {
+        &bytes[self.begin..]
+    }
+
     /// Looks at what is new in `bytes`, which begin where the head begins.
     pub(super) fn advance(&mut self, bytes: &[u8], bounds: &Bounds) -> Scan {
         while let Some(found) = bytes[self.at..].iter().position(|byte| *byte == b'\n') {
@@ -87,8 +95,8 @@ impl Scanner {
     fn check_partial(&self, head: &[u8], bounds: &Bounds) -> Scan {
         let is_request_line = self.line_start == self.begin;
         // A TLS client, or anything else that speaks first in binary, learns it at once.
-        if head.first().is_some_and(|byte| !is_token_byte(*byte) && *byte != b'\r') {
-            Scan::Refused(Refusal::MALFORMED)
+        if is_request_line && let Err(refusal) = check_partial_method(head) {
+            Scan::Refused(refusal)
         } else if is_request_line && head.len() > bounds.url_bytes_max + REQUEST_LINE_EXTRA {
             Scan::Refused(Refusal::URL_TOO_LONG)
         } else if head.len() > bounds.head_bytes_max {
@@ -99,15 +107,35 @@ impl Scanner {
     }
 }
 
+/// Checks what has come of a method, or of an empty line.
+fn check_partial_method(line: &[u8]) -> Result<(), Refusal> {
+    if line.is_empty() || line == b"\r" {
+        return Ok(());
+    }
+    check_method(line.split(|byte| *byte == b' ').next().unwrap_or_default())
+}
+
+fn check_method(method: &[u8]) -> Result<(), Refusal> {
+    if method.is_empty() || !method.iter().all(|byte| is_token_byte(*byte)) {
+        Err(Refusal::MALFORMED)
+    } else if method.len() > METHOD_BYTES_MAX {
+        // RFC 9112, section 3: longer than any method that we know.
+        Err(Refusal::UNKNOWN_METHOD)
+    } else {
+        Ok(())
+    }
+}
+
 /// Checks version and length before the rest of the head is waited for: an HTTP/0.9 client
 /// would wait for ever.
 fn check_request_line(line: &[u8], bounds: &Bounds) -> Result<(), Refusal> {
     let mut words = line.split(|byte| *byte == b' ');
-    let (Some(_method), Some(target), Some(version), None) =
+    let (Some(method), Some(target), Some(version), None) =
         (words.next(), words.next(), words.next(), words.next())
     else {
         return Err(Refusal::MALFORMED);
     };
+    check_method(method)?;
     match version {
         b"HTTP/1.1" | b"HTTP/1.0" => {}
         [b'H', b'T', b'T', b'P', b'/', major, b'.', minor]
@@ -245,25 +273,46 @@ fn resolve_target<'a>(method: &str, target: &'a str) -> Result<Target<'a>, Refus
     Ok(Target::Absolute { authority, target })
 }
 
-/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without user information; may be empty.
+/// `uri-host [ ":" port ]` of RFC 9110, section 7.2, without user information. It may be empty,
+/// but not beside a port: no URI of http or https is without a host (section 4.2.1).
 fn is_host(value: &[u8]) -> bool {
     let (host, port) = match value {
-        [b'[', ..] => match value.iter().position(|byte| *byte == b']') {
-            Some(end) => (&value[1..end], &value[end + 1..]),
+        [] => return true,
+        [b'[', rest @ ..] => match rest.iter().position(|byte| *byte == b']') {
+            Some(end) => (&rest[..end], &rest[end + 1..]),
             None => return false,
         },
         _ => value.split_at(value.iter().position(|b| *b == b':').unwrap_or(value.len())),
     };
-    let is_bracketed = value.starts_with(b"[");
-    host.iter().all(|byte| {
-        byte.is_ascii_alphanumeric()
-            || b"-._~%!$&'()*+;=".contains(byte)
-            || (is_bracketed && *byte == b':')
-    }) && match port {
-        [] => true,
-        [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
-        _ => false,
+    let is_host = match value.first() {
+        Some(b'[') => std::str::from_utf8(host).is_ok_and(|host| host.parse::<Ipv6Addr>().is_ok()),
+        _ => !host.is_empty() && is_reg_name(host),
+    };
+    is_host
+        && match port {
+            [] => true,
+            [b':', digits @ ..] => digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit),
+            _ => false,
+        }
+}
+
+/// `reg-name` of RFC 3986, section 3.2.2, which an IPv4 address is as well.
+fn is_reg_name(name: &[u8]) -> bool {
+    let mut rest = name;
+    while let [first, behind @ ..] = rest {
+        rest = match (first, behind) {
+            (b'%', [high, low, behind @ ..])
+                if high.is_ascii_hexdigit() && low.is_ascii_hexdigit() =>
+            {
+                behind
+            }
+            (byte, behind) if byte.is_ascii_alphanumeric() || b"-._~!$&'()*+;=".contains(byte) => {
+                behind
+            }
+            _ => return false,
+        };
     }
+    true
 }
 
 /// The fields that decide about framing and the connection.

@@ -10,7 +10,8 @@ use super::date;
 pub(super) struct Refusal {
     /// The status code.
     pub(super) status: u16,
-    detail: &'static str,
+    /// What was wrong, for the client and the log.
+    pub(super) detail: &'static str,
     field: Option<&'static str>,
 }
 
@@ -25,8 +26,8 @@ impl Refusal {
     pub(super) const BAD_TRANSFER_ENCODING: Self =
         Self::new(400, "Transfer-Encoding must be chunked");
     pub(super) const HEAD_TIMEOUT: Self = Self::new(408, "the request head took too long");
-    pub(super) const CONNECT: Self =
-        Self::new(405, "this is no proxy for CONNECT").with("Allow: GET, HEAD, OPTIONS\r\n");
+    pub(super) const CONNECT: Self = Self::new(405, "this is no proxy for CONNECT")
+        .with("Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n");
     pub(super) const BODY_TOO_LONG: Self = Self::new(413, "the request body is too long");
     pub(super) const URL_TOO_LONG: Self = Self::new(414, "the request target is too long");
     pub(super) const EXPECTATION: Self = Self::new(417, "only 100-continue can be expected");
@@ -38,9 +39,13 @@ impl Refusal {
     pub(super) const BAD_BODY: Self = Self::new(502, "the body broke off before it began");
     pub(super) const NO_ROOM: Self =
         Self::new(503, "too many connections").with("Retry-After: 1\r\n");
+    /// Only counted: not even a thread that would say it is free.
+    pub(super) const NO_ANSWER_AT_ALL: Self =
+        Self::new(503, "overloaded; closed without an answer");
     pub(super) const VERSION: Self = Self::new(505, "only HTTP/1.1 and HTTP/1.0 are spoken");
     /// `OPTIONS *` (RFC 9110, section 9.3.7), which asks about the server as a whole.
-    pub(super) const OPTIONS: Self = Self::new(204, "").with("Allow: GET, HEAD, OPTIONS\r\n");
+    pub(super) const OPTIONS: Self =
+        Self::new(204, "").with("Allow: GET, HEAD, POST, PUT, DELETE, OPTIONS\r\n");
 
     const fn new(status: u16, detail: &'static str) -> Self {
         Self { status, detail, field: None }
@@ -50,8 +55,8 @@ impl Refusal {
         Self { field: Some(field), ..self }
     }
 
-    /// Appends head and body.
-    pub(super) fn append_to(&self, out: &mut Vec<u8>) {
+    /// Appends the answer.
+    pub(super) fn append_to(&self, out: &mut Vec<u8>, content: Content) {
         out.extend_from_slice(b"HTTP/1.1 ");
         append_status(out, self.status);
         out.extend_from_slice(b"\r\nDate: ");
@@ -63,11 +68,28 @@ impl Refusal {
             return;
         }
         let body = format!("{{\"detail\":\"{}\"}}", self.detail);
-        let framing = format!(
-            "Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
-            body.len()
-        );
+        let framing =
+            format!("Content-Type: application/json\r\nContent-Length: {}\r\n\r\n", body.len());
         out.extend_from_slice(framing.as_bytes());
+        if content == Content::Sent {
+            out.extend_from_slice(body.as_bytes());
+        }
+    }
+}
+
+/// Whether an answer's content goes with its head.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Content {
+    /// It does.
+    Sent,
+    /// It does not: the request was HEAD (RFC 9110, section 9.3.2).
+    Announced,
+}
+
+impl Content {
+    /// What answers a request, as far as its line has come.
+    pub(super) fn for_request(line: &[u8]) -> Self {
+        if line.starts_with(b"HEAD ") { Self::Announced } else { Self::Sent }
     }
 }
 
@@ -150,12 +172,15 @@ mod tests {
     #[test]
     fn a_refusal_is_a_whole_response() {
         let mut out = Vec::new();
-        Refusal::BAD_HOST.append_to(&mut out);
+        Refusal::BAD_HOST.append_to(&mut out, Content::Sent);
         let text = String::from_utf8(out).unwrap();
         let (head, body) = text.split_once("\r\n\r\n").unwrap();
         assert!(head.starts_with("HTTP/1.1 400 Bad Request\r\nDate: "), "{head}");
         assert!(head.contains(&format!("\r\nContent-Length: {}", body.len())), "{head}");
         assert!(head.contains("\r\nConnection: close\r\n"), "{head}");
         assert_eq!(body, r#"{"detail":"exactly one valid Host field is required"}"#);
+        let mut out = Vec::new();
+        Refusal::BAD_HOST.append_to(&mut out, Content::for_request(b"HEAD / HTTP/1.1"));
+        assert_eq!(String::from_utf8(out).unwrap(), format!("{head}\r\n\r\n"));
     }
 }

@@ -11,7 +11,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::body::Unread;
-use super::refusal::{Refusal, append_number, append_status};
+use super::refusal::{Content, Refusal, append_number, append_status};
 use super::stream::{More, Pace, Stream};
 use super::transfer::{Ends, Failure, Progress, Transfer, Wait};
 use super::{DRAIN_BYTES_MAX, date};
@@ -95,7 +95,8 @@ impl<'a> Writer<'a> {
 
     /// Answers for a service that did not.
     pub(super) fn answer_for_service(&mut self) {
-        self.ending = refuse(self.stream, self.out, &Refusal::NO_ANSWER);
+        let content = if self.asked.is_head { Content::Announced } else { Content::Sent };
+        self.ending = refuse(self.stream, self.out, &Refusal::NO_ANSWER, content);
     }
 
     fn framing(&self, reply: &Reply) -> Framing {
@@ -251,7 +252,11 @@ impl Pending {
                 stream.reset_on_close();
                 (Ending::Lost, Some(Broken::ByBody))
             }
-            Err(Failure::Body) => (refuse(stream, out, &Refusal::BAD_BODY), Some(Broken::ByBody)),
+            // A reply without a body does not come here.
+            Err(Failure::Body) => {
+                let ending = refuse(stream, out, &Refusal::BAD_BODY, Content::Sent);
+                (ending, Some(Broken::ByBody))
+            }
         }
     }
 
@@ -279,9 +284,9 @@ impl Drop for Pending {
 }
 
 /// Answers in the place of a reply of which nothing was sent; it fits, or is not worth a wait.
-fn refuse(stream: &Stream, out: &mut Vec<u8>, refusal: &Refusal) -> Ending {
+fn refuse(stream: &Stream, out: &mut Vec<u8>, refusal: &Refusal, content: Content) -> Ending {
     out.clear();
-    refusal.append_to(out);
+    refusal.append_to(out, content);
     let sent = stream.send(&[IoSlice::new(out)], More::Nothing);
     match sent.is_ok_and(|sent| sent == out.len()) {
         true => Ending::Close,

@@ -8,7 +8,7 @@ use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
 use crate::front::pools::Pools;
 use crate::front::wire::suite::support::{Client, Gate, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds, front_suite};
-use crate::front::wire::{Bounds, Lane, ReplyWriter, Request, RequestHead, Service};
+use crate::front::wire::{Bounds, Lane, Refused, ReplyWriter, Request, RequestHead, Service};
 
 mod hostile;
 mod mutated;
@@ -49,7 +49,8 @@ front_suite!(start);
 fn every_bound_has_its_answer_and_the_connection_is_closed() {
     let guarded =
         GuardedBounds { head_timeout: Duration::from_millis(100), ..GuardedBounds::default() };
-    let server = start_with(Shelf::service(), bounds(), guarded);
+    let gate = Gate::new();
+    let server = start_with(Shelf::with_gate(&gate), bounds(), guarded);
     let long = "a".repeat(20_000);
     for (request, status) in [
         (format!("GET /{long} HTTP/1.1\r\n"), 414),
@@ -69,9 +70,36 @@ fn every_bound_has_its_answer_and_the_connection_is_closed() {
         assert_eq!(response.status, status, "{:?}", &request[..request.len().min(80)]);
         assert_eq!(response.header("connection"), Some("close"));
         assert!(client.is_at_end());
+        assert_eq!(gate.refused(), [status], "the service is told, once");
     }
     // A client that has sent nothing is closed without an answer.
     assert!(Client::connect(server.address).is_at_end());
+    assert!(gate.refused().is_empty());
+}
+
+#[test]
+fn a_refused_head_request_gets_no_content() {
+    let guarded =
+        GuardedBounds { head_timeout: Duration::from_millis(100), ..GuardedBounds::default() };
+    let server = start_with(Shelf::service(), bounds(), guarded);
+    for (request, status) in [
+        ("HEAD / HTTP/1.1\r\n\r\n", 400),
+        ("\r\nHEAD / HTTP/1.1\nHost: a\n\n", 400),
+        ("HEAD / HTTP/1.1\r\nHost: a\r\nX : 1\r\n\r\n", 400),
+        ("HEAD / HTTP/1.1\r\nHost: a\r\n", 408),
+        ("HEAD / HTTP/1.9\r\nHost: a\r\n\r\n", 505),
+        ("GET /hello HTTP/1.1\r\nHost: a\r\n\r\nHEAD / HTTP/1.1\r\n\r\n", 400),
+    ] {
+        let mut client = Client::connect(server.address);
+        client.send(request);
+        if request.starts_with("GET") {
+            assert_eq!(client.response("GET").unwrap().body, b"hello");
+        }
+        let response = client.response("HEAD").unwrap();
+        assert_eq!(response.status, status, "{request:?}");
+        assert_ne!(response.header("content-length"), Some("0"), "{request:?}");
+        assert!(client.is_at_end(), "{request:?}");
+    }
 }
 
 #[test]
@@ -308,6 +336,10 @@ impl Service for Lanes {
 
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter) {
         self.0.shed(head, writer);
+    }
+
+    fn refused(&self, refused: &Refused) {
+        self.0.refused(refused);
     }
 }
 

@@ -17,7 +17,7 @@ use rustix::net::{SocketFlags, acceptfrom_with};
 
 use super::census::{Full, Kind};
 use super::connection::{Conn, Next};
-use super::refusal::Refusal;
+use super::refusal::{Content, Refusal};
 use super::stream::{More, Stream};
 use super::table::{Token, WATCHES, Watch};
 use super::{Shared, exchange};
@@ -165,7 +165,7 @@ impl<'a> Watcher<'a> {
                 let watch = conn.rest();
                 self.shared.put_back(token, conn, watch);
             }
-            Next::Refused(refusal) => match conn.refuse(&refusal) {
+            Next::Refused(refusal) => match conn.refuse(self.shared, &refusal) {
                 true => self.shared.put_back(token, conn, Watch::Linger),
                 false => self.shared.table().vacate(token),
             },
@@ -223,7 +223,10 @@ impl<'a> Watcher<'a> {
             };
             seat = census.seat(kind, counted_as);
         }
-        let Ok(seat) = seat else { return turn_away(&stream) };
+        let Ok(seat) = seat else {
+            self.shared.tell_refused(&Refusal::NO_ROOM, peer);
+            return turn_away(&stream);
+        };
         let mut conn = Conn::new(stream, peer, seat);
         match conn.receive(self.shared) {
             Next::Ready(ready) => exchange::dispatch(self.shared, conn, *ready),
@@ -232,7 +235,7 @@ impl<'a> Watcher<'a> {
                 let _stopping = self.shared.park(conn, watch);
             }
             Next::Refused(refusal) => {
-                if conn.refuse(&refusal) {
+                if conn.refuse(self.shared, &refusal) {
                     let _stopping = self.shared.park(conn, Watch::Linger);
                 }
             }
@@ -305,7 +308,7 @@ impl<'a> Watcher<'a> {
                 let Some(mut conn) = table.remove(token) else { continue };
                 drop(table);
                 let is_half_read = watch == Watch::Head && !conn.is_before_request();
-                if is_half_read && conn.refuse(&Refusal::HEAD_TIMEOUT) {
+                if is_half_read && conn.refuse(self.shared, &Refusal::HEAD_TIMEOUT) {
                     let _stopping = self.shared.park(conn, Watch::Linger);
                 }
             }
@@ -317,7 +320,7 @@ impl<'a> Watcher<'a> {
 /// Answers 503 to who can't be let in, as far as that goes without waiting.
 fn turn_away(stream: &Stream) {
     let mut answer = Vec::with_capacity(256);
-    Refusal::NO_ROOM.append_to(&mut answer);
+    Refusal::NO_ROOM.append_to(&mut answer, Content::Sent);
     // The connection is dropped in any case; the answer is a courtesy. What has arrived is
     // read, because closing over it would reset the connection and take the answer along.
     let _ = stream.send(&[IoSlice::new(&answer)], More::Nothing);

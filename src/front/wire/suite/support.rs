@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::body::{Body, BodyError, Piece, Source};
-use crate::front::wire::{Lane, Reply, ReplyWriter, Request, RequestHead, Service};
+use crate::front::wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// How long anything in a test may take; nothing here measures speed.
 pub(in crate::front::wire) const PATIENCE: Duration = Duration::from_secs(60);
@@ -43,6 +43,8 @@ pub(in crate::front::wire) struct Gate {
     is_open: Mutex<bool>,
     changed: Condvar,
     untold: AtomicUsize,
+    // Statuses that the listener gave by itself.
+    refused: Mutex<Vec<u16>>,
 }
 
 impl Gate {
@@ -57,6 +59,11 @@ impl Gate {
 
     pub(in crate::front::wire) fn untold(&self) -> usize {
         self.untold.load(Ordering::SeqCst)
+    }
+
+    /// Statuses that the listener gave by itself since the last call.
+    pub(in crate::front::wire) fn refused(&self) -> Vec<u16> {
+        std::mem::take(&mut self.refused.lock().unwrap())
     }
 
     fn pass(&self) {
@@ -172,6 +179,10 @@ impl Service for Shelf {
     fn shed(&self, _head: &RequestHead, writer: &mut dyn ReplyWriter) {
         let reply = Reply::new(503, Body::from_bytes("{\"detail\":\"overload\"}"));
         writer.send(reply.header("retry-after", "1"));
+    }
+
+    fn refused(&self, refused: &Refused) {
+        self.gate.refused.lock().unwrap().push(refused.status);
     }
 }
 

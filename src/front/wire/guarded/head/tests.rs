@@ -115,6 +115,9 @@ fn malformed_request_lines_are_refused() {
         "GET //// HTTP/1.1\0",
         "GET http:/a HTTP/1.1",
         "GET http:///a HTTP/1.1",
+        "GET http://:80/a HTTP/1.1",
+        "GET http://[]/a HTTP/1.1",
+        "GET http://a%/ HTTP/1.1",
         "GET http://user@a/ HTTP/1.1",
         "GET http://a:x/ HTTP/1.1",
         "GET ftp://a/ HTTP/1.1",
@@ -152,6 +155,14 @@ fn what_cannot_become_a_request_is_refused_before_it_is_whole() {
     refused("\r\n\r\n\r\n", 400);
     refused("\x16\x03\x01\x02\x00\x01\x00\x01\u{fc}", 400);
     refused("\0", 400);
+    refused("\rX", 400);
+    refused("\r\n\rX", 400);
+    refused("GET\t/", 400);
+    refused("G\u{fc}T / HTTP/1.1\r\n", 400);
+    refused(" / HTTP/1.1\r\n", 400);
+    refused("B".repeat(33), 501);
+    refused(format!("{} / HTTP/1.1\r\n", "B".repeat(33)), 501);
+    refused(format!("{} /{} HTTP/1.1\r\n", "B".repeat(99), "a".repeat(200)), 501);
     refused(format!("GET /{}", "a".repeat(200)), 414);
     refused(format!("GET /{} HTTP/1.1\r\n", "a".repeat(100)), 414);
     refused(format!("GET / HTTP/1.1\r\nHost: a\r\nX: {}", "a".repeat(600)), 431);
@@ -213,13 +224,36 @@ fn malformed_fields_are_refused() {
 
 #[test]
 fn hosts_are_checked() {
-    for host in ["", "a", "a:80", "a.example.org", "[2001:db8::1]", "[::1]:80", "1.2.3.4", "a:"] {
+    for host in
+        ["", "a", "a:80", "a.example.org", "[2001:db8::1]", "[::1]:80", "1.2.3.4", "a:", "a%2db"]
+    {
         accepted(&format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"));
         accepted(&format!("GET / HTTP/1.0\r\nHost: {host}\r\n\r\n"));
     }
     for host in [
-        "a b", "a/b", "a@b", "a,b", "a:b", "a:1:2", "[::1", "a]", "a?b", "a\\b", "\u{e4}", "<a>",
+        "a b",
+        "a/b",
+        "a@b",
+        "a,b",
+        "a:b",
+        "a:1:2",
+        "[::1",
+        "a]",
+        "a?b",
+        "a\\b",
+        "\u{e4}",
+        "<a>",
         "a:123456",
+        ":80",
+        "[]",
+        "[]:80",
+        "[a]",
+        "[1.2.3.4]",
+        "[::1]a",
+        "[::1%25eth0]",
+        "a%",
+        "a%2",
+        "a%zz",
     ] {
         refused(format!("GET / HTTP/1.1\r\nHost: {host}\r\n\r\n"), 400);
     }

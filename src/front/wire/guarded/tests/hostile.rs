@@ -23,6 +23,8 @@ use crate::front::wire::suite::{Running, bounds};
 const ALONE: &str = "ARTIFACTAPI_TEST_ALONE";
 /// Set in the process that serves for a test.
 const SERVES: &str = "ARTIFACTAPI_TEST_SERVES";
+/// How many connects in a row, where it is not the usual number: 100000 before a release.
+const CONNECTS: &str = "ARTIFACTAPI_TEST_CONNECTS";
 /// A bound that lapses soon, where a test waits for it.
 const SOON: Duration = Duration::from_millis(200);
 
@@ -41,6 +43,10 @@ fn alone(name: &str, run: impl FnOnce()) {
     let output = this_test(name).env(ALONE, "1").output().unwrap();
     let told = String::from_utf8_lossy(&output.stdout);
     assert!(output.status.success() && told.contains("1 passed"), "{told}\n{output:?}");
+}
+
+fn count_from_environment(name: &str, usual: usize) -> usize {
+    std::env::var(name).map_or(usual, |count| count.parse().expect("it is a number"))
 }
 
 fn threads() -> usize {
@@ -488,7 +494,7 @@ fn as_many_clients_as_there_are_in_the_same_moment() {
 fn many_connects_in_a_row() {
     alone("many_connects_in_a_row", || {
         let attacked = Attacked::start(bounds(), GuardedBounds::default());
-        for round in 0..10_000 {
+        for round in 0..count_from_environment(CONNECTS, 10_000) {
             let mut client = TcpStream::connect(attacked.address()).unwrap();
             if round % 4 == 0 {
                 continue;

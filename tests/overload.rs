@@ -1,0 +1,134 @@
+//! What an operator's probes and scrapes get while there is no room for anybody else.
+
+use std::io::Read;
+use std::net::TcpListener;
+
+use crate::support::client::{Ask, Connection};
+use crate::support::eventually;
+use crate::support::remotes::Remote;
+use crate::support::server::{Server, Setup};
+use crate::support::upstream::{Answer, Gate, Upstream};
+
+/// Probes and scrapes in a row: more than there are seats, so that each must be given back.
+const PROBES: usize = 30;
+
+/// Asks for health and metrics, as often as a monitoring system might in this state.
+#[track_caller]
+fn expect_to_be_observable(server: &Server) {
+    for _ in 0..PROBES {
+        let health = server.get("/health");
+        health.expect_status(200);
+        assert!(health.json()["status"].is_string(), "{:?}", health.json());
+        let metrics = server.get("/metrics");
+        metrics.expect_status(200);
+        assert!(metrics.text().ends_with("# EOF\n"), "it is whole");
+    }
+}
+
+/// A server whose remote is not asked for anything.
+fn nothing_to_fetch() -> Setup {
+    Setup::files(Remote::at_url("http://127.0.0.1:9"))
+}
+
+/// Sends a request and leaves its answer for later.
+fn asked(server: &Server, target: &str) -> Connection {
+    let mut connection = server.connect();
+    connection.send_raw(format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+    connection
+}
+
+#[test]
+fn health_and_metrics_answer_while_every_worker_and_ordinary_connection_is_taken() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    // It hangs: nobody gets anything before the gate is opened.
+    upstream.serve("/held", Answer::file(b"at last").head_held_by(&gate));
+    let server = Setup::files(Remote::at(&upstream))
+        .env("WORKERS", 2)
+        .env("QUEUE_MAX", 6)
+        .env("CONNECTIONS_MAX", 12)
+        .env("CONNECTIONS_RESERVED", 4)
+        .start();
+    let at_work: Vec<Connection> = (0..2).map(|_| asked(&server, "/api/files/held")).collect();
+    server.wait_busy_workers(2);
+    expect_to_be_observable(&server);
+
+    let queued: Vec<Connection> = (0..6).map(|_| asked(&server, "/api/files/held")).collect();
+    eventually("the queue is full", || server.metric("artifactapi_queued") == 6.0);
+    // All eight ordinary connections are taken now: what comes has a reserved one.
+    expect_to_be_observable(&server);
+    for _ in 0..PROBES {
+        server.ask(&Ask::get("/api/files/held")).expect_error(503);
+    }
+    expect_to_be_observable(&server);
+
+    gate.open();
+    for connection in at_work.into_iter().chain(queued) {
+        let answer = connection.incoming(false).expect("who waited is answered").finish();
+        answer.expect(200, b"at last");
+    }
+    server.get("/api/files/held").expect(200, b"at last");
+}
+
+#[test]
+fn health_and_metrics_answer_while_a_backend_hangs() {
+    let silent = TcpListener::bind("127.0.0.1:0").expect("a port is free");
+    let address = silent.local_addr().expect("a listener has an address");
+    // It takes connections and requests, and never answers.
+    std::thread::spawn(move || {
+        let swallow = |mut stream: std::net::TcpStream| {
+            while stream.read(&mut [0; 1024]).is_ok_and(|read| read > 0) {}
+        };
+        for stream in silent.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || swallow(stream));
+        }
+    });
+    let upstream = Upstream::start();
+    upstream.serve("/a", Answer::file(b"bytes"));
+    let server = Setup::files(Remote::at(&upstream))
+        .env("WORKERS", 2)
+        .env("REDIS_URL", format!("redis://{address}/0"))
+        .start();
+    eventually("the backend is found to be down", || {
+        server.get("/health").json()["backends"]["coordination"]["status"] == "down"
+    });
+    expect_to_be_observable(&server);
+    // Losing it costs duplicate work at most.
+    server.get("/api/files/a").expect(200, b"bytes");
+    expect_to_be_observable(&server);
+}
+
+#[test]
+fn what_never_became_a_request_has_its_line_and_its_count() {
+    let server = nothing_to_fetch().env("HEAD_TIMEOUT_S", "0.1").start();
+    for (wire, status) in [
+        ("GET / HTTP/1.1\r\n\r\n", 400),
+        ("GET / HTTP/1.1\r\nHost: a\r\n", 408),
+        ("BREW / HTTP/1.1\r\nHost: a\r\n\r\n", 501),
+    ] {
+        let mut connection = server.connect();
+        connection.send_raw(wire.as_bytes());
+        let answer = connection.incoming(false).expect("it is answered").finish();
+        answer.expect_error(status);
+        let status = status.to_string();
+        server.wait_logged(&["access", "no request", &status, "127.0.0.1"]);
+        let count = server.metric(&format!("artifactapi_refusals_total{{status=\"{status}\"}}"));
+        assert_eq!(count, 1.0, "{status}");
+    }
+}
+
+#[test]
+fn a_flood_of_what_is_no_request_does_not_flood_the_log() {
+    const FLOOD: usize = 300;
+    let server = nothing_to_fetch().start();
+    let began = std::time::Instant::now();
+    for _ in 0..FLOOD {
+        let mut connection = Connection::open(server.addr()).expect("the server listens");
+        connection.send_raw(b"?\r\n\r\n");
+        connection.incoming(false).expect("it is answered").finish().expect_error(400);
+    }
+    assert_eq!(server.metric("artifactapi_refusals_total{status=\"400\"}"), FLOOD as f64);
+    // The lines of each second that it took, and of one more, begun but not over.
+    let allowed = 10 * (began.elapsed().as_secs() as usize + 2);
+    let lines = server.log().iter().filter(|line| line.contains("no request")).count();
+    assert!(lines > 0 && lines <= allowed, "{lines} lines for {FLOOD} refusals");
+}
