@@ -41,6 +41,10 @@ const XML_BYTES_MAX: u64 = 8 << 20;
 const DRAINED_BYTES_MAX: u64 = 64 << 10;
 /// How fast a server is expected to put away what it was sent, before it answers.
 const STORED_BYTES_PER_SECOND: u64 = 4 << 20;
+/// How long a read waits that tries whether a server is back: behind it is a client, who would
+/// rather have the bytes from upstream. What writes may try for longer, the health probe for
+/// one, so that a server that is only slow is found again.
+const TRYING_TIMEOUT: Duration = Duration::from_secs(1);
 /// The longest that a server may take to answer a request that it was sent whole, in addition
 /// to the time for a first byte.
 const STORING_MAX: Duration = Duration::from_secs(120);
@@ -322,6 +326,17 @@ impl S3Client {
         *request.uri_mut() =
             url.parse().map_err(|error: http::uri::InvalidUri| ureq::Error::Http(error.into()))?;
         *request.headers_mut() = headers;
+        let is_read = call.method == Method::GET || call.method == Method::HEAD;
+        if is_read && self.breaker.is_open() {
+            let patience = TRYING_TIMEOUT.min(self.first_byte_timeout);
+            let request = self
+                .agent
+                .configure_request(request)
+                .timeout_connect(Some(patience))
+                .timeout_recv_response(Some(patience))
+                .build();
+            return Ok(self.agent.run(request)?);
+        }
         let storing = match call.payload {
             Payload::Region { len, .. } => {
                 Duration::from_secs(len / STORED_BYTES_PER_SECOND).min(STORING_MAX)

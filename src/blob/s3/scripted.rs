@@ -474,6 +474,22 @@ fn a_listing_that_does_not_go_on_ends_in_an_error() {
 }
 
 #[test]
+fn a_read_that_tries_whether_the_server_is_back_is_impatient() {
+    let nobody = Break(String::new());
+    let script = [nobody.clone(), nobody.clone(), nobody, Hold(String::new())];
+    let mut front = Front::dressed(&script, "http", |stream| stream);
+    front.settings.first_byte_timeout = Duration::from_secs(60);
+    let store = S3Store::new(&front.settings).unwrap();
+    let began = std::time::Instant::now();
+    // At first nobody is there, then nobody is asked, then one read tries.
+    while front.lines().len() < script.len() {
+        assert!(matches!(store.open(&key(), &version(), 0..5), Err(BlobError::Unavailable { .. })));
+        thread::sleep(Duration::from_millis(20));
+    }
+    assert!(began.elapsed() < front.settings.first_byte_timeout, "{:?}", began.elapsed());
+}
+
+#[test]
 fn tls_is_spoken_with_a_certificate_of_the_named_authority_only() {
     let ca_key = rcgen::KeyPair::generate().unwrap();
     let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();

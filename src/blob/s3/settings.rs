@@ -44,7 +44,7 @@ pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Durat
 pub const REQUEST_BYTES: RangeInclusive<u64> = 5 << 20..=5 << 30;
 
 impl S3Settings {
-    /// Settings with the defaults: region `us-east-1`, 2 s to connect, 10 s to the first
+    /// Settings with the defaults: region `us-east-1`, 2 s to connect, 5 s to the first
     /// byte, 20 s of silence, one request up to 256 MiB, parts of 64 MiB.
     pub fn new(
         endpoint: Url,
@@ -60,7 +60,7 @@ impl S3Settings {
             region: "us-east-1".to_owned(),
             ca_file: None,
             connect_timeout: Duration::from_secs(2),
-            first_byte_timeout: Duration::from_secs(10),
+            first_byte_timeout: Duration::from_secs(5),
             idle_timeout: Duration::from_secs(20),
             single_put_bytes_max: 256 << 20,
             part_bytes: 64 << 20,
