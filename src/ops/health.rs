@@ -14,6 +14,8 @@ use serde_json::{Value, json};
 
 /// How often each backend is asked.
 const INTERVAL: Duration = Duration::from_secs(5);
+/// How often one is asked that did not answer: whoever waits for it should not wait for us.
+const INTERVAL_DOWN: Duration = Duration::from_secs(1);
 /// The backends of which one has to have answered before requests can be served: with
 /// coordination alone, nothing is found and nothing is stored.
 const STORES: [&str; 2] = ["blobs", "index"];
@@ -78,8 +80,10 @@ impl Health {
             let thread = std::thread::Builder::new().name(format!("health-{name}"));
             thread.spawn(move || {
                 loop {
-                    backends[at].record(probe());
-                    std::thread::sleep(INTERVAL);
+                    let answer = probe();
+                    let pause = if answer.is_ok() { INTERVAL } else { INTERVAL_DOWN };
+                    backends[at].record(answer);
+                    std::thread::sleep(pause);
                 }
             })?;
         }
