@@ -11,7 +11,7 @@ use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
 use super::space::Space;
 use super::{FetchError, Ports, stored_head};
-use crate::artifact::{ArtifactKey, BlobKey, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError, BlobStore};
 use crate::body::Piece;
 use crate::chain::chain;
@@ -32,6 +32,8 @@ const RESUMES_MAX: usize = 3;
 const PUTS_MAX: usize = 4;
 /// How often a replica without the lease looks for what the other one stored.
 const LEASE_POLL: Duration = Duration::from_millis(100);
+/// How many replicas hold a lease on one artifact at most, each a ttl after the one before.
+const LEASES_IN_LINE: usize = 2;
 
 /// What a flight is to find out.
 #[derive(Debug, Clone)]
@@ -87,7 +89,7 @@ struct Fetch<'a> {
     upstream: &'a dyn Upstream,
     writer: &'a FlightWriter,
     stored: Option<Entry>,
-    lease: Option<Lease>,
+    leases: Vec<Lease>,
     lease_renewed: Instant,
 }
 
@@ -119,7 +121,7 @@ impl Fetcher {
                         upstream,
                         writer,
                         stored,
-                        lease: None,
+                        leases: Vec::new(),
                         lease_renewed,
                     };
                     self.fetch(fetch, buffer)
@@ -231,30 +233,47 @@ impl Fetcher {
         }
     }
 
-    /// Takes the lease, or waits for what the replica that has it stores. The lease saves a
-    /// second fetch and guards nothing: after one ttl the fetch goes on without it.
+    /// Takes the lease, or waits for what the replica that has it stores.
+    ///
+    /// The lease saves a second fetch and guards nothing. A replica that still waits after one
+    /// ttl asks for the next of [`LEASES_IN_LINE`], so that of many that wait for a slow or
+    /// vanished one, one fetches for the others; after the last of them it fetches without.
+    ///
+    /// Who is granted a lease after a wait takes the next one too. Otherwise, when the holder
+    /// vanished, one of two that wait could be granted its lapsed lease in the moment in which
+    /// the other loses patience and is granted the next.
     fn take_lease(&self, fetch: &mut Fetch<'_>) -> Option<End> {
-        let deadline = Instant::now() + self.lease_ttl;
         let before = fetch.stored.as_ref().map(|entry| entry.generation);
-        loop {
-            match self.ports.leases.try_acquire(fetch.key, self.lease_ttl) {
-                Acquired::Granted(token) => {
-                    let leases = Arc::clone(&self.ports.leases);
-                    let key = fetch.key.clone();
-                    fetch.lease = Some(Lease::new(leases, key, token, self.lease_ttl));
-                    fetch.lease_renewed = Instant::now();
-                    return self.stored_meanwhile(fetch, before);
-                }
-                Acquired::Unknown => return None,
-                Acquired::Held if Instant::now() >= deadline => return None,
-                Acquired::Held => {
-                    if let Some(end) = self.stored_meanwhile(fetch, before) {
-                        return Some(end);
+        let mut held = Vec::new();
+        let mut has_waited = false;
+        for place in 0..LEASES_IN_LINE {
+            let key = lease_key(fetch.key, place)?;
+            let deadline = Instant::now() + self.lease_ttl;
+            loop {
+                match self.ports.leases.try_acquire(&key, self.lease_ttl) {
+                    Acquired::Granted(token) => {
+                        let leases = Arc::clone(&self.ports.leases);
+                        held.push(Lease::new(leases, key, token, self.lease_ttl));
+                        if has_waited && place + 1 < LEASES_IN_LINE {
+                            break;
+                        }
+                        fetch.leases = held;
+                        fetch.lease_renewed = Instant::now();
+                        return self.stored_meanwhile(fetch, before);
                     }
-                    std::thread::sleep(LEASE_POLL);
+                    Acquired::Unknown => return None,
+                    Acquired::Held if Instant::now() >= deadline => break,
+                    Acquired::Held => {
+                        has_waited = true;
+                        if let Some(end) = self.stored_meanwhile(fetch, before) {
+                            return Some(end);
+                        }
+                        std::thread::sleep(LEASE_POLL);
+                    }
                 }
             }
         }
+        None
     }
 
     fn stored_meanwhile(&self, fetch: &Fetch<'_>, before: Option<u64>) -> Option<End> {
@@ -346,11 +365,11 @@ impl Fetcher {
     }
 
     fn keep_lease(&self, fetch: &mut Fetch<'_>) {
-        if let Some(lease) = &fetch.lease
-            && fetch.lease_renewed.elapsed() > self.lease_ttl / 3
-        {
-            // A lost lease changes nothing: this fetch is under way, the other one is a waste.
-            lease.renew();
+        if fetch.lease_renewed.elapsed() > self.lease_ttl / 3 {
+            for lease in &fetch.leases {
+                // A lost lease changes nothing: this fetch is under way, the other one is a waste.
+                lease.renew();
+            }
             fetch.lease_renewed = Instant::now();
         }
     }
@@ -548,6 +567,19 @@ impl Fetcher {
         self.counters.unstored.inc();
         tracing::warn!(artifact = %key, error = chain(error), "an artifact was served but not stored");
     }
+}
+
+/// The name of a lease on an artifact: its own, and for who waited in vain one that no sensible
+/// artifact has. If one had it, its fetch would wait a little.
+fn lease_key(key: &ArtifactKey, place: usize) -> Option<ArtifactKey> {
+    if place == 0 {
+        return Some(key.clone());
+    }
+    let separator = if key.path.as_str().contains('?') { '&' } else { '?' };
+    let path = format!("{}{separator}lease={place}", key.path);
+    // A path too long for it goes without.
+    let path = ArtifactPath::from_canonical(path).ok()?;
+    Some(ArtifactKey { remote: key.remote.clone(), path })
 }
 
 /// Whether two rows mean the same bytes in the same object.

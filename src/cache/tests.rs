@@ -444,6 +444,24 @@ fn replicas_share_one_fetch_through_the_lease() {
     assert_eq!(world.upstream.count("a"), 1);
 }
 
+#[test]
+fn of_replicas_that_wait_in_vain_one_fetches_for_the_others() {
+    let world = World::new(Scripted::new().file("a", File::of(b"bytes".to_vec())));
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("a") };
+    // Nobody fetches under this one, and it does not lapse.
+    let vanished = world.ports.leases.try_acquire(&key, Duration::from_secs(3600));
+    assert!(matches!(vanished, Acquired::Granted(_)));
+    let bounds =
+        CacheBounds { fetch_threads: 1, fetch_queue_max: 1, lease_ttl: Duration::from_secs(2) };
+    let replicas: Vec<_> = (0..3).map(|_| Cache::new(world.ports.clone(), &bounds)).collect();
+    thread::scope(|scope| {
+        for replica in &replicas {
+            scope.spawn(|| assert_eq!(get(replica, &world.target, "a").unwrap().1, b"bytes"));
+        }
+    });
+    assert_eq!(world.upstream.count("a"), 1);
+}
+
 /// Leases that nobody can ask, as when Redis is away.
 #[derive(Debug)]
 struct NoLeases;
