@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
 
+use super::sweep::Swept;
 use super::*;
 use crate::artifact::Digest;
 use crate::blob::memory::MemoryBlobs;
@@ -603,13 +604,34 @@ fn a_sweep_removes_what_no_row_means_once_it_is_old() {
     let orphan = world.stored("orphan").unwrap();
     let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("orphan") };
     assert!(world.ports.index.remove(&key, orphan.generation).unwrap());
-    assert_eq!(world.cache.sweep_orphans(), Ok(0));
+    let age = Duration::from_secs(3600);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
     let published = world.ports.blobs.stat(&orphan.blob).unwrap().unwrap().published_at;
-    let age = published.duration_since(world.clock.now()).unwrap_or_default();
-    world.clock.advance(age + sweep::ORPHAN_AGE);
-    assert_eq!(world.cache.sweep_orphans(), Ok(1));
+    let ahead = published.duration_since(world.clock.now()).unwrap_or_default();
+    world.clock.advance(ahead + age);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
     assert_eq!(world.ports.blobs.stat(&orphan.blob).unwrap(), None);
     world.check("kept", Outcome::Hit, b"k");
+}
+
+#[test]
+fn a_sweep_forgets_old_rows_whose_blob_is_gone() {
+    let world = World::new(Scripted::new().file("kept", File::of("k")).file("lost", File::of("l")));
+    world.check("kept", Outcome::Miss, b"k");
+    world.check("lost", Outcome::Miss, b"l");
+    world.settle();
+    let blob = world.stored("lost").unwrap().blob;
+    world.ports.blobs.remove(&blob).unwrap();
+    let age = Duration::from_secs(3600);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
+    world.clock.advance(age);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 0, rows: 1 }));
+    assert_eq!(world.stored("lost"), None);
+    world.check("kept", Outcome::Hit, b"k");
+    // A store with nothing in it is not what the rows are about.
+    world.ports.blobs.remove(&world.stored("kept").unwrap().blob).unwrap();
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
+    assert!(world.stored("kept").is_some());
 }
 
 #[test]
@@ -691,13 +713,14 @@ fn a_fill_by_url_lies_under_its_own_key_and_is_no_orphan() {
     world.cache.fill(&world.target, &path, Some(&key), Wish::Fresh, &patient).unwrap();
     world.check("a", Outcome::Hit, b"one");
     assert_eq!(world.stored("a").unwrap().blob, key);
-    world.clock.advance(2 * sweep::ORPHAN_AGE);
-    assert_eq!(world.cache.sweep_orphans(), Ok(0));
+    let age = Duration::from_secs(3600);
+    world.clock.advance(2 * age);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
     // A later version lies under the usual key, and what it replaces is swept.
     world.upstream.clone().file("a", File::of("two").etag("\"v2\""));
     assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Fetched(_))));
-    world.clock.advance(2 * sweep::ORPHAN_AGE);
-    assert_eq!(world.cache.sweep_orphans(), Ok(1));
+    world.clock.advance(2 * age);
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
     world.check("a", Outcome::Hit, b"two");
 }
 

@@ -139,8 +139,12 @@ settings! {
             "The file that lists the tokens; read again when it changes.";
         admin_token: Option<Secret> = "ADMIN_TOKEN", "", Kind::Secret,
             "A token that may do everything, of at least 16 characters.";
+        sweep_interval: Duration = "SWEEP_INTERVAL_S", "3600", Kind::Seconds { min_ms: 1000, max_ms: 24 * HOUR_MS },
+            "How often files without a row and rows without a file are looked for.";
+        orphan_age: Duration = "ORPHAN_AGE_S", "3600", Kind::Seconds { min_ms: 1000, max_ms: 24 * HOUR_MS },
+            "How old they must be to be removed: longer than the longest upload to the store takes.";
         lease_ttl: Duration = "LEASE_TTL_S", "30", Kind::Seconds { min_ms: 1000, max_ms: HOUR_MS },
-            "How long a replica that vanished in mid-fetch holds up the others.";
+            "How long a replica that vanished in mid-fetch holds up the others; a fetch that lasts longer is made by one replica more, and after twice that by all that wait.";
     }
 }
 

@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use crate::batch::Batches;
 use crate::cache::space::SpacePlan;
+use crate::cache::sweep::Swept;
 use crate::cache::{Cache, CacheBounds, Target};
 use crate::chain::chain;
 use crate::clock::Clock;
@@ -40,8 +41,6 @@ const USES_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what was published is synced to disk, so that a crash of the machine puts little
 /// in doubt.
 const SYNC_INTERVAL: Duration = Duration::from_secs(5);
-/// How often blobs without a row are looked for.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(3600);
 /// How often a stop looks whether every fetch has landed.
 const LANDING_POLL: Duration = Duration::from_millis(10);
 /// How often upkeep looks whether something is due.
@@ -277,10 +276,16 @@ impl App {
     /// own, because it walks over everything that is stored.
     pub fn sweep(&self) -> ! {
         loop {
-            std::thread::sleep(SWEEP_INTERVAL);
-            match self.cache.sweep_orphans() {
-                Ok(0) => {}
-                Ok(removed) => tracing::info!(removed, "removed blobs without a row"),
+            std::thread::sleep(self.settings.sweep_interval);
+            match self.cache.sweep_orphans(self.settings.orphan_age) {
+                Ok(Swept { blobs: 0, rows: 0 }) => tracing::debug!("a sweep found nothing"),
+                Ok(Swept { blobs, rows }) => {
+                    tracing::info!(
+                        blobs,
+                        rows,
+                        "removed blobs without a row and rows without a blob"
+                    );
+                }
                 Err(error) => tracing::warn!(error, "a sweep broke off"),
             }
         }

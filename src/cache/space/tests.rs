@@ -417,11 +417,12 @@ fn a_sweep_removes_no_upload_and_nothing_while_the_index_has_no_row() {
         blob
     };
     let (cached, upload) = (publish("a"), publish("own"));
-    shelf.clock.advance(crate::cache::sweep::ORPHAN_AGE + Duration::from_secs(60));
-    let error = shelf.cache.sweep_orphans().unwrap_err();
+    let age = Duration::from_secs(3600);
+    shelf.clock.advance(age + Duration::from_secs(60));
+    let error = shelf.cache.sweep_orphans(age).unwrap_err();
     assert!(error.contains("reindex"), "{error}");
     shelf.put("a", "known", 1);
-    assert_eq!(shelf.cache.sweep_orphans(), Ok(1));
+    assert_eq!(shelf.cache.sweep_orphans(age).map(|swept| swept.blobs), Ok(1));
     assert_eq!(shelf.ports.blobs.stat(&cached).unwrap(), None);
     assert!(shelf.ports.blobs.stat(&upload).unwrap().is_some());
 }
