@@ -13,6 +13,7 @@ pub(crate) mod client;
 pub(crate) mod remotes;
 mod selftest;
 pub(crate) mod server;
+pub(crate) mod services;
 pub(crate) mod upstream;
 
 /// Longest wait for anything that must happen. Far above what a loaded machine needs: it
