@@ -18,6 +18,7 @@ mod overload;
 mod paths;
 mod purge;
 mod ranges;
+mod readme;
 mod regressions;
 mod reload;
 mod shutdown;
