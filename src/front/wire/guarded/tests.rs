@@ -278,6 +278,13 @@ fn reserved_connections_answer_health_when_all_others_are_at_work() {
         assert_eq!((health.status, health.header("connection")), (200, Some("close")));
         assert_eq!(get(server.address, "/hello").status, 503);
     }
+    // Nor do clients stand in the way that don't close their end once they are answered.
+    let mut lingering = Vec::new();
+    for _ in 0..20 {
+        let mut client = Client::connect(server.address);
+        assert_eq!(client.exchange("GET", "/health", "").status, 200);
+        lingering.push(client);
+    }
     gate.open();
     for client in &mut at_work {
         assert_eq!(client.response("GET").unwrap().body, b"through");

@@ -216,12 +216,12 @@ impl<'a> Watcher<'a> {
         let census = &self.shared.census;
         let counted_as = peer.filter(|peer| !self.shared.trusted.contains(*peer));
         let mut seat = census.seat(Kind::Ordinary, counted_as);
+        if matches!(seat, Err(Full::InAll)) && self.make_room(Instant::now()) {
+            seat = census.seat(Kind::Ordinary, counted_as);
+        }
+        // What made room may have had a reserved seat itself, which is no ordinary one now.
         if matches!(seat, Err(Full::InAll)) {
-            let kind = match self.make_room(Instant::now()) {
-                true => Kind::Ordinary,
-                false => Kind::Reserved,
-            };
-            seat = census.seat(kind, counted_as);
+            seat = census.seat(Kind::Reserved, counted_as);
         }
         let Ok(seat) = seat else {
             self.shared.tell_refused(&Refusal::NO_ROOM, peer);
