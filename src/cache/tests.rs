@@ -465,7 +465,7 @@ fn of_replicas_that_wait_in_vain_one_fetches_for_the_others() {
 
 /// Leases that nobody can ask, as when Redis is away.
 #[derive(Debug)]
-struct NoLeases;
+pub(super) struct NoLeases;
 
 impl Leases for NoLeases {
     fn try_acquire(&self, _: &ArtifactKey, _: Duration) -> Acquired {

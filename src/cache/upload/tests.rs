@@ -11,11 +11,12 @@ use crate::artifact::{BlobVersion, RemoteName};
 use crate::blob::memory::MemoryBlobs;
 use crate::blob::{BlobMeta, BlobStore};
 use crate::body::{Body, read_to_vec};
+use crate::cache::tests::NoLeases;
 use crate::cache::{CacheBounds, Outcome, Ports, Purged};
 use crate::clock::Clock;
 use crate::config::file::{Around, parse};
+use crate::coord::Leases;
 use crate::coord::local::{LocalFreshness, LocalLeases};
-use crate::coord::{Acquired, LeaseToken, Leases};
 use crate::index::memory::MemoryIndex;
 use crate::index::{ArtifactIndex, LeastUsed, Row, Scan, Usage, Use};
 use crate::staging::Staging;
@@ -144,22 +145,6 @@ impl ArtifactIndex for Index {
     fn probe(&self) -> Result<(), IndexError> {
         self.0.index.probe()
     }
-}
-
-/// Leases that can't be had, as while Redis is down.
-#[derive(Debug)]
-struct NoLeases;
-
-impl Leases for NoLeases {
-    fn try_acquire(&self, _: &ArtifactKey, _: Duration) -> Acquired {
-        Acquired::Unknown
-    }
-
-    fn renew(&self, _: &ArtifactKey, _: &LeaseToken, _: Duration) -> bool {
-        false
-    }
-
-    fn release(&self, _: &ArtifactKey, _: &LeaseToken) {}
 }
 
 /// Some replicas over one store and one index.
