@@ -111,26 +111,34 @@ pub struct BlobMeta {
     pub about: Option<About>,
 }
 
+impl About {
+    /// The row of these bytes once they lie under `blob` as `version`: confirmed when they came,
+    /// with no head, and not written yet.
+    pub fn entry(self, blob: BlobKey, version: BlobVersion, size: u64) -> Entry {
+        Entry {
+            blob,
+            version,
+            size,
+            digest: self.digest,
+            content_type: self.content_type,
+            content_encoding: self.content_encoding,
+            validators: self.validators,
+            stored_at: self.stored_at,
+            validated_at: self.stored_at,
+            head: None,
+            generation: 0,
+            unproven: false,
+        }
+    }
+}
+
 impl BlobMeta {
     /// The entry that the blob says it is, for an index that lost or lacks it: confirmed when
     /// it came and not since. `None` where it does not describe itself, or as another artifact
     /// than `artifact`.
     pub fn entry_of(&self, artifact: &ArtifactKey) -> Option<Entry> {
-        let about = self.about.as_ref().filter(|about| about.artifact == *artifact)?;
-        Some(Entry {
-            blob: self.key.clone(),
-            version: self.version.clone(),
-            size: self.size,
-            digest: about.digest,
-            content_type: about.content_type.clone(),
-            content_encoding: about.content_encoding.clone(),
-            validators: about.validators.clone(),
-            stored_at: about.stored_at,
-            validated_at: about.stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
-        })
+        let about = self.about.clone().filter(|about| about.artifact == *artifact)?;
+        Some(about.entry(self.key.clone(), self.version.clone(), self.size))
     }
 }
 

@@ -420,9 +420,9 @@ impl Fetcher {
         let about = About {
             artifact: key.clone(),
             digest: sealed.digest(),
-            content_type: head.content_type.clone(),
-            content_encoding: head.content_encoding.clone(),
-            validators: head.validators.clone(),
+            content_type: head.content_type,
+            content_encoding: head.content_encoding,
+            validators: head.validators,
             stored_at,
         };
         let version = match self.ports.blobs.publish(&blob, sealed, &about) {
@@ -432,20 +432,8 @@ impl Fetcher {
                 return End::Unstored;
             }
         };
-        let entry = Entry {
-            blob,
-            version,
-            size: sealed.len(),
-            digest: sealed.digest(),
-            content_type: head.content_type,
-            content_encoding: head.content_encoding,
-            validators: head.validators,
-            stored_at,
-            validated_at: stored_at,
-            head: self.head_digest(fetch),
-            generation: 0,
-            unproven: false,
-        };
+        let entry =
+            Entry { head: self.head_digest(fetch), ..about.entry(blob, version, sealed.len()) };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
                 room.fill();

@@ -227,20 +227,7 @@ impl Cache {
             }
             ChangeError::Store(error)
         })?;
-        let entry = Entry {
-            blob,
-            version,
-            size: sealed.len(),
-            digest: sealed.digest(),
-            content_type: about.content_type,
-            content_encoding: about.content_encoding,
-            validators: about.validators,
-            stored_at,
-            validated_at: stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
-        };
+        let entry = about.entry(blob, version, sealed.len());
         let entry = self.record_upload(key, entry, stored)?;
         self.ports.index.persist().map_err(ChangeError::Index)?;
         if !hold.is_sole() && !self.is_under_its_key(&entry)? {

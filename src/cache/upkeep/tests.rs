@@ -236,20 +236,7 @@ impl World {
             stored_at,
         };
         let version = self.ports.blobs.publish(blob, &sealed, &about).unwrap();
-        Entry {
-            blob: blob.clone(),
-            version,
-            size: bytes.len() as u64,
-            digest: about.digest,
-            content_type: about.content_type,
-            content_encoding: about.content_encoding,
-            validators: about.validators,
-            stored_at,
-            validated_at: stored_at,
-            head: None,
-            generation: 0,
-            unproven: false,
-        }
+        about.entry(blob.clone(), version, bytes.len() as u64)
     }
 
     fn publish(&self, path: &str, bytes: &[u8]) -> Entry {
