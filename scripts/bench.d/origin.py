@@ -1,13 +1,17 @@
-"""The slow upstream of the benchmark: one body, sent smoothly at a given rate.
+"""The slow upstream of the benchmark: one body, sent smoothly at a given rate, or its beginning,
+sent at once after a given time.
 
 nginx's limit_rate lets a second's worth through at once and counts in whole seconds, which hides
 what the herd and range rows measure; so this one paces every 16 KiB. It is no web server: it
-knows GET, HEAD and one range, and answers GET /count?PATH with how often PATH was asked for.
+knows GET, HEAD and one range, and answers GET /count?BEGINNING with how many GETs asked for paths
+that begin so.
 
-    origin.py PORT FILE      paths: /api/slow/BYTES_PER_SECOND/NAME
+    origin.py PORT FILE      paths: /api/slow/BYTES_PER_SECOND/NAME, the whole file
+                                    /api/far/MILLISECONDS/NAME, its first 4 KiB
 """
 
 import collections
+import math
 import os
 import re
 import socketserver
@@ -17,6 +21,7 @@ import time
 
 PIECE = 16 * 1024
 HEAD_BYTES_MAX = 16 * 1024
+FAR_BYTES = 4 * 1024
 
 gets: collections.Counter[str] = collections.Counter()
 guard = threading.Lock()
@@ -45,17 +50,25 @@ class Handler(socketserver.StreamRequestHandler):
             fields[name.lower()] = value.strip()
         path = target.removeprefix("http://127.0.0.1").lstrip(":0123456789")
         if path.startswith("/count?"):
-            body = str(gets[path.removeprefix("/count?")]).encode()
+            with guard:
+                count = sum(times for asked, times in gets.items()
+                            if asked.startswith(path.removeprefix("/count?")))
+            body = str(count).encode()
             self.wfile.write(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n%s" % (len(body), body))
             return True
         if method == "GET":
             with guard:
                 gets[path] += 1
-        self.send(method, int(path.split("/")[3]), fields)
+        kind, number = path.split("/")[2:4]
+        if kind == "far":
+            # As a way of half that time in each direction would.
+            time.sleep(int(number) / 1000)
+            self.send(method, FAR_BYTES, math.inf, fields)
+        else:
+            self.send(method, self.server.size, int(number), fields)
         return True
 
-    def send(self, method: str, rate: int, fields: dict[str, str]):
-        size = self.server.size
+    def send(self, method: str, size: int, rate: float, fields: dict[str, str]):
         start, end, status = 0, size, "200 OK"
         asked = re.fullmatch(r"bytes=(\d+)-(\d*)", fields.get("range", ""))
         if asked:

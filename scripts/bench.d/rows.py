@@ -1,4 +1,5 @@
-"""What is measured: the rows of the table, each with its metrics and what ours must reach.
+"""What is measured: the rows of the table, each with its metrics and what ours must reach. Those
+of what only ours does are in only_ours.py.
 
 A row measures one server at a time; `scripts/bench` calls it for every server in every round,
 in turns, so that a change of the machine's load meets all of them. Ratios are taken within a
@@ -39,6 +40,7 @@ class Sizes:
     big: int = 1 << 30
     huge_name: str = "10g"
     huge: int = 10 << 30
+    batch: int = 1_000
     few: int = 1_000
     many: int = 100_000
     rows: int = 1_000_000
@@ -48,7 +50,8 @@ class Sizes:
 
 
 QUICK = Sizes(big_name="64m", big_label="64 MiB", big=64 << 20, huge_name="128m", huge=128 << 20,
-              few=100, many=2_000, rows=20_000, idle=100, seconds=1, rates=(5_000_000,))
+              batch=200, few=100, many=2_000, rows=20_000, idle=100, seconds=1,
+              rates=(5_000_000,))
 
 
 @dataclass(frozen=True)
@@ -101,8 +104,8 @@ class Bench:
         needle = b"GET 200 /api/fast/" + containing.encode()
         return (self.origin.home / "access.log").read_bytes().count(needle)
 
-    def slow_gets(self, path: str) -> int:
-        url = f"http://127.0.0.1:{self.around.slow}/count?/api/slow/{path}"
+    def slow_gets(self, beginning: str, remote: str = "slow") -> int:
+        url = f"http://127.0.0.1:{self.around.slow}/count?/api/{remote}/{beginning}"
         with urllib.request.urlopen(url, timeout=10) as answer:
             return int(answer.read())
 

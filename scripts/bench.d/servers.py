@@ -1,7 +1,8 @@
 """The servers that are compared: artifactapi in its set-ups, and its peers.
 
 Each serves the same paths: /api/fast/SIZE/NAME and /api/slow/RATE/NAME (apt-cacher-ng, which
-names the origin in the path, has its own form). Configurations are the templates in peers/.
+names the origin in the path, has its own form); ours also /api/far/MILLISECONDS/NAME and uploads
+to /api/local/NAME. Configurations are the templates in peers/.
 """
 
 import os
@@ -14,6 +15,8 @@ from processes import BenchError, free_port, launch, own, stop, wait_ready
 
 HERE = Path(__file__).resolve().parent
 PEERS = HERE / "peers"
+# The benchmark's own, for uploads to servers that only it can reach.
+ADMIN_TOKEN = "benchmark-of-artifactapi"
 PACKAGES = ["nginx-light", "wrk", "varnish", "gcc", "libc6-dev", "squid", "trafficserver",
             "apt-cacher-ng", "sqlite3"]
 
@@ -111,6 +114,7 @@ class Artifactapi(Server):
             "LISTEN_ADDR": f"127.0.0.1:{self.port}",
             "DATA_DIR": str(self.home / "data"),
             "CONFIG_PATH": str(self.home / "remotes.yaml"),
+            "ADMIN_TOKEN": ADMIN_TOKEN,
             # As every peer: hits are not logged.
             "LOG_LEVEL": "warn",
             # All of the benchmark's clients share one address.
