@@ -25,12 +25,14 @@ UNITS = {"us": 1e-3, "ms": 1.0, "s": 1e3, "m": 6e4}
 class Wrk:
     requests: int
     per_second: float
+    median_ms: float
     p99_ms: float
 
 
 def wrk(url: str, connections: int, seconds: int, script: Path | None = None,
         arguments: list[str] | None = None) -> Wrk:
-    """Runs wrk; anything but whole 2xx answers is an error."""
+    """Runs wrk; anything but whole 2xx answers is an error, and with unique.lua's LENGTH any
+    other length."""
     command = ["wrk", "-t1", f"-c{connections}", f"-d{seconds}s", "--latency", "--timeout", "30s"]
     if script:
         command += ["-s", str(script)]
@@ -42,12 +44,15 @@ def wrk(url: str, connections: int, seconds: int, script: Path | None = None,
     if "Non-2xx" in text or "Socket errors" in text:
         raise BenchError("wrk: " + " ".join(line.strip() for line in text.splitlines()
                                             if "Non-2xx" in line or "Socket errors" in line))
+    if "wrong answer" in text:
+        raise BenchError(f"wrk: {text[text.index('wrong answer'):].splitlines()[0]}")
     requests = re.search(r"(\d+) requests in", text)
     rate = re.search(r"Requests/sec:\s*([\d.]+)", text)
-    p99 = re.search(r"99%\s+([\d.]+)(us|ms|s|m)", text)
-    if not (requests and rate and p99) or int(requests[1]) == 0:
+    parts = [re.search(rf"{part}%\s+([\d.]+)(us|ms|s|m)", text) for part in (50, 99)]
+    if not (requests and rate and all(parts)) or int(requests[1]) == 0:
         raise BenchError("no request was answered")
-    return Wrk(int(requests[1]), float(rate[1]), float(p99[1]) * UNITS[p99[2]])
+    return Wrk(int(requests[1]), float(rate[1]),
+               *(float(part[1]) * UNITS[part[2]] for part in parts))
 
 
 @dataclass

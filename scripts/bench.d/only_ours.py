@@ -1,22 +1,27 @@
-"""What only ours does, measured against itself: batches.
+"""What only ours does, measured against itself: batches, a bounded cache.
 
 No peer has these, so each row compares ours with ours of the same round: a miss beside a batch
-with one without. Every row checks that what it measured took place.
+with one without, a full cache with an unbounded one. Every row checks that what it measured
+took place.
 """
 
+import functools
 import http.client
 import json
+import os
 import random
 import socket
 import statistics
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from clients import TIMEOUT_S, fetch, median
-from processes import BenchError
-from rows import PEAK, Bench, Metric, Row, Sizes, Target
-from servers import ADMIN_TOKEN, Server
+from clients import TIMEOUT_S, Wrk, fetch, median, wrk
+from processes import BenchError, paused, status_sum
+from rows import MISSES_MAX, PEAK, Bench, Metric, Row, Sizes, Target
+from servers import ADMIN_TOKEN, HERE, Artifactapi, Server
 
 SMALL_BYTES = 4 << 10
 # Milliseconds to an upstream on the same continent, for a request and its answer.
@@ -24,6 +29,16 @@ FAR_MS = 20
 MISSES_UNCOUNTED = 20
 # One batch may end before a client has had enough misses; this many won't.
 BATCHES_MAX = 20
+
+FULL_BYTES_MAX = 64 << 20
+HOT_FILES = 64
+HOT_BYTES = 1 << 10
+FILL_BYTES = 64 << 10
+# Misses a second and threads that make them: together half the bound each second.
+SMALL_MISSES, MEDIUM_MISSES, HOT_CHECKS = (400, 4), (30, 2), (20, 1)
+KEPT_UP_MIN = 0.9
+FLOOD_CONNECTIONS = 16
+SAMPLES_MIN = 5
 
 
 def ask(server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
@@ -155,10 +170,183 @@ def batch(name: str, about: str, remote: str, folder: str) -> Row:
                measure, lambda bench, server: server.fresh(), only=("ours",))
 
 
+# A bounded cache
+
+
+class Load:
+    """Misses of two sizes at fixed rates, and hits, each answer compared with upstream's bytes.
+
+    Fixed, so that two servers get the same load, whichever is faster. A context manager.
+    """
+
+    def __init__(self, bench: Bench, server: Server, hot: str):
+        self.server, self.ended = server, threading.Event()
+        self.asked = 0
+        self.error: Exception | None = None
+        # Guards the two above.
+        self.lock = threading.Lock()
+        data, serial = bench.origin.data, bench.cold()[:-4]
+        self.threads = []
+        self.rate = 0
+
+        def add(rate: tuple[int, int], file: str, path_of):
+            per_second, threads = rate
+            self.rate += per_second
+            for thread in range(threads):
+                self.threads.append(threading.Thread(target=self.run, args=(
+                    per_second / threads, (data / file).read_bytes(),
+                    functools.partial(path_of, thread))))
+
+        add(SMALL_MISSES, "4k", lambda thread, at: f"4k/load-{serial}-{thread}-{at}.deb")
+        add(MEDIUM_MISSES, "1m", lambda thread, at: f"1m/load-{serial}-{thread}-{at}.deb")
+        add(HOT_CHECKS, "1k", lambda _, at: f"{hot}{at % HOT_FILES}.deb")
+
+    def run(self, per_second: float, content: bytes, path_of):
+        connection = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=TIMEOUT_S)
+        began, count = time.monotonic(), 0
+        try:
+            while not self.ended.wait(max(0, began + count / per_second - time.monotonic())):
+                path = self.server.path("fast", path_of(count))
+                connection.request("GET", path)
+                answer = connection.getresponse()
+                body = answer.read()
+                if answer.status != 200 or body != content:
+                    raise BenchError(f"{path}: status {answer.status} with {len(body)} bytes, "
+                                     f"not the {len(content)} of upstream")
+                count += 1
+        except (OSError, http.client.HTTPException, BenchError) as error:
+            with self.lock:
+                self.error = error
+        finally:
+            connection.close()
+            with self.lock:
+                self.asked += count
+
+    def __enter__(self):
+        self.began = time.monotonic()
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        seconds = time.monotonic() - self.began
+        for thread in self.threads:
+            thread.join()
+        self.kept_up = self.asked / (seconds * self.rate)
+        if self.error:
+            raise BenchError(f"a client beside the load failed: {self.error!r}")
+
+
+def hits(server: Server, prefix: str, seconds: int) -> Wrk:
+    return wrk(server.url("fast", prefix), 1, seconds, HERE / "unique.lua",
+               ["random", "0", str(HOT_FILES), str(HOT_BYTES)])
+
+
+def fill(bench: Bench, server: Server) -> str:
+    """Stores more than the bound, then the files that hits ask for; the beginning of these."""
+    serial, done = bench.cold()[:-4], 0
+    while done * FILL_BYTES < 2 * FULL_BYTES_MAX:
+        done += wrk(server.url("fast", f"64k/fill-{serial}-"), FLOOD_CONNECTIONS, 1,
+                    HERE / "unique.lua", ["new", str(done), "1", str(FILL_BYTES)]).requests
+    hot = f"1k/hot-{serial}-"
+    for number in range(HOT_FILES):
+        fetch(server.url("fast", f"{hot}{number}.deb"), HOT_BYTES)
+    return hot
+
+
+def stored_bytes(server: Server) -> int:
+    """The bytes of all blobs at one instant: of a server that runs, a walk could count both what
+    goes and what comes in its place."""
+    sizes = {}
+    with paused(server.pid):
+        for folder, _, names in os.walk(server.home / "data" / "blobs"):
+            for name in names:
+                found = os.lstat(os.path.join(folder, name))
+                sizes[found.st_ino] = found.st_size
+    return sum(sizes.values())
+
+
+def samples_beside(bench: Bench, server: Server, hot: str) -> Iterator[int]:
+    """How much is stored, at random instants of a load that no longer waits for its turn."""
+    flood = server.url("fast", f"64k/flood-{bench.cold()[:-4]}-")
+    with ThreadPoolExecutor(1) as pool, Load(bench, server, hot):
+        flooded = pool.submit(wrk, flood, FLOOD_CONNECTIONS, bench.sizes.seconds,
+                              HERE / "unique.lua", ["new", "0", "1", str(FILL_BYTES)])
+        while not flooded.done():
+            yield stored_bytes(server)
+            time.sleep(random.uniform(0.01, 0.06))
+        flooded.result()
+
+
+def full(bench: Bench, server: Server):
+    """Of two servers that live for this measurement alone; the one that is given rests."""
+    bounded = Artifactapi("ours full", server.around, env={"CACHE_MAX_BYTES": str(FULL_BYTES_MAX)})
+    unbounded = Artifactapi("ours unbounded", server.around)
+    slices: dict[str, list[Wrk]] = {bounded.name: [], unbounded.name: []}
+    try:
+        hot = {}
+        for one in (bounded, unbounded):
+            one.start()
+            hot[one.name] = fill(bench, one)
+        alone = hits(bounded, hot[bounded.name], bench.sizes.seconds)
+        before = ask_json(bounded, "/stats")["totals"]["evicted"]
+        # In this order a steady change of the machine's load meets both alike.
+        for one in (bounded, unbounded, unbounded, bounded):
+            with Load(bench, one, hot[one.name]) as load:
+                slices[one.name].append(hits(one, hot[one.name], bench.sizes.seconds))
+            if load.kept_up < KEPT_UP_MIN:
+                raise BenchError(f"the misses came at {load.kept_up:.2f} of their rate only")
+        evicted = ask_json(bounded, "/stats")["totals"]["evicted"] - before
+        refetched = sum(bench.fast_gets(prefix) - HOT_FILES for prefix in hot.values())
+        asked = sum(slice.requests for each in slices.values() for slice in each)
+        if refetched > asked * MISSES_MAX:
+            raise BenchError(f"{refetched} of {asked} hits were none")
+        samples = list(samples_beside(bench, bounded, hot[bounded.name]))
+        if len(samples) < SAMPLES_MIN or max(samples) < FULL_BYTES_MAX * 3 / 4:
+            raise BenchError(f"in {len(samples)} samples at most {max(samples, default=0)} bytes "
+                             "were stored")
+        if max(samples) > FULL_BYTES_MAX:
+            # A target is judged by the median of the rounds; once is too often here.
+            raise BenchError(f"{max(samples)} bytes were stored, {max(samples) - FULL_BYTES_MAX} "
+                             "above the bound")
+        peak = status_sum(bounded.pid, "VmHWM") / 1024
+    finally:
+        for one in (bounded, unbounded):
+            one.wipe()
+
+    def median_of(one: Server) -> float:
+        return statistics.mean(slice.median_ms for slice in slices[one.name])
+
+    def p99_of(one: Server) -> float:
+        return statistics.mean(slice.p99_ms for slice in slices[one.name])
+
+    return {"hit": median_of(bounded) / median_of(unbounded),
+            "hit p99": p99_of(bounded) / p99_of(unbounded),
+            "over the bound": (max(samples) - FULL_BYTES_MAX) / (1 << 20),
+            "evicted": evicted, "refetched": refetched, "samples": len(samples),
+            "hit alone": alone.median_ms, "p99 alone": alone.p99_ms,
+            "hit when full": median_of(bounded), "p99 when full": p99_of(bounded),
+            "peak RSS when full": peak}
+
+
 def all_rows(sizes: Sizes) -> list[Row]:
+    only = ("ours",)
     return [
         batch("batch-far", f"misses 4 KiB beside a batch of {sizes.batch:,}, upstream {FAR_MS} ms "
               "away", "far", f"{FAR_MS}"),
         batch("batch-near", f"misses 4 KiB beside a batch of {sizes.batch:,}, upstream on the same "
               "CPUs", "fast", "4k"),
+        Row("full", f"hits 1 KiB of a full cache of {FULL_BYTES_MAX >> 20} MiB beside misses",
+            (Metric("hit", "× unbounded", (Target("≤", 1.2, ""),), relative=False),
+             Metric("hit p99", "× unbounded", relative=False),
+             Metric("over the bound", "MiB", (Target("≤", 0, ""),), relative=False),
+             Metric("evicted", "artifacts", (Target("≥", 1, ""),), relative=False),
+             Metric("refetched", "hot files", relative=False),
+             Metric("samples", "of what is stored", relative=False),
+             Metric("hit alone", "ms", relative=False), Metric("p99 alone", "ms", relative=False),
+             Metric("hit when full", "ms", relative=False),
+             Metric("p99 when full", "ms", relative=False),
+             Metric("peak RSS when full", "MiB", PEAK.targets, relative=False)),
+            full, only=only),
     ]

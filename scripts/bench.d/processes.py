@@ -10,6 +10,7 @@ import signal
 import socket
 import subprocess
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -143,6 +144,23 @@ def forget_peak(pid: int):
             Path(f"/proc/{one}/clear_refs").write_text("5")
         except OSError:
             continue
+
+
+@contextmanager
+def paused(pid: int):
+    """Holds a process still, so that what it has on disk can be looked at as of one instant."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        # A thread inside a system call ends that first.
+        began = time.monotonic()
+        while any(one.read_text().rsplit(")", 1)[1].split()[0] not in "TZX"
+                  for one in Path(f"/proc/{pid}/task").glob("*/stat")):
+            if time.monotonic() - began > STOP_SECONDS_MAX:
+                raise BenchError(f"process {pid} can't be paused")
+            time.sleep(0.0005)
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 def machine_busy() -> float:
