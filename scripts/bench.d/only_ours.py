@@ -1,4 +1,4 @@
-"""What only ours does, measured against itself: batches, a bounded cache.
+"""What only ours does, measured against itself: batches, a bounded cache, uploads.
 
 No peer has these, so each row compares ours with ours of the same round: a miss beside a batch
 with one without, a full cache with an unbounded one. Every row checks that what it measured
@@ -6,10 +6,12 @@ took place.
 """
 
 import functools
+import hashlib
 import http.client
 import json
 import os
 import random
+import shutil
 import socket
 import statistics
 import threading
@@ -17,6 +19,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 from clients import TIMEOUT_S, Wrk, fetch, median, wrk
 from processes import BenchError, paused, status_sum
@@ -39,6 +42,9 @@ SMALL_MISSES, MEDIUM_MISSES, HOT_CHECKS = (400, 4), (30, 2), (20, 1)
 KEPT_UP_MIN = 0.9
 FLOOD_CONNECTIONS = 16
 SAMPLES_MIN = 5
+
+PIECE_BYTES = 1 << 20
+NUMBER_BYTES = 8
 
 
 def ask(server: Server, method: str, path: str, body: bytes | None = None) -> tuple[int, bytes]:
@@ -330,6 +336,78 @@ def full(bench: Bench, server: Server):
             "peak RSS when full": peak}
 
 
+# Uploads
+
+
+def pieces(size: int) -> Iterator[memoryview]:
+    """A body of random bytes, with the number of each piece in it, so that none can be taken for
+    another. Each is valid until the next."""
+    piece = bytearray(random.Random(size).randbytes(PIECE_BYTES))
+    for number in range(size // PIECE_BYTES):
+        piece[:NUMBER_BYTES] = number.to_bytes(NUMBER_BYTES)
+        yield memoryview(piece)
+
+
+@functools.cache
+def digest_of(size: int) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces(size):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def put(connection: http.client.HTTPConnection, path: str, size: int) -> tuple[int, dict]:
+    connection.putrequest("PUT", path)
+    connection.putheader("Authorization", f"Bearer {ADMIN_TOKEN}")
+    connection.putheader("Transfer-Encoding", "chunked")
+    connection.endheaders()
+    for piece in pieces(size):
+        connection.send(b"%x\r\n" % len(piece))
+        connection.send(piece)
+        connection.send(b"\r\n")
+    connection.send(b"0\r\n\r\n")
+    answer = connection.getresponse()
+    return answer.status, json.loads(answer.read())
+
+
+def get(connection: http.client.HTTPConnection, path: str) -> tuple[int, int, str]:
+    """The status, how many bytes came, and their SHA-256."""
+    connection.request("GET", path)
+    answer = connection.getresponse()
+    digest, read = hashlib.sha256(), 0
+    buffer = memoryview(bytearray(PIECE_BYTES))
+    while count := answer.readinto(buffer):
+        digest.update(buffer[:count])
+        read += count
+    return answer.status, read, digest.hexdigest()
+
+
+def upload(bench: Bench, server: Server):
+    size = bench.sizes.upload
+    if shutil.disk_usage(server.home).free < 2 * size:
+        raise BenchError("there is no room on the disk")
+    wanted, path = digest_of(size), server.path("local", bench.cold())
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=TIMEOUT_S)
+    try:
+        began = time.monotonic()
+        status, said = put(connection, path, size)
+        put_seconds = time.monotonic() - began
+        if (status, said.get("size"), said.get("sha256")) != (201, size, wanted):
+            raise BenchError(f"PUT {path}: status {status}, {said}")
+        began = time.monotonic()
+        got = get(connection, path)
+        get_seconds = time.monotonic() - began
+        if got != (200, size, wanted):
+            raise BenchError(f"GET {path}: status {got[0]}, {got[1]} bytes, sha256 {got[2]}")
+    finally:
+        connection.close()
+        status, _ = ask(server, "DELETE", path)
+    left = sum(file.stat().st_size for file in Path(server.home / "data").glob("*/local/*/*"))
+    if status != 204 or left:
+        raise BenchError(f"DELETE {path}: status {status}, {left} bytes are left")
+    return {"PUT": size / put_seconds / 1e6, "GET": size / get_seconds / 1e6}
+
+
 def all_rows(sizes: Sizes) -> list[Row]:
     only = ("ours",)
     return [
@@ -349,4 +427,7 @@ def all_rows(sizes: Sizes) -> list[Row]:
              Metric("p99 when full", "ms", relative=False),
              Metric("peak RSS when full", "MiB", PEAK.targets, relative=False)),
             full, only=only),
+        Row("upload", f"upload of {sizes.upload >> 20:,} MiB in chunks",
+            (Metric("PUT", "MB/s", relative=False), Metric("GET", "MB/s", relative=False), PEAK),
+            upload, lambda bench, server: server.fresh(), only=only),
     ]

@@ -40,6 +40,7 @@ class Sizes:
     big: int = 1 << 30
     huge_name: str = "10g"
     huge: int = 10 << 30
+    upload: int = 5 << 30
     batch: int = 1_000
     few: int = 1_000
     many: int = 100_000
@@ -50,7 +51,7 @@ class Sizes:
 
 
 QUICK = Sizes(big_name="64m", big_label="64 MiB", big=64 << 20, huge_name="128m", huge=128 << 20,
-              batch=200, few=100, many=2_000, rows=20_000, idle=100, seconds=1,
+              upload=64 << 20, batch=200, few=100, many=2_000, rows=20_000, idle=100, seconds=1,
               rates=(5_000_000,))
 
 
