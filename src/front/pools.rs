@@ -3,16 +3,22 @@
 //! Three lanes: main for requests, fast for health and metrics, shed for the 503s of what
 //! finds no room. A dispatcher (a listener's accept thread) only ever submits: it never
 //! writes to a client, so no client can hold it up.
+//!
+//! A listener may give the main lane a [`Lookout`]: then a worker that has nothing to do looks
+//! for work there before it sleeps, and a busy client costs no change of threads.
 
-use std::collections::VecDeque;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use threadpool::ThreadPool;
 
 use super::wire::Lane;
+
+mod queue;
+
+use queue::Queue;
 
 /// Threads of the fast lane.
 const FAST_THREADS: usize = 2;
@@ -28,6 +34,13 @@ const STACK_BYTES: usize = 512 << 10;
 
 /// One exchange, or the exchanges of one connection, to be served.
 pub type Job = Box<dyn FnOnce() + Send>;
+
+/// Where a worker of the main lane looks for work before it sleeps.
+pub trait Lookout: Send + Sync {
+    /// Waits for work for a moment. Calls `found` as soon as some has come, and gives a job of
+    /// it; whatever else has come is submitted.
+    fn look(&self, found: &mut dyn FnMut()) -> Option<Job>;
+}
 
 /// The pools of the front.
 #[derive(Debug)]
@@ -66,6 +79,23 @@ impl Pools {
         self.shed.submit(job)
     }
 
+    /// Lets the workers of the main lane look for work of their own. From now on a job wakes a
+    /// worker only while fewer are at work than the machine can run, and [`Pools::tick`] must
+    /// be called every few milliseconds while there is work, until [`Pools::stop_looking`].
+    pub fn look_out(&self, lookout: Weak<dyn Lookout>) {
+        self.main.queue.look_out(lookout);
+    }
+
+    /// Wakes workers for jobs that wait behind workers who wait themselves.
+    pub fn tick(&self, now: Instant) {
+        self.main.queue.tick(now);
+    }
+
+    /// Ends what [`Pools::look_out`] began.
+    pub fn stop_looking(&self) {
+        self.main.queue.stop_looking();
+    }
+
     /// Workers that are serving now.
     pub fn busy(&self) -> usize {
         self.main.running.load(Ordering::Relaxed)
@@ -102,17 +132,17 @@ struct Pool {
 
 impl Pool {
     fn start(name: &str, threads: usize, queue_max: usize) -> Self {
-        let queue = Arc::new(Queue::new(queue_max));
+        let queue = Arc::new(Queue::new(threads, queue_max));
         let pool = threadpool::Builder::new()
             .num_threads(threads)
             .thread_name(name.to_owned())
             .thread_stack_size(STACK_BYTES)
             .build();
         let (pending, running) = (Arc::default(), Arc::default());
-        for _ in 0..threads {
+        for worker in 0..threads {
             let (queue, pending, running) =
                 (Arc::clone(&queue), Arc::clone(&pending), Arc::clone(&running));
-            pool.execute(move || run_jobs(&queue, &pending, &running));
+            pool.execute(move || run_jobs(worker, &queue, &pending, &running));
         }
         Self { queue, pending, running, _threads: pool }
     }
@@ -135,115 +165,16 @@ impl Drop for Pool {
     }
 }
 
-fn run_jobs(queue: &Queue, pending: &AtomicUsize, running: &AtomicUsize) {
-    while let Some(job) = queue.take() {
+fn run_jobs(worker: usize, queue: &Queue, pending: &AtomicUsize, running: &AtomicUsize) {
+    while let Some(job) = queue.take(worker, pending) {
         running.fetch_add(1, Ordering::Relaxed);
         // A bug in one request must not cost a worker; the panic hook has logged it.
         if catch_unwind(AssertUnwindSafe(job)).is_err() {
             tracing::error!("a request panicked; its connection was closed");
         }
         running.fetch_sub(1, Ordering::Relaxed);
+        queue.done(worker);
         pending.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-/// The jobs that wait for a thread.
-///
-/// A channel would wake one thread for each job, and its receivers spin before they sleep:
-/// with many workers and short jobs that costs more than the jobs. Here one thread at a time
-/// is on its way out of its sleep; when it takes a job and leaves others, it wakes the next.
-/// So no job waits while a thread sleeps, and a busy machine wakes no more than it can run.
-#[derive(Debug)]
-struct Queue {
-    max: usize,
-    // Guards the jobs and who sleeps. Nothing else is locked while it is held.
-    waiting: Mutex<Waiting>,
-    wake: Condvar,
-    // The number of jobs, to be read without the lock.
-    len: AtomicUsize,
-}
-
-#[derive(Default)]
-struct Waiting {
-    jobs: VecDeque<Job>,
-    sleepers: usize,
-    // A sleeper was woken and does not run yet.
-    is_waking: bool,
-    is_closed: bool,
-}
-
-impl std::fmt::Debug for Waiting {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Waiting")
-            .field("jobs", &self.jobs.len())
-            .field("sleepers", &self.sleepers)
-            .finish_non_exhaustive()
-    }
-}
-
-impl Waiting {
-    /// Whether to wake a thread for the jobs that are left.
-    fn needs_waking(&mut self) -> bool {
-        let needs = !self.jobs.is_empty() && self.sleepers > 0 && !self.is_waking;
-        self.is_waking |= needs;
-        needs
-    }
-}
-
-impl Queue {
-    fn new(max: usize) -> Self {
-        Self { max, waiting: Mutex::default(), wake: Condvar::new(), len: AtomicUsize::new(0) }
-    }
-
-    fn push(&self, job: Job) -> Result<(), Job> {
-        let mut waiting = self.lock();
-        // A job that a sleeping thread will take does not wait for one.
-        if waiting.jobs.len() >= self.max + waiting.sleepers {
-            return Err(job);
-        }
-        waiting.jobs.push_back(job);
-        self.len.store(waiting.jobs.len(), Ordering::Relaxed);
-        if waiting.needs_waking() {
-            drop(waiting);
-            self.wake.notify_one();
-        }
-        Ok(())
-    }
-
-    /// The next job; `None` once the queue is closed and empty.
-    fn take(&self) -> Option<Job> {
-        let mut waiting = self.lock();
-        loop {
-            if let Some(job) = waiting.jobs.pop_front() {
-                self.len.store(waiting.jobs.len(), Ordering::Relaxed);
-                if waiting.needs_waking() {
-                    drop(waiting);
-                    self.wake.notify_one();
-                }
-                return Some(job);
-            }
-            if waiting.is_closed {
-                return None;
-            }
-            waiting.sleepers += 1;
-            waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
-            waiting.sleepers -= 1;
-            waiting.is_waking = false;
-        }
-    }
-
-    fn close(&self) {
-        self.lock().is_closed = true;
-        self.wake.notify_all();
-    }
-
-    fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Waiting> {
-        // Jobs run outside the lock, so nothing panics while it is held.
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

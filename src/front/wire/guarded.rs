@@ -5,16 +5,17 @@
 //! end of its reply. Every wait, buffer and count has a bound.
 //!
 //! - `address`: where to listen. `census`: who is connected. `proxies`: who the client is.
-//! - `watcher`: the accept and readiness loop over the `table` of parked `connection`s.
+//! - `watcher`: the accept loop, which also watches the `table` of parked `connection`s.
+//! - `lookout`: the same watching, done by workers while they have work.
 //! - `head`, `chunked`: RFC 9112, strictly, without I/O. `refusal`: answers of our own.
 //! - `exchange`: a worker with a connection; `body` in, `reply` and its
 //!   `transfer` out, over a `stream`.
 //!
 //! It knows no routes, no TLS and no HTTP/2.
 //!
-//! A connection has one owner at a time: the table, the watcher, or a job. It is watched for
-//! one event at a time (`EPOLLONESHOT`), so that the watcher can't see a connection that a
-//! worker has.
+//! A connection has one owner at a time: the table, who looks after it, or a job. It is watched
+//! for one event at a time (`EPOLLONESHOT`), so that nobody can see a connection that another
+//! has.
 
 use std::fmt;
 use std::io;
@@ -39,6 +40,7 @@ mod connection;
 mod date;
 mod exchange;
 mod head;
+mod lookout;
 mod proxies;
 mod refusal;
 mod reply;
@@ -53,6 +55,7 @@ pub use proxies::{ProxyError, TrustedProxies};
 use address::Listeners;
 use census::Census;
 use connection::Conn;
+use lookout::Duty;
 use refusal::Refusal;
 use table::{Table, Token, WATCHES, Watch};
 use watcher::Watcher;
@@ -161,7 +164,7 @@ impl Guarded {
             census,
             epoll,
             wake,
-            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            duty: Duty::default(),
             table: Mutex::new(Table::new()),
             stopping: AtomicBool::new(false),
         });
@@ -219,10 +222,11 @@ pub(crate) struct Shared {
     pools: Arc<Pools>,
     service: Arc<dyn Service>,
     census: Arc<Census>,
+    // Which parked connections are ready.
     epoll: OwnedFd,
     wake: OwnedFd,
-    // Threads that the machine runs at once.
-    parallelism: usize,
+    // Who waits for that.
+    duty: Duty,
     // Guards the parked connections and that each is armed for one event. Held for a
     // readiness call at most, which does not block; the census may be locked inside.
     table: Mutex<Table>,
@@ -254,10 +258,15 @@ impl Shared {
         None
     }
 
-    /// Puts a connection back that the watcher has looked at.
+    /// Puts a connection back that was taken out for a look; where we are stopping, it is
+    /// closed, because nobody will look again.
     fn put_back(&self, token: Token, conn: Box<Conn>, watch: Watch) {
         let mut table = self.table();
         table.put_back(token, conn, watch, Instant::now());
+        if self.is_stopping() {
+            table.remove(token);
+            return;
+        }
         self.arm(&mut table, token, watch, true);
         self.bound_half_read(&mut table);
     }

@@ -54,7 +54,7 @@ impl Input {
             self.bytes.drain(..self.start);
             self.start = 0;
         }
-        stream.receive(&mut self.bytes, READ_BYTES_MAX)
+        stream.receive::<READ_BYTES_MAX>(&mut self.bytes)
     }
 
     /// Keeps no more memory than the bytes need.

@@ -1,7 +1,8 @@
 //! What a worker does with a connection: answer a request, and look for the next.
 //!
-//! A worker keeps the connection while requests are there or come within a moment, so that a
-//! busy client costs no hand-over; then the watcher has it back. Side lanes never wait.
+//! A worker keeps the connection while whole requests are there; then it parks it, and looks
+//! out for what comes next on any connection (`lookout`), so that a busy client costs no
+//! hand-over.
 
 use std::cell::{Cell, RefCell};
 use std::sync::Arc;
@@ -18,10 +19,9 @@ use super::stream::Pace;
 use super::table::Watch;
 use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Shared};
+use crate::front::pools::Job;
 use crate::front::wire::{Lane, Request};
 
-/// How long a worker that nobody waits for looks for the connection's next request.
-const LOOK_FOR_NEXT: Duration = Duration::from_millis(2);
 /// Requests of one connection that a worker answers in a row while other jobs wait.
 const IN_A_ROW_MAX: usize = 16;
 /// How long a worker waits for the rest of an unread body, all in all.
@@ -54,26 +54,43 @@ enum Work {
     Reply(Box<Pending>),
 }
 
-/// Hands a request to its lane.
-pub(super) fn dispatch(shared: &Arc<Shared>, conn: Box<Conn>, ready: Ready) {
-    let Ready { parsed, lane } = ready;
-    hand_over(shared, conn, Work::Request(parsed), lane);
+/// What is due on a connection.
+pub(super) struct Due {
+    conn: Box<Conn>,
+    work: Work,
+    lane: Lane,
 }
 
-/// Hands a reply, whose client takes bytes again, to a worker. The shed lane does as well: the
-/// reply is begun, and short to go on with.
-pub(super) fn dispatch_pending(shared: &Arc<Shared>, mut conn: Box<Conn>) {
-    if let Some(pending) = conn.pending.take() {
-        hand_over(shared, conn, Work::Reply(pending), Lane::Main);
+impl Due {
+    /// A request is to be answered.
+    pub(super) fn request(conn: Box<Conn>, ready: Ready) -> Self {
+        Self { conn, work: Work::Request(ready.parsed), lane: ready.lane }
+    }
+
+    /// A reply is to be gone on with, because its client takes bytes again. The shed lane does
+    /// as well: the reply is begun, and short to go on with.
+    pub(super) fn reply(conn: Box<Conn>, pending: Box<Pending>) -> Self {
+        Self { conn, work: Work::Reply(pending), lane: Lane::Main }
+    }
+
+    /// Whether a worker of the main lane serves it. A reserved seat is for the fast lane only.
+    pub(super) fn is_for_workers(&self) -> bool {
+        self.lane == Lane::Main && self.conn.kind() != Kind::Reserved
     }
 }
 
-/// Hands work to a lane, or to the shed lane where that has no room; closes the connection
-/// where not even that has.
-fn hand_over(shared: &Arc<Shared>, conn: Box<Conn>, work: Work, lane: Lane) {
-    // A reserved seat is for the fast lane only.
+/// The job of a worker of the main lane that has found what it is to do by itself.
+pub(super) fn job(shared: &Arc<Shared>, due: Due) -> Job {
+    let shared = Arc::clone(shared);
+    Box::new(move || serve(&shared, due.conn, due.work, Place::Main))
+}
+
+/// Hands what is due to its lane, or to the shed lane where that has no room; closes the
+/// connection where not even that has.
+pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
+    let sheds = due.lane == Lane::Main && !due.is_for_workers();
+    let Due { conn, work, lane } = due;
     let peer = conn.peer();
-    let sheds = conn.kind() == Kind::Reserved && lane == Lane::Main;
     let no_room = Arc::new(AtomicBool::new(sheds));
     let job = Box::new({
         let (shared, no_room) = (Arc::clone(shared), Arc::clone(&no_room));
@@ -139,7 +156,7 @@ fn serve_with(
             }
             After::Drop => return,
         }
-        let ready = match next(shared, &mut conn, place) {
+        let ready = match conn.take_buffered(shared) {
             Next::Ready(ready) => ready,
             Next::Partial => {
                 let watch = conn.rest();
@@ -158,7 +175,7 @@ fn serve_with(
         let others_wait = in_a_row >= IN_A_ROW_MAX
             && (1..shared.bounds.queue_max).contains(&shared.pools.queued());
         if place != Place::Main || others_wait {
-            return dispatch(shared, conn, *ready);
+            return hand_over(shared, Due::request(conn, *ready));
         }
         work = Work::Request(ready.parsed);
     }
@@ -185,26 +202,6 @@ fn go_on(
         Ending::Close => After::Linger,
         Ending::Lost | Ending::Unanswered | Ending::PutDown => After::Drop,
     }
-}
-
-/// The next request, if it is here or comes within a moment in which nobody else waits.
-fn next(shared: &Shared, conn: &mut Conn, place: Place) -> Next {
-    let mut next = conn.take_buffered(shared);
-    while matches!(next, Next::Partial) {
-        // Once more workers are busy than the machine can run, waiting here costs a switch of
-        // threads for each request, where the watcher finds many requests at a time.
-        let may_wait = place == Place::Main
-            && conn.is_before_request()
-            && shared.pools.queued() == 0
-            && shared.pools.busy()
-                <= shared.parallelism.min(shared.bounds.workers.saturating_sub(1))
-            && !shared.is_stopping();
-        if !may_wait || !conn.stream.wait_readable(LOOK_FOR_NEXT).unwrap_or(false) {
-            break;
-        }
-        next = conn.receive(shared);
-    }
-    next
 }
 
 /// What to do with a connection behind a reply.

@@ -3,10 +3,10 @@
 //! Waiting is always a `poll` with a bound. Nothing here knows HTTP.
 
 use std::io::{self, IoSlice};
+use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
-use rustix::buffer::spare_capacity;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
@@ -30,14 +30,23 @@ impl Stream {
         Self(fd)
     }
 
-    /// Appends what has arrived, at most `bytes_max` bytes, without waiting; 0 is the end.
+    /// Appends what has arrived, at most `MOST` bytes, without waiting; 0 is the end. `into`
+    /// grows by what came, which is mostly far less than could have come.
     ///
     /// # Errors
     /// `WouldBlock` where nothing has arrived; otherwise the connection is lost.
-    pub(super) fn receive(&self, into: &mut Vec<u8>, bytes_max: usize) -> io::Result<usize> {
-        into.reserve(bytes_max);
-        again(|| rustix::net::recv(&self.0, spare_capacity(into), RecvFlags::empty()))
-            .map(|(got, _)| got)
+    pub(super) fn receive<const MOST: usize>(&self, into: &mut Vec<u8>) -> io::Result<usize> {
+        let mut buffer = [MaybeUninit::uninit(); MOST];
+        loop {
+            match rustix::net::recv(&self.0, &mut buffer, RecvFlags::empty()) {
+                Ok(((arrived, _), _)) => {
+                    into.extend_from_slice(arrived);
+                    return Ok(arrived.len());
+                }
+                Err(Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
     }
 
     /// Like [`Stream::receive`], into a slice.
@@ -72,14 +81,6 @@ impl Stream {
     ) -> io::Result<usize> {
         let count = len.min(SENDFILE_BYTES_MAX) as usize;
         again(|| rustix::fs::sendfile(&self.0, &file, Some(offset), count))
-    }
-
-    /// Waits until the socket can be read or is closed; `false` where `patience` ran out.
-    ///
-    /// # Errors
-    /// What made waiting impossible.
-    pub(super) fn wait_readable(&self, patience: Duration) -> io::Result<bool> {
-        self.wait(PollFlags::IN, patience)
     }
 
     /// Waits until the socket takes bytes again, within what `pace` allows; `false` where it

@@ -70,7 +70,7 @@ struct Slot {
 #[derive(Debug)]
 enum State {
     Free,
-    // In the watcher's hands; the place in the list stays.
+    // In the hands of who looks after it; the place in the list stays.
     Out,
     In(Box<Conn>),
 }
@@ -121,8 +121,8 @@ impl Table {
         }
     }
 
-    /// Takes a connection out for a look; its place is kept until [`Table::put_back`] or
-    /// [`Table::vacate`], one of which must follow. Only the watcher may do this.
+    /// Takes a connection out for a look; its place is kept, and passed over by everything
+    /// here, until [`Table::put_back`] or [`Table::vacate`], one of which must follow.
     pub(super) fn check_out(&mut self, token: Token) -> Option<(Box<Conn>, Watch)> {
         let slot = self.slots.get_mut(token.index())?;
         if slot.generation != token.generation() {
@@ -161,16 +161,11 @@ impl Table {
         self.free.push(index);
     }
 
-    /// Removes a connection. `None` for a place whose connection was taken out and lost: it
-    /// is given up all the same.
+    /// Removes a connection, unless it was taken out for a look.
     pub(super) fn remove(&mut self, token: Token) -> Option<Box<Conn>> {
-        let slot = self.slots.get(token.index())?;
-        if slot.generation != token.generation() || matches!(slot.state, State::Free) {
-            return None;
-        }
-        let conn = self.check_out(token).map(|(conn, _)| conn);
+        let (conn, _) = self.check_out(token)?;
         self.vacate(token);
-        conn
+        Some(conn)
     }
 
     /// Bytes that the connections of a list take beside themselves.
@@ -178,11 +173,17 @@ impl Table {
         self.buffered[watch as usize]
     }
 
-    /// The connection that has been watched for longest, and since when.
+    /// The connection that has been watched for longest, and since when; of those that are
+    /// here, and what is out for a look is few.
     pub(super) fn oldest(&self, watch: Watch) -> Option<(Token, Instant)> {
-        let first = self.lists[watch as usize].first;
-        let slot = self.slots.get(first as usize)?;
-        Some((Token::new(first, slot.generation), slot.since))
+        let mut at = self.lists[watch as usize].first;
+        loop {
+            let slot = self.slots.get(at as usize)?;
+            if matches!(slot.state, State::In(_)) {
+                return Some((Token::new(at, slot.generation), slot.since));
+            }
+            at = slot.next;
+        }
     }
 
     fn link(&mut self, index: u32, watch: Watch, now: Instant) {
@@ -287,11 +288,22 @@ mod tests {
     }
 
     #[test]
-    fn a_place_whose_connection_was_lost_is_given_up() {
+    fn what_is_out_for_a_look_is_passed_over() {
+        let mut parked = Parked::new();
+        let (out, next) = (parked.insert(Watch::Head), parked.insert(Watch::Head));
+        let (conn, _) = parked.table.check_out(out).unwrap();
+        assert!(parked.table.remove(out).is_none());
+        assert_eq!(parked.drain(Watch::Head), [next]);
+        parked.table.put_back(out, conn, Watch::Head, parked.now);
+        assert_eq!(parked.drain(Watch::Head), [out]);
+    }
+
+    #[test]
+    fn a_place_whose_connection_was_lost_can_be_given_up() {
         let mut parked = Parked::new();
         let (lost, next) = (parked.insert(Watch::Head), parked.insert(Watch::Head));
         drop(parked.table.check_out(lost).unwrap());
-        assert!(parked.table.remove(lost).is_none());
+        parked.table.vacate(lost);
         assert_eq!(parked.drain(Watch::Head), [next]);
     }
 }

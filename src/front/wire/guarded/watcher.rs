@@ -1,7 +1,10 @@
-//! The one thread that accepts, and watches the connections that nobody works on.
+//! The one thread that accepts, and sees to it that ready connections are looked after.
 //!
 //! It never waits for a client: every read and write here is without waiting, and whatever
 //! takes time is handed to the pools. An accept error never ends it.
+//!
+//! Connections are watched by an epoll of their own, which this thread watches in turn while
+//! the workers do not (`lookout`).
 
 use std::io::{self, IoSlice};
 use std::net::{IpAddr, SocketAddr};
@@ -15,12 +18,15 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::{SocketFlags, acceptfrom_with};
 
+use super::Shared;
 use super::census::{Full, Kind};
 use super::connection::{Conn, Next};
+use super::exchange::{self, Due};
+use super::lookout::{Outlook, TICK, look_around};
 use super::refusal::{Content, Refusal};
 use super::stream::{More, Stream};
-use super::table::{Token, WATCHES, Watch};
-use super::{Shared, exchange};
+use super::table::{WATCHES, Watch};
+use crate::front::pools::Lookout;
 
 /// Connections that are accepted from one listener before others are looked after.
 const ACCEPTS_IN_A_ROW: usize = 64;
@@ -44,16 +50,19 @@ const LAST_LOOKS: usize = 64;
 /// How often trouble with accepting is told at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
-/// Listeners are named by the upper half of the tokens, which the table never uses.
-const LISTENERS: u64 = 1 << 63;
+/// What an event is about; a listener is named by its number.
 const WAKE: u64 = u64::MAX;
+const CONNECTIONS: u64 = u64::MAX - 1;
 
 /// The watcher's own state.
 pub(super) struct Watcher<'a> {
     shared: &'a Arc<Shared>,
+    epoll: OwnedFd,
     listeners: Vec<OwnedFd>,
     events: Vec<epoll::Event>,
-    scratch: Vec<u8>,
+    // Looks that workers had taken when that last changed, and when it did.
+    looks: u64,
+    looked: Instant,
     paused_until: Option<Instant>,
     pause: Duration,
     told: Option<Instant>,
@@ -65,17 +74,22 @@ impl<'a> Watcher<'a> {
     /// # Errors
     /// The readiness call can't take them.
     pub(super) fn new(shared: &'a Arc<Shared>, listeners: Vec<OwnedFd>) -> io::Result<Self> {
-        for (index, listener) in listeners.iter().enumerate() {
-            let data = epoll::EventData::new_u64(LISTENERS | index as u64);
-            epoll::add(&shared.epoll, listener, data, epoll::EventFlags::IN)?;
+        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)?;
+        let watch = |fd: &OwnedFd, about, flags| {
+            epoll::add(&epoll, fd, epoll::EventData::new_u64(about), flags)
+        };
+        for (listener, about) in listeners.iter().zip(0..) {
+            watch(listener, about, epoll::EventFlags::IN)?;
         }
-        let wake = epoll::EventData::new_u64(WAKE);
-        epoll::add(&shared.epoll, &shared.wake, wake, epoll::EventFlags::IN)?;
+        watch(&shared.wake, WAKE, epoll::EventFlags::IN)?;
+        watch(&shared.epoll, CONNECTIONS, epoll::EventFlags::IN | epoll::EventFlags::ONESHOT)?;
         Ok(Self {
             shared,
+            epoll,
             listeners,
             events: Vec::with_capacity(EVENTS_MAX),
-            scratch: vec![0; 16 << 10],
+            looks: 0,
+            looked: Instant::now(),
             paused_until: None,
             pause: PAUSE_MIN,
             told: None,
@@ -87,38 +101,49 @@ impl<'a> Watcher<'a> {
     /// # Errors
     /// The readiness call has failed for good.
     pub(super) fn run(mut self) -> io::Result<()> {
+        let outlook: Arc<dyn Lookout> = Arc::new(Outlook(Arc::downgrade(self.shared)));
+        self.shared.pools.look_out(Arc::downgrade(&outlook));
         while !self.shared.is_stopping() {
-            let sleep = self.lapse(Instant::now());
+            let mut sleep = self.lapse(Instant::now());
+            if self.shared.duty.is_workers() || self.shared.pools.queued() > 0 {
+                sleep = sleep.min(TICK);
+            }
             self.look(sleep)?;
+            if self.shared.duty.is_workers() {
+                self.watch_the_watch(Instant::now())?;
+            }
         }
+        self.shared.pools.stop_looking();
         // Who is in the backlog was promised an answer by the kernel; who has sent a whole
         // request by now gets one.
         for index in 0..self.listeners.len() {
             self.accept(index, LAST_ACCEPTS);
         }
         let mut looks = 0;
-        while self.look(Duration::ZERO)? > 0 && looks < LAST_LOOKS {
+        while look_around(self.shared) > 0 && looks < LAST_LOOKS {
             looks += 1;
         }
-        while let Some(conn) = self.shared.unpark() {
-            if conn.pending.is_some() {
-                exchange::dispatch_pending(self.shared, conn);
+        while let Some(mut conn) = self.shared.unpark() {
+            if let Some(pending) = conn.pending.take() {
+                exchange::hand_over(self.shared, Due::reply(conn, pending));
             }
         }
         Ok(())
     }
 
-    /// Handles what is ready, or becomes so within `patience`; gives how many events it took.
-    fn look(&mut self, patience: Duration) -> io::Result<usize> {
+    /// Handles what is ready, or becomes so within `patience`.
+    fn look(&mut self, patience: Duration) -> io::Result<()> {
         let timeout = Timespec {
             tv_sec: patience.as_secs() as i64,
             tv_nsec: i64::from(patience.subsec_nanos()),
         };
         self.events.clear();
-        match epoll::wait(&self.shared.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
+        match epoll::wait(&self.epoll, spare_capacity(&mut self.events), Some(&timeout)) {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        // Before the events, so that their jobs find out which workers are blocked.
+        self.shared.pools.tick(Instant::now());
         let events = std::mem::take(&mut self.events);
         for event in &events {
             // A bug in the handling of one connection must not end the accepting of all.
@@ -127,50 +152,38 @@ impl<'a> Watcher<'a> {
                 tracing::error!("the watcher panicked over a connection, and goes on");
             }
         }
-        let count = events.len();
         self.events = events;
-        Ok(count)
+        Ok(())
     }
 
-    fn handle(&mut self, bits: u64) {
-        if bits == WAKE {
-            // Read, or it would be ready for ever while a stop looks for the last time.
-            let _ = rustix::io::read(&self.shared.wake, &mut [0; 8]);
-        } else if bits & LISTENERS != 0 {
-            self.accept((bits & !LISTENERS) as usize, ACCEPTS_IN_A_ROW);
-        } else {
-            self.connection_is_ready(Token::from_bits(bits));
+    fn handle(&mut self, about: u64) {
+        match about {
+            // Nothing to do but to look whether we are stopping, and to sleep again.
+            WAKE => drop(rustix::io::read(&self.shared.wake, &mut [0; 8])),
+            // The next events are the workers'; these are here.
+            CONNECTIONS => {
+                self.shared.duty.give_to_workers(true);
+                self.looked = Instant::now();
+                look_around(self.shared);
+            }
+            listener => self.accept(listener as usize, ACCEPTS_IN_A_ROW),
         }
     }
 
-    fn connection_is_ready(&mut self, token: Token) {
-        let Some((mut conn, watch)) = self.shared.table().check_out(token) else { return };
-        if watch == Watch::Reply {
-            self.shared.table().vacate(token);
-            return exchange::dispatch_pending(self.shared, conn);
+    /// Sees to it that somebody looks after the connections: where no worker has looked for a
+    /// while, this thread does, and watches them again once nothing is ready.
+    fn watch_the_watch(&mut self, now: Instant) -> io::Result<()> {
+        let looks = self.shared.duty.looks();
+        if looks != Some(self.looks) {
+            (self.looks, self.looked) = (looks.unwrap_or(self.looks), now);
         }
-        if watch == Watch::Linger {
-            match conn.linger(&mut self.scratch) {
-                true => self.shared.put_back(token, conn, Watch::Linger),
-                false => self.shared.table().vacate(token),
-            }
-            return;
+        if now.duration_since(self.looked) >= TICK && look_around(self.shared) == 0 {
+            self.shared.duty.give_to_workers(false);
+            let data = epoll::EventData::new_u64(CONNECTIONS);
+            let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+            epoll::modify(&self.epoll, &self.shared.epoll, data, flags)?;
         }
-        match conn.receive(self.shared) {
-            Next::Ready(ready) => {
-                self.shared.table().vacate(token);
-                exchange::dispatch(self.shared, conn, *ready);
-            }
-            Next::Partial => {
-                let watch = conn.rest();
-                self.shared.put_back(token, conn, watch);
-            }
-            Next::Refused(refusal) => match conn.refuse(self.shared, &refusal) {
-                true => self.shared.put_back(token, conn, Watch::Linger),
-                false => self.shared.table().vacate(token),
-            },
-            Next::Gone => self.shared.table().vacate(token),
-        }
+        Ok(())
     }
 
     /// Accepts at most `most` connections.
@@ -229,7 +242,7 @@ impl<'a> Watcher<'a> {
         };
         let mut conn = Conn::new(stream, peer, seat);
         match conn.receive(self.shared) {
-            Next::Ready(ready) => exchange::dispatch(self.shared, conn, *ready),
+            Next::Ready(ready) => exchange::hand_over(self.shared, Due::request(conn, *ready)),
             Next::Partial => {
                 let watch = conn.rest();
                 let _stopping = self.shared.park(conn, watch);
@@ -270,8 +283,8 @@ impl<'a> Watcher<'a> {
 
     fn listen_for(&self, events: epoll::EventFlags) {
         for (index, listener) in self.listeners.iter().enumerate() {
-            let data = epoll::EventData::new_u64(LISTENERS | index as u64);
-            if let Err(error) = epoll::modify(&self.shared.epoll, listener, data, events) {
+            let data = epoll::EventData::new_u64(index as u64);
+            if let Err(error) = epoll::modify(&self.epoll, listener, data, events) {
                 tracing::error!(%error, "cannot change what a listener is watched for");
             }
         }

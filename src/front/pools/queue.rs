@@ -1,0 +1,217 @@
+//! The jobs of one pool that wait for a thread, and which thread is woken for them.
+//!
+//! A channel would wake one thread for each job, and its receivers spin before they sleep:
+//! with many workers and short jobs that costs more than the jobs. Here one thread at a time
+//! is on its way out of its sleep; when it takes a job and leaves others, it wakes the next.
+//!
+//! With a [`Lookout`] it goes further. One thread at a time looks out for work instead of
+//! sleeping, and a thread is woken only while fewer are *active* than the machine can run:
+//! awake, and not blocked. A thread counts as blocked once it has had its job for
+//! [`BLOCKED_AFTER`]; [`Queue::tick`] finds those, and wakes others in their place. So hits are
+//! served by as many threads as there are processors, however many clients ask, and a job
+//! that waits behind blocked threads waits for no more than that and a tick.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
+
+use super::{Job, Lookout};
+
+/// How long a job runs before its thread counts as blocked: many times what a hit takes.
+const BLOCKED_AFTER: Duration = Duration::from_millis(2);
+
+/// The jobs that wait for a thread.
+#[derive(Debug)]
+pub(super) struct Queue {
+    max: usize,
+    threads: usize,
+    // Threads that the machine runs at once.
+    parallelism: usize,
+    // Guards the jobs and who sleeps or looks out. Nothing else is locked while it is held.
+    waiting: Mutex<Waiting>,
+    wake: Condvar,
+    // The number of jobs, to be read without the lock.
+    len: AtomicUsize,
+    // When each thread began its job, in milliseconds since `began` and one more; 0: it has none.
+    since: Vec<AtomicU64>,
+    began: Instant,
+    // Threads that the last tick found blocked.
+    blocked: AtomicUsize,
+}
+
+#[derive(Default)]
+struct Waiting {
+    jobs: VecDeque<Job>,
+    sleepers: usize,
+    // Sleepers that were woken and do not run yet.
+    waking: usize,
+    is_looking: bool,
+    is_closed: bool,
+    lookout: Option<Weak<dyn Lookout>>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("jobs", &self.jobs.len())
+            .field("sleepers", &self.sleepers)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Waiting {
+    fn asleep(&self) -> usize {
+        self.sleepers.saturating_sub(self.waking)
+    }
+}
+
+impl Queue {
+    pub(super) fn new(threads: usize, max: usize) -> Self {
+        Self {
+            max,
+            threads,
+            parallelism: std::thread::available_parallelism().map_or(1, usize::from),
+            waiting: Mutex::default(),
+            wake: Condvar::new(),
+            len: AtomicUsize::new(0),
+            since: (0..threads).map(|_| AtomicU64::new(0)).collect(),
+            began: Instant::now(),
+            blocked: AtomicUsize::new(0),
+        }
+    }
+
+    /// Adds a job.
+    ///
+    /// # Errors
+    /// The job itself, where there is no room.
+    pub(super) fn push(&self, job: Job) -> Result<(), Job> {
+        let mut waiting = self.lock();
+        // A job that an idle thread will take does not wait for one.
+        let idle = waiting.sleepers + usize::from(waiting.is_looking);
+        if waiting.jobs.len() >= self.max + idle {
+            return Err(job);
+        }
+        waiting.jobs.push_back(job);
+        self.len.store(waiting.jobs.len(), Ordering::Relaxed);
+        self.wake_one(waiting);
+        Ok(())
+    }
+
+    /// The next job for a thread; `None` once the queue is closed and empty. A job that the
+    /// lookout found is added to `pending`; the others have been.
+    pub(super) fn take(&self, thread: usize, pending: &AtomicUsize) -> Option<Job> {
+        let mut waiting = self.lock();
+        let mut may_look = true;
+        let job = loop {
+            if let Some(job) = waiting.jobs.pop_front() {
+                self.len.store(waiting.jobs.len(), Ordering::Relaxed);
+                self.wake_one(waiting);
+                break job;
+            }
+            if waiting.is_closed {
+                return None;
+            }
+            let lookout = match may_look && !waiting.is_looking {
+                true => waiting.lookout.as_ref().and_then(Weak::upgrade),
+                false => None,
+            };
+            if let Some(lookout) = lookout {
+                waiting.is_looking = true;
+                drop(waiting);
+                // Counted before it is known to be a job, so that no drain looks in between.
+                pending.fetch_add(1, Ordering::SeqCst);
+                let mut has_found = false;
+                let job = lookout.look(&mut || {
+                    has_found = true;
+                    self.lock().is_looking = false;
+                });
+                if let Some(job) = job {
+                    break job;
+                }
+                pending.fetch_sub(1, Ordering::SeqCst);
+                waiting = self.lock();
+                // Once something was found, another thread may be looking.
+                waiting.is_looking &= has_found;
+                may_look = false;
+                continue;
+            }
+            waiting.sleepers += 1;
+            waiting = self.wake.wait(waiting).unwrap_or_else(PoisonError::into_inner);
+            waiting.sleepers -= 1;
+            waiting.waking = waiting.waking.saturating_sub(1);
+            may_look = true;
+        };
+        self.since[thread].store(self.millis(Instant::now()), Ordering::Relaxed);
+        Some(job)
+    }
+
+    /// Notes that a thread's job has ended.
+    pub(super) fn done(&self, thread: usize) {
+        self.since[thread].store(0, Ordering::Relaxed);
+    }
+
+    pub(super) fn look_out(&self, lookout: Weak<dyn Lookout>) {
+        self.lock().lookout = Some(lookout);
+    }
+
+    pub(super) fn stop_looking(&self) {
+        let mut waiting = self.lock();
+        waiting.lookout = None;
+        self.wake_one(waiting);
+    }
+
+    /// Looks which threads are blocked, and wakes as many as may run in their place.
+    pub(super) fn tick(&self, now: Instant) {
+        let late = self.millis(now).saturating_sub(BLOCKED_AFTER.as_millis() as u64);
+        let is_blocked = |since: &&AtomicU64| (1..late).contains(&since.load(Ordering::Relaxed));
+        self.blocked.store(self.since.iter().filter(is_blocked).count(), Ordering::Relaxed);
+        if self.len() == 0 {
+            return;
+        }
+        let mut waiting = self.lock();
+        let wanted = match self.active(&waiting) {
+            // Whoever ran has been blocked by its job, so the next may well be too.
+            0 => usize::MAX,
+            active => self.parallelism.saturating_sub(active),
+        };
+        let woken = wanted.min(waiting.jobs.len()).min(waiting.asleep());
+        waiting.waking += woken;
+        drop(waiting);
+        (0..woken).for_each(|_| self.wake.notify_one());
+    }
+
+    pub(super) fn close(&self) {
+        self.lock().is_closed = true;
+        self.wake.notify_all();
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.len.load(Ordering::Relaxed)
+    }
+
+    /// Threads that are, or are about to be, at work and not blocked.
+    fn active(&self, waiting: &Waiting) -> usize {
+        let idle = waiting.asleep() + usize::from(waiting.is_looking);
+        self.threads.saturating_sub(idle + self.blocked.load(Ordering::Relaxed))
+    }
+
+    /// Wakes a thread for the jobs that are left, if one is to be woken.
+    fn wake_one(&self, mut waiting: MutexGuard<'_, Waiting>) {
+        let may_run = waiting.lookout.is_none() || self.active(&waiting) < self.parallelism;
+        if may_run && !waiting.jobs.is_empty() && waiting.asleep() > 0 && waiting.waking == 0 {
+            waiting.waking = 1;
+            drop(waiting);
+            self.wake.notify_one();
+        }
+    }
+
+    fn millis(&self, now: Instant) -> u64 {
+        now.saturating_duration_since(self.began).as_millis() as u64 + 1
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        // Jobs run outside the lock, so nothing panics while it is held.
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
