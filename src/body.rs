@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::sync::Arc;
 
 /// Where a body's pieces come from.
 pub trait Source: Send {
@@ -97,9 +98,9 @@ impl Body {
         Self::new(len, Box::new(InMemory(None, Vec::new())))
     }
 
-    /// A body that is a region of a file, which it owns.
-    pub fn from_file(file: File, offset: u64, len: u64) -> Self {
-        Self::new(Some(len), Box::new(InFile { file, offset, left: len }))
+    /// A body that is a region of a file, which it keeps open.
+    pub fn from_file(file: impl Into<Arc<File>>, offset: u64, len: u64) -> Self {
+        Self::new(Some(len), Box::new(InFile { file: file.into(), offset, left: len }))
     }
 
     /// The length in bytes, where it is known.
@@ -151,7 +152,7 @@ impl Source for InMemory {
 }
 
 struct InFile {
-    file: File,
+    file: Arc<File>,
     offset: u64,
     left: u64,
 }

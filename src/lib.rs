@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last |
 //! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
@@ -72,6 +72,7 @@ pub mod front;
 pub mod index;
 pub mod ops;
 pub mod policy;
+pub mod recent;
 pub mod staging;
 #[cfg(test)]
 mod test_servers;

@@ -14,6 +14,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("body", 0),
     ("breaker", 0),
     ("chain", 0),
+    ("recent", 0),
     ("clock", 0),
     ("test_servers", 0),
     ("config", 1),

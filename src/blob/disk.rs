@@ -24,7 +24,7 @@ use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{PoisonError, RwLock};
+use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{OFlags, XattrFlags, fgetxattr, fsetxattr};
@@ -36,6 +36,10 @@ use crate::artifact::{BlobKey, BlobVersion};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::staging::{SealedFile, is_no_space};
+
+mod open_files;
+
+use open_files::OpenFiles;
 
 /// The store's folder inside `DATA_DIR`.
 const FOLDER: &str = "blobs";
@@ -61,6 +65,7 @@ pub struct DiskBlobs {
     // empty folder is removed: otherwise a removal could take a new folder away each time
     // before its blob is there. Two short system calls; nothing else is taken under it.
     folders: RwLock<()>,
+    open_files: OpenFiles,
     // Whether the log says already that a blob does not describe itself: once is enough.
     has_warned: AtomicBool,
 }
@@ -97,6 +102,7 @@ impl DiskBlobs {
         let store = Self {
             folder: folder.clone(),
             folders: RwLock::default(),
+            open_files: OpenFiles::new(),
             has_warned: AtomicBool::new(false),
         };
         match store.prepare() {
@@ -198,6 +204,28 @@ impl DiskBlobs {
         Ok((file, metadata))
     }
 
+    /// Opens a version of a blob, which must be a plain file.
+    fn open_version(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+    ) -> Result<(File, Metadata), BlobError> {
+        let (file, metadata) = match self.open_file(key) {
+            Ok(opened) => opened,
+            Err(error) if is_link(&error) => {
+                return Err(corrupt(key, "it is a symbolic link".to_owned()));
+            }
+            Err(error) => return Err(failed("open", key, error)),
+        };
+        if !metadata.is_file() {
+            return Err(corrupt(key, "it is not a file".to_owned()));
+        }
+        if version_of(&metadata) != *version {
+            return Err(BlobError::Changed(key.clone()));
+        }
+        Ok((file, metadata))
+    }
+
     /// Runs `name_it`, in a new folder if the blob's is not there.
     fn place(&self, path: &Path, name_it: impl Fn() -> io::Result<()>) -> io::Result<()> {
         match name_it() {
@@ -245,11 +273,12 @@ impl BlobStore for DiskBlobs {
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
         let path = self.path(key);
-        match self.link_in(&path, sealed, about) {
+        let published = match self.link_in(&path, sealed, about) {
             Err(error) if cannot_link(&error) => self.copy_in(&path, sealed, about),
             linked_or_failed => linked_or_failed,
-        }
-        .map_err(|error| failed("publish", key, error))
+        };
+        self.open_files.forget(key);
+        published.map_err(|error| failed("publish", key, error))
     }
 
     /// Syncs the file, then every folder from its own up to the data folder's entry for the
@@ -270,22 +299,18 @@ impl BlobStore for DiskBlobs {
         version: &BlobVersion,
         range: Range<u64>,
     ) -> Result<Body, BlobError> {
-        let corrupt = |reason| BlobError::Corrupt { key: key.clone(), reason };
-        let (file, metadata) = match self.open_file(key) {
-            Ok(opened) => opened,
-            Err(error) if is_link(&error) => {
-                return Err(corrupt("it is a symbolic link".to_owned()));
+        let (file, len) = match self.open_files.get(key, version) {
+            Some(kept) => kept,
+            None => {
+                let ticket = self.open_files.ticket(key);
+                let (file, metadata) = self.open_version(key, version)?;
+                let file = Arc::new(file);
+                self.open_files.keep(ticket, key, &file, &metadata);
+                (file, metadata.len())
             }
-            Err(error) => return Err(failed("open", key, error)),
         };
-        if !metadata.is_file() {
-            return Err(corrupt("it is not a file".to_owned()));
-        }
-        if version_of(&metadata) != *version {
-            return Err(BlobError::Changed(key.clone()));
-        }
-        if range.start > range.end || range.end > metadata.len() {
-            return Err(corrupt(format!("it has {} bytes, not {range:?}", metadata.len())));
+        if range.start > range.end || range.end > len {
+            return Err(corrupt(key, format!("it has {len} bytes, not {range:?}")));
         }
         Ok(Body::from_file(file, range.start, range.end - range.start))
     }
@@ -308,7 +333,9 @@ impl BlobStore for DiskBlobs {
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
         let path = self.path(key);
-        unless_missing(fs::remove_file(&path)).map_err(|error| failed("remove", key, error))?;
+        let removed = unless_missing(fs::remove_file(&path));
+        self.open_files.forget(key);
+        removed.map_err(|error| failed("remove", key, error))?;
         let folder = path.parent().expect("a key has three parts");
         let _alone = self.folders.write().unwrap_or_else(PoisonError::into_inner);
         match fs::remove_dir(folder) {
@@ -330,6 +357,7 @@ impl BlobStore for DiskBlobs {
             key: format!("{}/*", self.folder.display()),
             source: error.into(),
         };
+        self.open_files.forget_all();
         for remote in folders_in(&self.folder).map_err(failed)? {
             let shown = remote.and_then(|remote| self.show_remote(&remote, visit));
             if shown.map_err(failed)?.is_break() {
@@ -465,6 +493,10 @@ fn folders_in(folder: &Path) -> io::Result<impl Iterator<Item = io::Result<fs::D
         }
         Err(_) => true,
     }))
+}
+
+fn corrupt(key: &BlobKey, reason: String) -> BlobError {
+    BlobError::Corrupt { key: key.clone(), reason }
 }
 
 fn failed(operation: &'static str, key: &BlobKey, error: io::Error) -> BlobError {

@@ -1,0 +1,149 @@
+//! What was used last, kept in memory: a few values by their keys.
+//!
+//! For copies of what is kept elsewhere. Whoever changes the original says so with
+//! [`Recent::forget`], after the change; whoever reads the original draws a [`Ticket`] before,
+//! and can keep what was read only if nothing was forgotten meanwhile. So a copy is never older
+//! than the last change.
+
+use std::hash::{BuildHasher, Hash, RandomState};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+/// Locks among which keys are spread, so that threads seldom meet.
+const SHARDS: usize = 8;
+
+/// Values by their keys; the least recently used make room for others.
+#[derive(Debug)]
+pub struct Recent<K, V> {
+    hasher: RandomState,
+    shards: [Mutex<Shard<K, V>>; SHARDS],
+    shard_max: usize,
+}
+
+#[derive(Debug)]
+struct Shard<K, V> {
+    // The most recently used first. So few that looking at each is quicker than a map.
+    kept: Vec<Kept<K, V>>,
+    // How often something was forgotten.
+    forgotten: u64,
+}
+
+#[derive(Debug)]
+struct Kept<K, V> {
+    hash: u64,
+    key: K,
+    value: V,
+}
+
+/// The right to keep what is read from now on.
+#[derive(Debug, Clone, Copy)]
+pub struct Ticket(u64);
+
+impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
+    /// Keeps about `max` values: a few less where keys are spread unevenly.
+    pub fn new(max: usize) -> Self {
+        let shard = |_| Mutex::new(Shard { kept: Vec::new(), forgotten: 0 });
+        Self {
+            hasher: RandomState::new(),
+            shards: std::array::from_fn(shard),
+            shard_max: max.div_ceil(SHARDS).max(1),
+        }
+    }
+
+    /// The value that is kept for a key.
+    pub fn get(&self, key: &K) -> Option<V> {
+        let (hash, mut shard) = self.shard(key);
+        let at = shard.kept.iter().position(|kept| kept.hash == hash && kept.key == *key)?;
+        shard.kept[..=at].rotate_right(1);
+        Some(shard.kept[0].value.clone())
+    }
+
+    /// A ticket to keep what is read of a key after this call.
+    pub fn ticket(&self, key: &K) -> Ticket {
+        Ticket(self.shard(key).1.forgotten)
+    }
+
+    /// Keeps what was read, unless something was forgotten since the ticket was drawn.
+    pub fn keep(&self, ticket: Ticket, key: &K, value: V) {
+        let (hash, mut shard) = self.shard(key);
+        if shard.forgotten != ticket.0 {
+            return;
+        }
+        shard.kept.retain(|kept| kept.hash != hash || kept.key != *key);
+        shard.kept.truncate(self.shard_max - 1);
+        shard.kept.insert(0, Kept { hash, key: key.clone(), value });
+    }
+
+    /// Forgets what is kept of a key, because the original was changed.
+    pub fn forget(&self, key: &K) {
+        let (hash, mut shard) = self.shard(key);
+        shard.forgotten += 1;
+        shard.kept.retain(|kept| kept.hash != hash || kept.key != *key);
+    }
+
+    /// Forgets everything.
+    pub fn forget_all(&self) {
+        for shard in &self.shards {
+            let mut shard = lock(shard);
+            shard.forgotten += 1;
+            shard.kept.clear();
+        }
+    }
+
+    fn shard(&self, key: &K) -> (u64, MutexGuard<'_, Shard<K, V>>) {
+        let hash = self.hasher.hash_one(key);
+        (hash, lock(&self.shards[hash as usize % SHARDS]))
+    }
+}
+
+fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
+    // Guards single steps; nothing else is taken under it.
+    shard.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn keep(recent: &Recent<u32, &'static str>, key: u32, value: &'static str) {
+        recent.keep(recent.ticket(&key), &key, value);
+    }
+
+    #[test]
+    fn the_last_value_is_kept_until_it_is_forgotten() {
+        let recent = Recent::new(64);
+        assert_eq!(recent.get(&1), None);
+        keep(&recent, 1, "one");
+        keep(&recent, 2, "two");
+        keep(&recent, 1, "uno");
+        assert_eq!((recent.get(&1), recent.get(&2)), (Some("uno"), Some("two")));
+        recent.forget(&1);
+        assert_eq!((recent.get(&1), recent.get(&2)), (None, Some("two")));
+        recent.forget_all();
+        assert_eq!(recent.get(&2), None);
+    }
+
+    #[test]
+    fn what_was_read_before_a_change_is_not_kept() {
+        let recent = Recent::new(64);
+        let before = recent.ticket(&1);
+        recent.forget(&1);
+        recent.keep(before, &1, "old");
+        assert_eq!(recent.get(&1), None);
+        let before = recent.ticket(&1);
+        recent.forget_all();
+        recent.keep(before, &1, "old");
+        assert_eq!(recent.get(&1), None);
+    }
+
+    #[test]
+    fn the_least_recently_used_makes_room() {
+        let recent = Recent::new(2 * SHARDS);
+        (0..1000).for_each(|key| {
+            keep(&recent, key, "value");
+            // Used again and again, so it stays.
+            assert!(key == 0 || recent.get(&0).is_some(), "{key}");
+        });
+        let kept = (0..1000).filter(|key| recent.get(key).is_some()).count();
+        assert!((SHARDS..=2 * SHARDS).contains(&kept), "{kept}");
+    }
+}
