@@ -5,6 +5,9 @@
 //! which costs refetches; the file stays whole. Uploads ask for more ([`ArtifactIndex::persist`]). What the blobs may have lost by the same
 //! power failure is the affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
 //!
+//! The rows that were looked up last are kept in memory too, exactly: a look-up of the file costs
+//! more than all else that judges a hit.
+//!
 //! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
 //! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).
 
@@ -31,6 +34,7 @@ use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usag
 use crate::artifact::{
     ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Entry, RemoteName, Validators,
 };
+use crate::recent::Recent;
 
 /// Connections that read. A read takes microseconds, so this is about cores, not clients.
 const READERS: usize = 8;
@@ -41,6 +45,9 @@ const READER_WAIT: Duration = Duration::from_secs(5);
 const SCAN_PAGE_ROWS: usize = 256;
 /// Uses in one transaction: a put waits for no more than these.
 const TOUCH_BATCH: usize = 500;
+
+/// Rows that are kept in memory, a few hundred bytes each: those that many clients ask for.
+const RECENT_ROWS: usize = 256;
 
 const GET: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
         content_encoding, head, stored_at, validated_at, generation, unproven
@@ -87,6 +94,8 @@ pub struct EmbeddedIndex {
     file: PathBuf,
     doubts: Doubts,
     readers: (Sender<Connection>, Receiver<Connection>),
+    // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
+    recent: Recent<ArtifactKey, Entry>,
     // Guards the order of generations: drawn and committed under it. `None` once closed.
     // Readers are taken under it, never the other way round.
     writer: Mutex<Option<Writer>>,
@@ -142,6 +151,7 @@ impl EmbeddedIndex {
             file: opened.file,
             doubts: opened.doubts,
             readers: (give, take),
+            recent: Recent::new(RECENT_ROWS),
             writer: Mutex::new(Some(writer)),
         })
     }
@@ -326,8 +336,8 @@ impl EmbeddedIndex {
     fn least_used_page(
         &self,
         remote: &RemoteName,
-        (recency, path): &Recent,
-    ) -> Result<(Vec<Row>, Option<Recent>), IndexError> {
+        (recency, path): &Place,
+    ) -> Result<(Vec<Row>, Option<Place>), IndexError> {
         const OPERATION: &str = "list rows by their last use";
         let reader = self.reader(OPERATION)?;
         let mut statement = reader.prepare_cached(LEAST_USED).map_err(self.failed(OPERATION))?;
@@ -362,7 +372,15 @@ impl EmbeddedIndex {
 impl ArtifactIndex for EmbeddedIndex {
     fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
         const OPERATION: &str = "look a row up";
-        self.find(&*self.reader(OPERATION)?, key, OPERATION)
+        if let Some(entry) = self.recent.get(key) {
+            return Ok(Some(entry));
+        }
+        let ticket = self.recent.ticket(key);
+        let found = self.find(&*self.reader(OPERATION)?, key, OPERATION)?;
+        if let Some(entry) = &found {
+            self.recent.keep(ticket, key, entry.clone());
+        }
+        Ok(found)
     }
 
     fn put(
@@ -405,6 +423,7 @@ impl ArtifactIndex for EmbeddedIndex {
                 statement.execute(&all[..])
             }
         };
+        self.recent.forget(key);
         if written.map_err(self.failed(OPERATION))? == 1 {
             return Ok(Put::Stored(generation));
         }
@@ -418,10 +437,10 @@ impl ArtifactIndex for EmbeddedIndex {
         let writer = open_writer(&mut writer, OPERATION)?;
         let mut statement =
             writer.connection.prepare_cached(REMOVE).map_err(self.failed(OPERATION))?;
-        let removed = statement
-            .execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)])
-            .map_err(self.failed(OPERATION))?;
-        Ok(removed == 1)
+        let removed =
+            statement.execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)]);
+        self.recent.forget(key);
+        Ok(removed.map_err(self.failed(OPERATION))? == 1)
     }
 
     fn scan(
@@ -537,7 +556,7 @@ impl ArtifactIndex for EmbeddedIndex {
 }
 
 /// A place in the order of the last use, as the file has it: microseconds and path.
-type Recent = (i64, String);
+type Place = (i64, String);
 
 /// A page of a scan.
 struct Page {
