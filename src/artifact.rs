@@ -474,9 +474,19 @@ impl fmt::Display for Checksum {
     }
 }
 
+/// Writes all digits at once: every hit writes digests.
 fn write_hex(bytes: &[u8], f: &mut fmt::Formatter<'_>) -> fmt::Result {
-    bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    let digits = bytes.iter().flat_map(|byte| [byte >> 4, byte & 0xf]);
+    let mut text = [0; 2 * LONGEST_DIGEST];
+    for (place, digit) in text.iter_mut().zip(digits) {
+        *place = DIGITS[usize::from(digit)];
+    }
+    f.write_str(std::str::from_utf8(&text[..2 * bytes.len()]).expect("digits are ASCII"))
 }
+
+/// Bytes of the longest digest, SHA-512.
+const LONGEST_DIGEST: usize = 64;
 
 fn decode_hex<const N: usize>(text: &str) -> Option<[u8; N]> {
     let digits = text.as_bytes();

@@ -107,8 +107,8 @@ impl Asked {
     ) -> Result<Reply, OpenError> {
         let Found { met, bytes } = found;
         let len = met.about.len;
-        let kind = media_type::of(path, met.about.content_type.as_deref()).to_owned();
-        let typed = |reply: Reply| reply.header("Content-Type", kind.as_str());
+        let kind = media_type::of(path, met.about.content_type.as_deref());
+        let typed = |reply: Reply| reply.header("Content-Type", kind.clone());
         let open = |bytes: Bytes, range| cache.open(target, bytes, len, range);
         let reply = match self {
             Self::NotModified => Reply::new(304, Body::unsent(None)),

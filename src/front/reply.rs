@@ -1,5 +1,6 @@
 //! Replies: what a client is told, and the one place where a failure becomes a status.
 
+use std::borrow::Cow;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -119,13 +120,13 @@ pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
             .header("X-Checksum-Sha256", digest.to_string());
     }
     if let Some(etag) = &about.validators.etag {
-        reply = reply.header("ETag", etag.as_str());
+        reply = reply.header("ETag", etag.clone());
     }
     if let Some(last_modified) = &about.validators.last_modified {
-        reply = reply.header("Last-Modified", last_modified.as_str());
+        reply = reply.header("Last-Modified", last_modified.clone());
     }
     if let Some(encoding) = &about.content_encoding {
-        reply = reply.header("Content-Encoding", encoding.as_str());
+        reply = reply.header("Content-Encoding", encoding.clone());
     }
     match path.file_name() {
         "" => reply,
@@ -134,16 +135,20 @@ pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
 }
 
 /// RFC 9211. A stale copy has a negative ttl.
-fn cache_status(met: &Met) -> String {
+fn cache_status(met: &Met) -> Cow<'static, str> {
+    if met.outcome == Outcome::Hit && met.ttl_s.is_none() {
+        return "artifactapi; hit".into();
+    }
     let ttl = met.ttl_s.map(|ttl| format!("; ttl={ttl}")).unwrap_or_default();
     let stored = if met.is_stored { "; stored" } else { "" };
-    match met.outcome {
+    let text = match met.outcome {
         Outcome::Hit | Outcome::Stale => format!("artifactapi; hit{ttl}"),
         Outcome::Revalidated => format!("artifactapi; fwd=stale; fwd-status=304{ttl}"),
         Outcome::Miss => format!("artifactapi; fwd=uri-miss{stored}"),
         Outcome::Collapsed => format!("artifactapi; fwd=uri-miss{stored}; collapsed"),
         Outcome::Pass => "artifactapi; fwd=bypass".to_owned(),
-    }
+    };
+    text.into()
 }
 
 /// RFC 9530, section 3.
@@ -218,7 +223,7 @@ mod tests {
     fn a_retry_after_is_rounded_up() {
         let problem =
             Problem { retry_after: Some(Duration::from_millis(1200)), ..Problem::overload() };
-        assert!(problem.reply().headers().contains(&("Retry-After", "2".to_owned())));
+        assert!(problem.reply().headers().contains(&("Retry-After", "2".into())));
     }
 
     #[test]

@@ -1,14 +1,19 @@
 //! What a file is, for `Content-Type`.
 
+use std::borrow::Cow;
+
 use crate::artifact::ArtifactPath;
 
 /// What a file is whose kind nothing tells.
 const UNKNOWN: &str = "application/octet-stream";
 
 /// The type by the file's name, then upstream's, then none in particular.
-pub fn of<'a>(path: &ArtifactPath, upstream: Option<&'a str>) -> &'a str {
-    let by_name = mime_guess::from_path(path.file_name()).first_raw();
-    by_name.or(upstream).unwrap_or(UNKNOWN)
+pub fn of(path: &ArtifactPath, upstream: Option<&str>) -> Cow<'static, str> {
+    match (mime_guess::from_path(path.file_name()).first_raw(), upstream) {
+        (Some(by_name), _) => by_name.into(),
+        (None, Some(upstream)) => upstream.to_owned().into(),
+        (None, None) => UNKNOWN.into(),
+    }
 }
 
 #[cfg(test)]

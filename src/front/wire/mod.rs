@@ -4,6 +4,7 @@
 //! [`Service`] which [`Lane`] a request belongs to, submits a job to that lane's pool, and in
 //! the job calls [`Service::serve`] with the request and a writer for the one reply.
 
+use std::borrow::Cow;
 use std::io::{self, Read};
 use std::net::IpAddr;
 
@@ -20,6 +21,9 @@ mod suite;
 pub use bounds::Bounds;
 pub use request_head::RequestHead;
 
+/// Header fields that there is room for from the start: a hit has about so many.
+const HEADERS_USUAL: usize = 12;
+
 /// A reply before its framing: the listener adds `Date`, `Connection` and either
 /// `Content-Length` or `Transfer-Encoding`.
 #[derive(Debug)]
@@ -28,7 +32,7 @@ pub struct Reply {
     pub status: u16,
     /// Header fields, without those that frame the message. Names and values are checked by
     /// [`Reply::header`], so that none can be split.
-    headers: Vec<(&'static str, String)>,
+    headers: Vec<(&'static str, Cow<'static, str>)>,
     /// The body. For HEAD and 304 its length is announced and nothing of it sent.
     pub body: Body,
 }
@@ -36,12 +40,12 @@ pub struct Reply {
 impl Reply {
     /// A reply without headers.
     pub fn new(status: u16, body: Body) -> Self {
-        Self { status, headers: Vec::new(), body }
+        Self { status, headers: Vec::with_capacity(HEADERS_USUAL), body }
     }
 
     /// Adds a header. A value that could split the head (CR, LF, NUL or another control
     /// character) is left out: it can only have come from an upstream that means ill.
-    pub fn header(mut self, name: &'static str, value: impl Into<String>) -> Self {
+    pub fn header(mut self, name: &'static str, value: impl Into<Cow<'static, str>>) -> Self {
         let value = value.into();
         if !value.bytes().any(|byte| byte.is_ascii_control() && byte != b'\t') {
             self.headers.push((name, value));
@@ -50,7 +54,7 @@ impl Reply {
     }
 
     /// The headers so far.
-    pub fn headers(&self) -> &[(&'static str, String)] {
+    pub fn headers(&self) -> &[(&'static str, Cow<'static, str>)] {
         &self.headers
     }
 }
