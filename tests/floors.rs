@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("breaker", 0),
     ("chain", 0),
     ("recent", 0),
+    ("names", 0),
     ("clock", 0),
     ("test_servers", 0),
     ("config", 1),
@@ -49,7 +50,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
 /// Crates that one place alone may name, and how the paths of its files begin.
 const CRATES: &[(&str, &[&str])] = &[
     ("tiny_http", &["front/wire/tiny"]),
-    ("ureq", &["upstream/", "blob/s3"]),
+    ("ureq", &["upstream/", "blob/s3", "names.rs"]),
     ("rusqlite", &["index/embedded"]),
     ("tokio_postgres_rustls", &["index/postgres"]),
     ("serde_yaml", &["config/"]),

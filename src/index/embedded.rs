@@ -95,7 +95,7 @@ pub struct EmbeddedIndex {
     doubts: Doubts,
     readers: (Sender<Connection>, Receiver<Connection>),
     // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
-    recent: Recent<ArtifactKey, Entry>,
+    recent: Recent<ArtifactKey, Option<Entry>>,
     // Guards the order of generations: drawn and committed under it. `None` once closed.
     // Readers are taken under it, never the other way round.
     writer: Mutex<Option<Writer>>,
@@ -372,14 +372,13 @@ impl EmbeddedIndex {
 impl ArtifactIndex for EmbeddedIndex {
     fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
         const OPERATION: &str = "look a row up";
-        if let Some(entry) = self.recent.get(key) {
-            return Ok(Some(entry));
+        if let Some(known) = self.recent.get(key) {
+            return Ok(known);
         }
         let ticket = self.recent.ticket(key);
         let found = self.find(&*self.reader(OPERATION)?, key, OPERATION)?;
-        if let Some(entry) = &found {
-            self.recent.keep(ticket, key, entry.clone());
-        }
+        // That there is none is worth keeping: a miss looks three times.
+        self.recent.keep(ticket, key, found.clone());
         Ok(found)
     }
 

@@ -15,15 +15,17 @@ use http::{Method, Request, Response};
 use rustls::crypto::ring;
 use time::OffsetDateTime;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, Body, SendBody};
 
 use super::answer::{self, Refusal};
 use super::settings::S3Settings;
 use super::sign::{SignError, Signer};
-use super::transport::{QuickConnector, RememberingResolver, is_broken_connection, is_silence};
+use super::transport::{QuickConnector, is_broken_connection, is_silence};
 use crate::breaker::{Breaker, BreakerCounts, Open};
 use crate::chain::chain;
+use crate::names::Remembering;
 
 /// How often a request is made before its failure counts.
 const ATTEMPTS_MAX: u32 = 3;
@@ -221,7 +223,11 @@ impl S3Client {
         let connector = QuickConnector::counting(Arc::clone(&connections));
         let connector = connector.chain(RustlsConnector::default());
         Ok(Self {
-            agent: Agent::with_parts(config, connector, RememberingResolver::default()),
+            agent: Agent::with_parts(
+                config,
+                connector,
+                Remembering::new(DefaultResolver::default()),
+            ),
             signer: Signer::new(settings)?,
             breaker: Breaker::new("S3"),
             first_byte_timeout: settings.first_byte_timeout,

@@ -1,23 +1,15 @@
-//! Connections to the S3 server: acknowledged at once, to an address that is looked up now
-//! and then. Built on ureq's unversioned interface, whose minor version Cargo.toml pins.
+//! Connections to the S3 server, acknowledged at once. Built on ureq's unversioned interface, whose minor version Cargo.toml pins.
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, Weak};
+use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
-use ureq::config::Config;
-use ureq::http::Uri;
-use ureq::unversioned::resolver::{DefaultResolver, ResolvedSocketAddrs, Resolver};
 use ureq::unversioned::transport::{
     Buffers, ConnectionDetails, Connector, LazyBuffers, NextTimeout, ShutdownHandle, Transport,
 };
 use ureq::{Error, Timeout};
-
-/// How long an address is used without asking again. ureq asks for each request, also where
-/// it has a connection, and that would be one or more questions to a name server per read.
-const ADDRESS_AGE_MAX: Duration = Duration::from_secs(10);
 
 /// Opens TCP connections that acknowledge what they receive at once.
 ///
@@ -155,50 +147,6 @@ fn is_timeout(error: &io::Error) -> bool {
 
 fn ureq_error(error: io::Error, timeout: NextTimeout) -> Error {
     if is_timeout(&error) { Error::Timeout(timeout.reason) } else { Error::Io(error) }
-}
-
-/// Remembers the addresses of the one host that it is asked for.
-#[derive(Debug, Default)]
-pub(super) struct RememberingResolver {
-    inner: DefaultResolver,
-    // Nothing else is taken while it is held; the question is asked without it.
-    known: Mutex<Option<(Instant, Vec<SocketAddr>)>>,
-}
-
-impl Resolver for RememberingResolver {
-    fn resolve(
-        &self,
-        uri: &Uri,
-        config: &Config,
-        timeout: NextTimeout,
-    ) -> Result<ResolvedSocketAddrs, Error> {
-        let known = self.lock().clone();
-        if let Some((asked, addresses)) = &known
-            && asked.elapsed() < ADDRESS_AGE_MAX
-        {
-            return Ok(self.packed(addresses));
-        }
-        match self.inner.resolve(uri, config, timeout) {
-            Ok(found) => {
-                *self.lock() = Some((Instant::now(), found.to_vec()));
-                Ok(found)
-            }
-            // A name server that is away need not take the S3 server with it.
-            Err(error) => known.map(|(_, addresses)| self.packed(&addresses)).ok_or(error),
-        }
-    }
-}
-
-impl RememberingResolver {
-    fn packed(&self, addresses: &[SocketAddr]) -> ResolvedSocketAddrs {
-        let mut packed = self.empty();
-        addresses.iter().for_each(|address| packed.push(*address));
-        packed
-    }
-
-    fn lock(&self) -> std::sync::MutexGuard<'_, Option<(Instant, Vec<SocketAddr>)>> {
-        self.known.lock().expect("nothing can panic while it holds the addresses")
-    }
 }
 
 /// Whether trying again on another connection may do better: this one was closed, or none

@@ -20,6 +20,7 @@ use url::Url;
 use super::idle::Watch;
 use super::vetted::PublicOnly;
 use crate::config::{Origin, Timeouts};
+use crate::names::Remembering;
 use crate::upstream::SetupError;
 use crate::upstream::proxy::{ProxyChoice, ProxyEnv};
 
@@ -77,16 +78,16 @@ impl Agents {
         let onward = |scheme: &str| -> Result<Agent, SetupError> {
             let config = config(scheme)?;
             Ok(if private_allowed {
-                Agent::with_parts(config, connector(), DefaultResolver::default())
+                Agent::with_parts(config, connector(), Remembering::new(DefaultResolver::default()))
             } else {
-                Agent::with_parts(config, connector(), PublicOnly::default())
+                Agent::with_parts(config, connector(), Remembering::new(PublicOnly::default()))
             })
         };
         Ok(Self {
             home: Agent::with_parts(
                 config(base.scheme())?,
                 connector(),
-                DefaultResolver::default(),
+                Remembering::new(DefaultResolver::default()),
             ),
             onward_http: onward("http")?,
             onward_https: onward("https")?,
