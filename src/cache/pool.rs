@@ -4,11 +4,15 @@
 //! second only when the first is empty, and half of the threads never do, so a miss finds a
 //! thread however much a batch has begun. A fetch that waits in the second queue and that a
 //! client joins is moved into the first.
+//!
+//! A thread is not yet a processor: where upstream is near, a batch could use all of them. So
+//! while clients miss, batches keep to a share of the machine ([`Pace`]).
 
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Instant;
 
-use crossbeam_channel::{Receiver, Sender, TryRecvError, TrySendError, bounded, select};
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, select};
 use threadpool::ThreadPool;
 
 use super::counters::Counters;
@@ -17,6 +21,10 @@ use super::flight::End;
 use super::space::Space;
 use super::{CacheBounds, FetchError, Ports};
 use crate::artifact::ArtifactKey;
+
+mod pace;
+
+use pace::Pace;
 
 /// Who waits for a fetch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -86,19 +94,21 @@ impl FetchPool {
             .thread_name("fetch".to_owned())
             .build();
         let fetcher = Arc::new(Fetcher::new(ports, space, counters, bounds.lease_ttl));
+        let pace = Arc::new(Pace::new(shared));
         for _ in 0..clients_only {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
+            let pace = Arc::clone(&pace);
             threads.execute(move || {
                 let mut buffer = Vec::new();
                 while let Ok(job) = waiting.recv() {
-                    run_job(&fetcher, job, &mut buffer);
+                    pace.client(|| run_job(&fetcher, job, &mut buffer));
                 }
             });
         }
         for _ in 0..shared {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());
-            let batch = Arc::clone(&batch);
-            threads.execute(move || run_both(&fetcher, &waiting, &batch));
+            let (batch, pace) = (Arc::clone(&batch), Arc::clone(&pace));
+            threads.execute(move || run_both(&fetcher, &waiting, &batch, &pace));
         }
         Self { jobs, batch, batch_threads: shared, _threads: threads }
     }
@@ -154,23 +164,32 @@ fn refuse(job: Job) {
     job.writer.end(End::Failed(Arc::new(FetchError::Overloaded)));
 }
 
-fn run_both(fetcher: &Fetcher, clients: &Receiver<Job>, batch: &BatchQueue) {
+fn run_both(fetcher: &Fetcher, clients: &Receiver<Job>, batch: &BatchQueue, pace: &Pace) {
     let mut buffer = Vec::new();
+    let mut rests_until = Instant::now();
     loop {
-        // `select` picks any that is ready; clients come first.
-        let job = match clients.try_recv() {
-            Ok(job) => Some(job),
-            Err(TryRecvError::Disconnected) => return,
-            Err(TryRecvError::Empty) => select! {
+        // `select` picks any that is ready; clients come first. A thread that rests is still
+        // there for them.
+        let job = match clients.recv_deadline(rests_until) {
+            Ok(job) => Some((job, Urgency::Client)),
+            Err(RecvTimeoutError::Disconnected) => return,
+            Err(RecvTimeoutError::Timeout) => select! {
                 recv(clients) -> job => match job {
-                    Ok(job) => Some(job),
+                    Ok(job) => Some((job, Urgency::Client)),
                     Err(_) => return,
                 },
-                recv(batch.given) -> token => token.ok().and_then(|()| batch.waiting().pop_front()),
+                recv(batch.given) -> token => token
+                    .ok()
+                    .and_then(|()| batch.waiting().pop_front())
+                    .map(|job| (job, Urgency::Batch)),
             },
         };
-        if let Some(job) = job {
-            run_job(fetcher, job, &mut buffer);
+        match job {
+            Some((job, Urgency::Client)) => pace.client(|| run_job(fetcher, job, &mut buffer)),
+            Some((job, Urgency::Batch)) => {
+                rests_until = pace.batch(|| run_job(fetcher, job, &mut buffer));
+            }
+            None => {}
         }
     }
 }
