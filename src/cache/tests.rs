@@ -58,6 +58,8 @@ impl World {
         let remote = remotes.by_name.values().next().expect("there is one").clone();
         let target = Target { remote, upstream: Some(Arc::new(upstream.clone())) };
         let cache = replica(&ports);
+        let remotes = Arc::new(remotes);
+        cache.space().govern(space::SpacePlan { bytes_max: None, remotes });
         Self { cache, clock, upstream, target: Arc::new(target), staging, ports, _folder: folder }
     }
 
@@ -609,7 +611,7 @@ fn a_sweep_removes_what_no_row_means_once_it_is_old() {
     let published = world.ports.blobs.stat(&orphan.blob).unwrap().unwrap().published_at;
     let ahead = published.duration_since(world.clock.now()).unwrap_or_default();
     world.clock.advance(ahead + age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, ..Swept::default() }));
     assert_eq!(world.ports.blobs.stat(&orphan.blob).unwrap(), None);
     world.check("kept", Outcome::Hit, b"k");
 }
@@ -625,7 +627,7 @@ fn a_sweep_forgets_old_rows_whose_blob_is_gone() {
     let age = Duration::from_secs(3600);
     assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
     world.clock.advance(age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 0, rows: 1 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { rows: 1, ..Swept::default() }));
     assert_eq!(world.stored("lost"), None);
     world.check("kept", Outcome::Hit, b"k");
     // A store with nothing in it is not what the rows are about.
@@ -720,7 +722,7 @@ fn a_fill_by_url_lies_under_its_own_key_and_is_no_orphan() {
     world.upstream.clone().file("a", File::of("two").etag("\"v2\""));
     assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Fetched(_))));
     world.clock.advance(2 * age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, ..Swept::default() }));
     world.check("a", Outcome::Hit, b"two");
 }
 

@@ -275,19 +275,30 @@ impl App {
     /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
     /// own, because it walks over everything that is stored.
     pub fn sweep(&self) -> ! {
+        // How many it left the last time: the same ones need no line in the log every hour.
+        let mut left_before = 0;
         loop {
             std::thread::sleep(self.settings.sweep_interval);
-            match self.cache.sweep_orphans(self.settings.orphan_age) {
-                Ok(Swept { blobs: 0, rows: 0 }) => tracing::debug!("a sweep found nothing"),
-                Ok(Swept { blobs, rows }) => {
-                    tracing::info!(
-                        blobs,
-                        rows,
-                        "removed blobs without a row and rows without a blob"
-                    );
+            let swept = match self.cache.sweep_orphans(self.settings.orphan_age) {
+                Ok(swept) => swept,
+                Err(error) => {
+                    tracing::warn!(error, "a sweep broke off");
+                    continue;
                 }
-                Err(error) => tracing::warn!(error, "a sweep broke off"),
+            };
+            let Swept { blobs, rows, left } = swept;
+            if blobs + rows == 0 {
+                tracing::debug!("a sweep found nothing to remove");
+            } else {
+                tracing::info!(blobs, rows, "removed blobs without a row and rows without a blob");
             }
+            if left > left_before {
+                tracing::warn!(
+                    blobs = left,
+                    "blobs without a row stay, because no remote in remotes.yaml is known to be theirs: is one missing there? `artifactapi reindex` makes rows of those that say what they are, and what nobody wants can be removed by hand"
+                );
+            }
+            left_before = left;
         }
     }
 }
