@@ -329,6 +329,20 @@ fn what_may_not_be_uploaded_is_refused_with_its_reason() {
 }
 
 #[test]
+fn a_name_that_a_lost_index_would_take_away_is_refused_before_the_body_is_sent() {
+    let server = server();
+    let segments = |count: usize| vec!["n".repeat(200); count].join("/");
+    let answer = server.ask(&put(&segments(20), b"bytes"));
+    answer.expect_error(414);
+    assert!(answer.text().contains("shorter path"), "{}", answer.text());
+    let typed = put(&segments(8), b"bytes").header("Content-Type", &*"t".repeat(1000));
+    server.ask(&typed).expect_error(414);
+    assert_nothing_is_left(&server);
+    server.ask(&put(&segments(8), b"bytes")).expect_status(201);
+    get(&server, &segments(8)).expect(200, b"bytes");
+}
+
+#[test]
 fn a_local_repository_without_patterns_takes_every_path() {
     let server = setup(Remote::local().include(&[])).start();
     server.ask(&put("any/path.bin", b"bytes")).expect_status(201);

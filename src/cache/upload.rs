@@ -6,6 +6,7 @@
 //! its blob can't be had at the moment, as misses do.
 
 use std::io::{ErrorKind, Read};
+use std::time::SystemTime;
 
 use super::claims::Hold;
 use super::{Cache, Target, client_validators};
@@ -29,6 +30,11 @@ pub enum ChangeError {
         /// The bound.
         bytes_max: u64,
     },
+    /// The store could not keep beside the bytes what they are.
+    #[error(
+        "the path, Content-Type and Content-Encoding are too long together for the store to keep them beside the file: use a shorter path"
+    )]
+    Indescribable,
     /// The body did not come whole.
     #[error("the body broke off after {written} bytes: {reason}")]
     Body {
@@ -116,6 +122,23 @@ impl Cache {
         Ok(entry.map(|entry| client_validators(&entry.validators, Some(entry.digest))))
     }
 
+    /// Refuses a name that a lost index would take away for good: one that the stored bytes
+    /// could not be described with. To be asked before a body is read.
+    ///
+    /// # Errors
+    /// [`ChangeError::Indescribable`].
+    pub fn can_describe(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        upload: &Upload<'_>,
+    ) -> Result<(), ChangeError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        // Every digest has the same length.
+        let about = about(key, Digest([0; 32]), upload, self.ports.clock.now());
+        if about.fits_everywhere() { Ok(()) } else { Err(ChangeError::Indescribable) }
+    }
+
     /// Reads a body to its end into a scratch file.
     ///
     /// # Errors
@@ -191,7 +214,7 @@ impl Cache {
             _ => {}
         }
         let row = standing.as_ref().or(stored.as_ref());
-        let entry = self.publish(&hold, &key, sealed, upload, row)?;
+        let entry = self.publish(&hold, &key, sealed, &upload, row)?;
         Ok(match standing {
             Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
@@ -204,18 +227,11 @@ impl Cache {
         hold: &Hold<'_>,
         key: &ArtifactKey,
         sealed: &SealedFile,
-        upload: Upload<'_>,
+        upload: &Upload<'_>,
         stored: Option<&Entry>,
     ) -> Result<Entry, ChangeError> {
         let (blob, stored_at) = (BlobKey::of(key), self.ports.clock.now());
-        let about = About {
-            artifact: key.clone(),
-            digest: sealed.digest(),
-            content_type: upload.content_type,
-            content_encoding: upload.content_encoding,
-            validators: Validators { etag: None, last_modified: Some(upload.last_modified) },
-            stored_at,
-        };
+        let about = about(key.clone(), sealed.digest(), upload, stored_at);
         let blobs = &self.ports.blobs;
         let published = hold.during(|| {
             let version = blobs.publish(&blob, sealed, &about)?;
@@ -277,6 +293,22 @@ impl Cache {
         if let Err(error) = self.ports.blobs.remove(blob) {
             tracing::warn!(%blob, error = chain(&error), "cannot remove a blob that was not recorded");
         }
+    }
+}
+
+fn about(
+    artifact: ArtifactKey,
+    digest: Digest,
+    upload: &Upload<'_>,
+    stored_at: SystemTime,
+) -> About {
+    About {
+        artifact,
+        digest,
+        content_type: upload.content_type.clone(),
+        content_encoding: upload.content_encoding.clone(),
+        validators: Validators { etag: None, last_modified: Some(upload.last_modified.clone()) },
+        stored_at,
     }
 }
 
