@@ -6,7 +6,7 @@ use crate::support::client::{Ask, Connection, Received};
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
 use crate::support::upstream::Upstream;
-use crate::support::{assert_same_bytes, eventually, noise, sha256_hex};
+use crate::support::{eventually, noise, sha256_hex};
 
 /// What lets the tests in.
 const ADMIN: &str = "a-token-of-the-tests";
@@ -414,17 +414,26 @@ fn what_was_answered_outlives_a_kill_and_a_restart() {
 }
 
 #[test]
-fn a_file_that_was_replaced_by_hand_is_served_as_it_is_and_a_lost_one_is_no_404() {
+fn bytes_that_were_altered_by_hand_are_not_served_and_neither_they_nor_lost_ones_are_a_404() {
     let server = server();
     server.ask(&put("a", b"first")).expect_status(201);
     let [file] = &server.blob_files()[..] else { panic!("one blob") };
+    let check = |words: &str| {
+        let answer = get(&server, "a");
+        answer.expect_error(500);
+        assert!(answer.text().contains(words), "{}", answer.text());
+        assert_eq!(answer.header("retry-after"), None);
+        server.wait_logged(&["ERROR", words, "own/a", "artifactapi verify"]);
+        let brought_back = server.ask(&put("a", b"first"));
+        assert!(matches!(brought_back.status(), 200 | 201), "{brought_back:?}");
+        get(&server, "a").expect(200, b"first");
+    };
     std::fs::write(file, b"by hand").expect("the test may write there");
-    let answer = get(&server, "a");
-    answer.expect(200, b"by hand");
-    answer.expect_header("x-checksum-sha256", &sha256_hex(b"by hand"));
+    server.ask(&put("a", b"by hand")).expect_error(409);
+    check("not those that were uploaded");
     std::fs::remove_file(file).expect("the test may remove it");
-    get(&server, "a").expect_error(503);
-    server.wait_logged(&["ERROR", "missing"]);
-    server.ask(&put("a", b"again")).expect_status(201);
-    assert_same_bytes(&get(&server, "a").body, b"again");
+    check("missing");
+    std::fs::write(file, b"by hand").expect("the test may write there");
+    server.ask(&delete("a")).expect_status(204);
+    get(&server, "a").expect_error(404);
 }

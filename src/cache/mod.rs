@@ -42,7 +42,7 @@ pub mod upkeep;
 mod upload;
 mod uses;
 
-pub use error::{CacheError, FetchError, OpenError};
+pub use error::{CacheError, FetchError, Loss, OpenError};
 pub use fill::{Filled, Reporter, Wish};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
 pub use purge::Purged;
@@ -260,6 +260,7 @@ impl Cache {
         let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
         match why {
             OpenError::Gone => self.find(target, path),
+            OpenError::Lost(loss) => Err(CacheError::Lost(loss)),
             OpenError::Store(error) if target.reach() != Reach::Online => {
                 Err(CacheError::Store(chain(&error)))
             }

@@ -9,7 +9,8 @@ use std::io::{ErrorKind, Read};
 use std::time::SystemTime;
 
 use super::claims::Hold;
-use super::{Cache, Target, client_validators};
+use super::steps::Standing;
+use super::{Cache, Loss, Target, client_validators};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
@@ -196,9 +197,14 @@ impl Cache {
         if !(upload.precondition)(validators.as_ref()) {
             return Err(ChangeError::Precondition);
         }
-        // A row whose blob is lost holds nothing that could be kept or replaced.
         let standing = match stored.clone() {
-            Some(entry) => self.in_step(&key, entry)?,
+            Some(entry) => match self.in_step(&key, entry.clone())? {
+                Standing::Fits(entry) => Some(entry),
+                // A row whose blob is lost holds nothing that could be kept or replaced.
+                Standing::Lost(Loss::Missing) => None,
+                // The name still means what was uploaded, which this may bring back.
+                Standing::Lost(Loss::Altered) => Some(Entry { unproven: true, ..entry }),
+            },
             None => None,
         };
         match &standing {

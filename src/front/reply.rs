@@ -62,6 +62,8 @@ impl From<&CacheError> for Problem {
         let detail = error.to_string();
         match error {
             CacheError::Absent | CacheError::Offline => Self::new(404, detail),
+            // Trying again does not bring them back.
+            CacheError::Lost(_) => Self::new(500, detail),
             CacheError::Store(_) | CacheError::Unsettled => {
                 Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
             }

@@ -294,11 +294,53 @@ fn a_blob_that_is_missing_is_an_error_and_keeps_its_row() {
     world.put(0, b"one").unwrap();
     world.watched.blobs.remove(&BlobKey::of(&key())).unwrap();
     let why = world.get().unwrap_err();
-    assert!(why.contains("no blob"), "{why}");
+    assert!(why.contains("missing"), "{why}");
     assert!(world.watched.index.get(&key()).unwrap().is_some());
     // Nothing is there that could be in the way.
     assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
     assert_eq!(world.get().unwrap(), b"two");
+}
+
+#[test]
+fn bytes_that_nobody_uploaded_are_served_to_nobody() {
+    for (keys, overwrites) in [("description: x", false), ("allow_overwrite: true", true)] {
+        let world = World::new(keys, 1, None);
+        world.put(0, b"one").unwrap();
+        // Another artifact's bytes under the key, and bytes that are not what they say they are.
+        for (artifact, digest) in [("dir/b", b"bad"), ("dir/a", b"one")] {
+            let mut staged = world.staging.begin(Expect::default()).unwrap();
+            staged.append(b"bad").unwrap();
+            let about = About {
+                artifact: ArtifactKey {
+                    path: ArtifactPath::from_canonical(artifact).unwrap(),
+                    ..key()
+                },
+                digest: Digest::of(digest),
+                content_type: None,
+                content_encoding: None,
+                validators: Validators::default(),
+                stored_at: SystemTime::now(),
+            };
+            let blob = BlobKey::of(&key());
+            world.watched.blobs.publish(&blob, &staged.seal().unwrap(), &about).unwrap();
+            let why = world.get().unwrap_err();
+            assert!(why.contains("not those that were uploaded"), "{why}");
+            let row = world.watched.index.get(&key()).unwrap().expect("the row is kept");
+            assert_eq!(row.digest, Digest::of(b"one"));
+            // The name still means what was uploaded: that brings it back, and only that, unless
+            // the remote lets it be replaced.
+            if !overwrites {
+                let conflict = world.put(0, b"bad").unwrap_err();
+                assert!(matches!(conflict, ChangeError::Conflict(d) if d == Digest::of(b"one")));
+            }
+            assert!(matches!(world.put(0, b"one"), Ok(Uploaded::Same(_))));
+            assert_eq!(world.get().unwrap(), b"one");
+        }
+        if overwrites {
+            assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Replaced(_))));
+            assert_eq!(world.get().unwrap(), b"two");
+        }
+    }
 }
 
 #[test]
