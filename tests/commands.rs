@@ -117,6 +117,8 @@ fn a_lost_index_comes_back_from_the_blobs_with_every_header() {
         let first = server.get(path);
         first.expect_status(200);
         first.expect_header("x-artifact-source", "cache");
+        let status = first.header("cache-status").unwrap_or_default();
+        assert!(status.starts_with("artifactapi; hit"), "{status}");
         assert_eq!(kept(&first), *before, "{path}");
         let next = server.get(path);
         let status = next.header("cache-status").unwrap_or_default();

@@ -107,7 +107,7 @@ impl Fetcher {
     pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, blob, class, task, remote, upstream } = job;
         let end = match self.prepare(&key, task, upstream.is_some()) {
-            Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
+            Prepared::Proven(entry) => Ok(End::Already(entry)),
             Prepared::Unproven(why) => Err(FetchError::Unproven(why)),
             Prepared::Ask(stored) => match upstream.as_deref() {
                 Some(upstream) => {
@@ -278,7 +278,7 @@ impl Fetcher {
 
     fn stored_meanwhile(&self, fetch: &Fetch<'_>, before: Option<u64>) -> Option<End> {
         let entry = self.ports.index.get(fetch.key).ok()??;
-        (Some(entry.generation) != before).then_some(End::Confirmed(entry))
+        (Some(entry.generation) != before).then_some(End::Already(entry))
     }
 
     /// Streams a body into the store. Gives the end and how many bytes came.
@@ -302,6 +302,8 @@ impl Fetcher {
             // Where a stored copy can stand in, a refresh that breaks off near its end (of an
             // index: anywhere) is answered with that copy.
             is_checked: checksum.is_some() || fetch.stored.is_some(),
+            is_storable: body.is_framed()
+                && head.len.is_none_or(|len| self.may_store(fetch.remote, len)),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
@@ -317,13 +319,16 @@ impl Fetcher {
         let written = staged.written();
         let sealed = staged.seal()?;
         fetch.writer.whole();
-        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max)
-            || !self.space.could_hold(fetch.remote, written);
-        if !is_framed || too_large {
+        if !is_framed || !self.may_store(fetch.remote, written) {
             self.counters.unstored.inc();
             return Ok((End::Unstored, written));
         }
         Ok((self.store(fetch, head, &sealed, answered_at), written))
+    }
+
+    /// Whether the bounds leave room for a file of this length, if everything else went.
+    fn may_store(&self, remote: &Remote, bytes: u64) -> bool {
+        remote.max_bytes.is_none_or(|max| bytes <= max) && self.space.could_hold(remote, bytes)
     }
 
     /// Moves a body into the scratch file until it ends.

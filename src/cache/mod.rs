@@ -287,14 +287,18 @@ impl Cache {
     ///
     /// # Errors
     /// Why the fetch failed.
-    pub fn settle(&self, found: Found) -> Result<Found, CacheError> {
+    pub fn settle(&self, mut found: Found) -> Result<Found, CacheError> {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
                 Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
             }
             End::Failed(why) => Err(CacheError::Fetch(why)),
-            End::Unstored | End::Confirmed(_) | End::Absent => Ok(found),
+            End::Unstored => {
+                found.met.is_stored = false;
+                Ok(found)
+            }
+            End::Confirmed(_) | End::Already(_) | End::Absent => Ok(found),
         }
     }
 
@@ -430,12 +434,14 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
-                    // Nobody was asked: its bytes were hashed.
-                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
                 Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
+            }
+            Begun::Ended(End::Already(entry)) => {
+                let left = self.freshness_left(target, key);
+                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Hit, left)))
             }
             Begun::Ended(End::Absent) => Err(CacheError::Absent),
             Begun::Ended(End::Failed(why)) if matches!(*why, FetchError::Abandoned) => Ok(None),
@@ -553,8 +559,9 @@ impl Cache {
             content_encoding: head.content_encoding.clone(),
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
+        let is_stored = head.is_storable;
         let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { met: Met { outcome, about, ttl_s: None, is_stored: true }, bytes }
+        Found { met: Met { outcome, about, ttl_s: None, is_stored }, bytes }
     }
 
     fn open_blob(
