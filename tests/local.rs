@@ -414,6 +414,15 @@ fn what_was_answered_outlives_a_kill_and_a_restart() {
 }
 
 #[test]
+fn a_small_upload_in_chunks_needs_little_room() {
+    let server = setup(Remote::local()).env("STAGING_BYTES_MAX", "1Mi").start();
+    server.ask(&put_chunked("a", b"small")).expect_status(201);
+    let large = server.ask(&put_chunked("b", &noise(1, 1_100_000)));
+    large.expect_error(507);
+    assert!(large.text().contains("STAGING_BYTES_MAX"), "{}", large.text());
+}
+
+#[test]
 fn bytes_that_were_altered_by_hand_are_not_served_and_neither_they_nor_lost_ones_are_a_404() {
     let server = server();
     server.ask(&put("a", b"first")).expect_status(201);
