@@ -127,7 +127,7 @@ impl App {
         let catalogs = Arc::new(Catalogs::new(catalog));
         let tokens_watched = tokens_of(&settings);
         let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
-        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
+        let access = Arc::new(Access::new(reads, load_tokens(&settings, &catalogs.current())?));
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
@@ -228,7 +228,7 @@ impl App {
 
     /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
     pub fn reload_tokens(&self) {
-        match load_tokens(&self.settings) {
+        match load_tokens(&self.settings, &self.catalogs.current()) {
             Ok(tokens) => {
                 tracing::info!("the tokens were reloaded");
                 self.access.replace(tokens);
@@ -363,9 +363,14 @@ fn tokens_of(settings: &Settings) -> Option<Watched> {
     settings.tokens_file.as_deref().map(Watched::of)
 }
 
-fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+fn load_tokens(settings: &Settings, catalog: &Catalog) -> Result<Tokens, ConfigErrors> {
     let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
     let tokens = tokens.unwrap_or_default();
+    for (token, remote) in tokens.restrictions() {
+        if !catalog.remotes.by_name.contains_key(remote) {
+            tracing::warn!(token, %remote, "a token is restricted to a remote that is not in remotes.yaml: is it mistyped in TOKENS_FILE?");
+        }
+    }
     let tokens = match &settings.admin_token {
         Some(secret) => tokens.with(Token::admin(secret)?),
         None => tokens,
