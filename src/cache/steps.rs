@@ -30,11 +30,7 @@ pub(super) enum Standing {
 impl Cache {
     /// Holds a row against what lies under its key, and writes the row that fits to the index
     /// if it is another one. The name must be held.
-    pub(super) fn in_step(
-        &self,
-        key: &ArtifactKey,
-        entry: Entry,
-    ) -> Result<Standing, ChangeError> {
+    pub(super) fn in_step(&self, key: &ArtifactKey, entry: Entry) -> Result<Standing, ChangeError> {
         let found = self.ports.blobs.stat(&entry.blob).map_err(ChangeError::Store)?;
         let Some(meta) = found else {
             return Ok(lost(key, &entry, Loss::Missing));

@@ -36,7 +36,9 @@ impl std::fmt::Debug for Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// The address is none.
-    #[error("{server:?} is not the address of a server: {why}; write http://host:port or https://host:port")]
+    #[error(
+        "{server:?} is not the address of a server: {why}; write http://host:port or https://host:port"
+    )]
     Address {
         /// As given.
         server: String,

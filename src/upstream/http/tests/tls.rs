@@ -81,7 +81,8 @@ fn a_certificate_of_the_ca_file_is_trusted_and_no_other() {
 
 #[test]
 fn the_command_line_trusts_what_upstreams_are_trusted_by() {
-    let (server, ca) = tls_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}\n", Ending::Close);
+    let (server, ca) =
+        tls_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}\n", Ending::Close);
     let (trusting, _folder) = tls_origin(&server, &ca);
     let post = |ca_file: Option<&Path>| {
         let url = trusting.bases[0].as_str();
