@@ -158,6 +158,8 @@ fn a_digest_that_does_not_fit_stores_nothing() {
         for ask in [put("a", b"bytes"), put_chunked("a", b"bytes")] {
             let answer = server.ask(&ask.header(name, value));
             answer.expect_error(status);
+            let text = answer.text();
+            assert_eq!(text.matches("expected").count(), usize::from(status == 422), "{text}");
         }
     }
     let both = put("a", b"bytes").header("X-Checksum-Sha256", right.as_str());
@@ -312,6 +314,7 @@ fn what_may_not_be_uploaded_is_refused_with_its_reason() {
         (put("dir/a.tmp", b"x"), 403),
         (put("dir/", b"x"), 400),
         (put("dir/../b", b"x"), 400),
+        (put("dir/a?version=1", b"x"), 400),
         (put("dir/a", b"x").header("Content-Range", "bytes 0-0/5"), 400),
         (Ask::new("PUT", "/api/own/dir/a").token(ADMIN), 411),
         (put("dir/a", &large), 413),

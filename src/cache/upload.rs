@@ -50,7 +50,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Staging(#[from] StagingError),
     /// It came, but it is not what the client said.
-    #[error("the body is not what was announced: {0}")]
+    #[error("the body is not what was announced")]
     Sealing(#[from] SealError),
     /// The name holds other content, which must not be replaced.
     #[error("the name has other content already, with the SHA-256 {0}")]

@@ -96,6 +96,10 @@ fn refuse_by_head(path: &ArtifactPath, head: &RequestHead) -> Result<(), Problem
     if path.file_name().is_empty() {
         return Err(Problem::new(400, "a file needs a name: the path ends in a slash"));
     }
+    // It would become part of the name, under which nobody would look for the file.
+    if path.as_str() != path.without_query() {
+        return Err(Problem::new(400, "an upload takes no query: send the path without `?`"));
+    }
     // RFC 9110, section 14.5: a part must never be stored as the whole.
     if head.header("content-range").is_some() {
         return Err(Problem::new(
