@@ -73,9 +73,12 @@ pub enum FetchError {
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
-    /// What was uploaded may be damaged, and there is no upstream to ask for it.
+    /// What was uploaded can't be read to be proven, and there is no upstream to ask for it.
     #[error("the stored bytes cannot be vouched for: {0}")]
     Unproven(String),
+    /// What was uploaded is damaged, and there is no upstream to ask for it.
+    #[error(transparent)]
+    Lost(Loss),
     /// The fetch ended without saying how.
     #[error("the fetch was abandoned")]
     Abandoned,
@@ -104,7 +107,7 @@ impl FetchError {
         match self {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
+            Self::Staging(_) | Self::Unproven(_) | Self::Lost(_) | Self::Abandoned => true,
         }
     }
 }

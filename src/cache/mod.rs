@@ -30,6 +30,7 @@ pub mod flight;
 mod found;
 mod pass;
 mod pool;
+mod prove;
 mod purge;
 mod readers;
 pub mod space;

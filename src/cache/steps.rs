@@ -10,7 +10,7 @@
 //!   Nobody uploaded these bytes under this name, so they are served to nobody. It is an error
 //!   until somebody uploads the file again or deletes it, and so is a blob that is missing.
 
-use super::fetch::hash_blob;
+use super::prove::hash_blob;
 use super::upload::ChangeError;
 use super::{Cache, CacheError, Loss, OpenError};
 use crate::artifact::{ArtifactKey, Entry};
