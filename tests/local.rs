@@ -5,7 +5,7 @@ use std::sync::Barrier;
 use crate::support::client::{Ask, Connection, Received};
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
-use crate::support::upstream::Upstream;
+use crate::support::upstream::{Answer, Upstream};
 use crate::support::{eventually, noise, sha256_hex};
 
 /// What lets the tests in.
@@ -448,4 +448,55 @@ fn bytes_that_were_altered_by_hand_are_not_served_and_neither_they_nor_lost_ones
     std::fs::write(file, b"by hand").expect("the test may write there");
     server.ask(&delete("a")).expect_status(204);
     get(&server, "a").expect_error(404);
+}
+
+#[test]
+fn an_older_index_and_a_name_that_is_missing_from_the_configuration_lose_no_upload() {
+    let upstream = Upstream::start();
+    upstream.serve("/known", Answer::file(b"known"));
+    upstream.serve("/orphan", Answer::file(b"orphan"));
+    let mut server = setup(Remote::local())
+        .remote("files", Remote::at(&upstream))
+        .env("SWEEP_INTERVAL_S", 1)
+        .env("ORPHAN_AGE_S", 1)
+        .start();
+    server.get("/api/files/known").expect(200, b"known");
+    stop(&mut server);
+    let file = |server: &Server, name: &str| server.data_dir().join(format!("index.sqlite{name}"));
+    let older = ["", "-wal", "-shm"].map(|name| (name, std::fs::read(file(&server, name)).ok()));
+    server.start_again();
+    server.get("/api/files/orphan").expect(200, b"orphan");
+    server.ask(&put("a", b"kept")).expect_status(201);
+    stop(&mut server);
+    for (name, bytes) in older {
+        match bytes {
+            Some(bytes) => std::fs::write(file(&server, name), bytes).expect("it can be restored"),
+            None => drop(std::fs::remove_file(file(&server, name))),
+        }
+    }
+    let yaml = std::fs::read_to_string(server.config_path()).expect("the server reads it too");
+    server.rewrite_config(&yaml.replace("own:", "renamed:"));
+    server.start_again();
+    server.wait_logged(&["WARN", "blobs without a row stay", "reindex"]);
+    // What upstream has goes, and what nobody else has stays.
+    let names = || -> Vec<_> {
+        let mut names: Vec<_> = server
+            .blob_files()
+            .iter()
+            .filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()))
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    eventually("the orphan is swept", || names() == ["a", "known"]);
+    server.rewrite_config(&yaml);
+    stop(&mut server);
+    assert!(server.command(&["reindex"]).status.success());
+    server.start_again();
+    get(&server, "a").expect(200, b"kept");
+}
+
+fn stop(server: &mut Server) {
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.wait_exit().success());
 }
