@@ -213,9 +213,10 @@ impl App {
             });
         match catalog {
             Ok(catalog) => {
-                tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                let remotes = catalog.targets.len();
                 self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
+                tracing::info!(remotes, "the configuration was reloaded");
             }
             Err(error) => {
                 tracing::error!(
@@ -230,8 +231,8 @@ impl App {
     pub fn reload_tokens(&self) {
         match load_tokens(&self.settings, &self.catalogs.current()) {
             Ok(tokens) => {
-                tracing::info!("the tokens were reloaded");
                 self.access.replace(tokens);
+                tracing::info!("the tokens were reloaded");
             }
             Err(error) => tracing::error!(
                 error = chain(&error),
