@@ -15,7 +15,9 @@ use sha2::{Digest as _, Sha256, Sha512};
 
 use crate::artifact::{Checksum, Digest};
 
-/// How much a file of unknown length reserves at a time.
+/// How much a file of unknown length reserves at first, and at most at a time. In between, as
+/// much again as it has: small files hold up nobody, and large ones ask seldom.
+const RESERVATION_MIN_BYTES: u64 = 256 << 10;
 const RESERVATION_STEP_BYTES: u64 = 8 << 20;
 /// Scratch files end with this; others in the folder are left alone.
 const SUFFIX: &str = ".part";
@@ -47,7 +49,7 @@ pub struct Expect {
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
     /// The quota or the disk is used up.
-    #[error("no space to stage {wanted} bytes: {reserved} of {bytes_max} are in use")]
+    #[error("no space to stage {wanted} more bytes: {}", who_is_full(*wanted, *reserved, *bytes_max))]
     Full {
         /// How much more was wanted.
         wanted: u64,
@@ -156,6 +158,14 @@ impl Staging {
     }
 }
 
+/// Says what has to grow: a file system that is full has room in the quota.
+fn who_is_full(wanted: u64, reserved: u64, bytes_max: u64) -> String {
+    if wanted <= bytes_max.saturating_sub(reserved) {
+        return "the file system of DATA_DIR/staging is full".to_owned();
+    }
+    format!("{reserved} of {bytes_max} are in use; STAGING_BYTES_MAX allows no more")
+}
+
 /// Whether the file system is full, or the quota of its user is.
 pub fn is_no_space(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
@@ -169,6 +179,16 @@ struct Reservation {
 }
 
 impl Reservation {
+    /// Makes room for a file that grows to `bytes` and will, as far as one knows, grow on. What
+    /// comes may be little, so where there is no room for more, it gets what it needs.
+    fn grow_on_to(&mut self, bytes: u64) -> Result<(), StagingError> {
+        if bytes <= self.bytes {
+            return Ok(());
+        }
+        let step = self.bytes.clamp(RESERVATION_MIN_BYTES, RESERVATION_STEP_BYTES);
+        self.grow_to(bytes.max(self.bytes + step)).or_else(|_| self.grow_to(bytes))
+    }
+
     fn grow_to(&mut self, bytes: u64) -> Result<(), StagingError> {
         let wanted = bytes.saturating_sub(self.bytes);
         let inner = &self.staging.inner;
@@ -244,10 +264,7 @@ impl StagedFile {
         match self.expect.len {
             Some(len) if end > len => return Err(StagingError::TooLong(len)),
             Some(_) => {}
-            None => {
-                let steps = end.div_ceil(RESERVATION_STEP_BYTES);
-                self.scratch.reservation.grow_to(steps * RESERVATION_STEP_BYTES)?;
-            }
+            None => self.scratch.reservation.grow_on_to(end)?,
         }
         let staging = &self.scratch.reservation.staging;
         (&*self.file).write_all(bytes).map_err(|source| staging.io_error(source))?;
@@ -377,19 +394,46 @@ mod tests {
 
     #[test]
     fn the_quota_bounds_announced_and_unannounced_bytes() {
-        let (folder, staging) = staging(RESERVATION_STEP_BYTES + 10);
+        let (folder, staging) = staging(RESERVATION_MIN_BYTES);
         let held = staging.begin(expecting(11)).unwrap();
-        assert!(matches!(
-            staging.begin(expecting(RESERVATION_STEP_BYTES)),
-            Err(StagingError::Full { .. })
-        ));
+        let refused = staging.begin(expecting(RESERVATION_MIN_BYTES)).unwrap_err();
+        assert!(matches!(refused, StagingError::Full { .. }));
+        assert!(refused.to_string().contains("STAGING_BYTES_MAX"), "{refused}");
+        // What does not find room for a step gets what it needs, and not a byte beyond the quota.
         let mut unannounced = staging.begin(Expect::default()).unwrap();
+        unannounced.append(b"x").unwrap();
+        assert_eq!(staging.reserved_bytes(), 12);
+        let rest = vec![0; RESERVATION_MIN_BYTES as usize - 12];
+        unannounced.append(&rest).unwrap();
         assert!(matches!(unannounced.append(b"x"), Err(StagingError::Full { .. })));
         drop(held);
         unannounced.append(b"x").unwrap();
-        assert_eq!(staging.reserved_bytes(), RESERVATION_STEP_BYTES);
         drop(unannounced);
         assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_is_unannounced_reserves_little_for_a_small_file_and_steps_for_a_large_one() {
+        let (_folder, staging) = staging(1 << 30);
+        let mut growing = staging.begin(Expect::default()).unwrap();
+        growing.append(b"small").unwrap();
+        assert_eq!(staging.reserved_bytes(), RESERVATION_MIN_BYTES);
+        let mut reservations = 1;
+        while growing.written() < 24 << 20 {
+            let before = staging.reserved_bytes();
+            growing.append(&[0; 128 << 10]).unwrap();
+            let after = staging.reserved_bytes();
+            assert!(after - growing.written() <= RESERVATION_STEP_BYTES);
+            reservations += usize::from(after > before);
+        }
+        assert!(reservations <= 9, "{reservations}");
+    }
+
+    #[test]
+    fn a_full_file_system_is_told_from_a_full_quota() {
+        let (_folder, staging) = staging(100);
+        let error = staging.io_error(io::ErrorKind::StorageFull.into()).to_string();
+        assert!(error.contains("file system") && !error.contains("STAGING_BYTES_MAX"), "{error}");
     }
 
     #[test]

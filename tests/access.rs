@@ -74,6 +74,10 @@ const MATRIX: &[Line] = &[
     ("DELETE", "/artifacts/files?prefix=b",   [401, 401, 403, 200, 200, 403], [401, 401, 403, 200, 200, 403]),
     ("DELETE", "/artifacts/own?prefix=b",     [401, 401, 403, 403, 200, 403], [401, 401, 403, 403, 200, 403]),
     ("DELETE", "/artifacts/nowhere?prefix=b", [401, 401, 403, 404, 404, 403], [401, 401, 403, 404, 404, 403]),
+    ("POST",   "/cache-artifact",             [400; 6],                       [401, 401, 400, 403, 400, 403]),
+    ("GET",    "/jobs",                       OPEN,                           READS),
+    ("GET",    "/jobs/0123456789abcdef",      [404; 6],                       [401, 401, 404, 403, 404, 403]),
+    ("DELETE", "/jobs/0123456789abcdef",      [401, 401, 403, 404, 404, 403], [401, 401, 403, 404, 404, 403]),
     ("POST",   "/api/own/kept",               [405; 6],                       [405; 6]),
     ("DELETE", "/config",                     [405; 6],                       [405; 6]),
 ];
@@ -148,6 +152,16 @@ fn without_tokens_reads_are_open_and_changes_say_how_to_allow_them() {
         assert!(text.contains("TOKENS_FILE") && text.contains("artifactapi token"), "{text}");
     }
     server.get("/api/files/a").expect_header("x-artifact-source", "cache");
+    // Who may begin a batch may end it.
+    server.ask(&Ask::delete("/jobs/0123456789abcdef")).expect_error(404);
+}
+
+#[test]
+fn a_token_for_a_remote_that_is_not_there_is_warned_of() {
+    let upstream = Upstream::start();
+    let line = format!("ci {} read own,owm\n", sha256_hex(b"any"));
+    let server = setup(&upstream).file("tokens", &line).start();
+    server.wait_logged(&["WARN", "token=\"ci\"", "remote=owm", "TOKENS_FILE"]);
 }
 
 #[test]

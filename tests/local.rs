@@ -5,8 +5,8 @@ use std::sync::Barrier;
 use crate::support::client::{Ask, Connection, Received};
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
-use crate::support::upstream::Upstream;
-use crate::support::{assert_same_bytes, eventually, noise, sha256_hex};
+use crate::support::upstream::{Answer, Upstream};
+use crate::support::{eventually, noise, sha256_hex};
 
 /// What lets the tests in.
 const ADMIN: &str = "a-token-of-the-tests";
@@ -158,6 +158,8 @@ fn a_digest_that_does_not_fit_stores_nothing() {
         for ask in [put("a", b"bytes"), put_chunked("a", b"bytes")] {
             let answer = server.ask(&ask.header(name, value));
             answer.expect_error(status);
+            let text = answer.text();
+            assert_eq!(text.matches("expected").count(), usize::from(status == 422), "{text}");
         }
     }
     let both = put("a", b"bytes").header("X-Checksum-Sha256", right.as_str());
@@ -312,6 +314,7 @@ fn what_may_not_be_uploaded_is_refused_with_its_reason() {
         (put("dir/a.tmp", b"x"), 403),
         (put("dir/", b"x"), 400),
         (put("dir/../b", b"x"), 400),
+        (put("dir/a?version=1", b"x"), 400),
         (put("dir/a", b"x").header("Content-Range", "bytes 0-0/5"), 400),
         (Ask::new("PUT", "/api/own/dir/a").token(ADMIN), 411),
         (put("dir/a", &large), 413),
@@ -326,6 +329,20 @@ fn what_may_not_be_uploaded_is_refused_with_its_reason() {
     assert_eq!(upstream.total(), 0);
     server.ask(&put("dir/a", &large[..1000])).expect_status(201);
     server.ask(&wide(Ask::put, &larger[..5000])).expect_status(201);
+}
+
+#[test]
+fn a_name_that_a_lost_index_would_take_away_is_refused_before_the_body_is_sent() {
+    let server = server();
+    let segments = |count: usize| vec!["n".repeat(200); count].join("/");
+    let answer = server.ask(&put(&segments(20), b"bytes"));
+    answer.expect_error(414);
+    assert!(answer.text().contains("shorter path"), "{}", answer.text());
+    let typed = put(&segments(8), b"bytes").header("Content-Type", &*"t".repeat(1000));
+    server.ask(&typed).expect_error(414);
+    assert_nothing_is_left(&server);
+    server.ask(&put(&segments(8), b"bytes")).expect_status(201);
+    get(&server, &segments(8)).expect(200, b"bytes");
 }
 
 #[test]
@@ -400,17 +417,86 @@ fn what_was_answered_outlives_a_kill_and_a_restart() {
 }
 
 #[test]
-fn a_file_that_was_replaced_by_hand_is_served_as_it_is_and_a_lost_one_is_no_404() {
+fn a_small_upload_in_chunks_needs_little_room() {
+    let server = setup(Remote::local()).env("STAGING_BYTES_MAX", "1Mi").start();
+    server.ask(&put_chunked("a", b"small")).expect_status(201);
+    let large = server.ask(&put_chunked("b", &noise(1, 1_100_000)));
+    large.expect_error(507);
+    assert!(large.text().contains("STAGING_BYTES_MAX"), "{}", large.text());
+}
+
+#[test]
+fn bytes_that_were_altered_by_hand_are_not_served_and_neither_they_nor_lost_ones_are_a_404() {
     let server = server();
     server.ask(&put("a", b"first")).expect_status(201);
     let [file] = &server.blob_files()[..] else { panic!("one blob") };
+    let check = |words: &str| {
+        let answer = get(&server, "a");
+        answer.expect_error(500);
+        assert!(answer.text().contains(words), "{}", answer.text());
+        assert_eq!(answer.header("retry-after"), None);
+        server.wait_logged(&["ERROR", words, "own/a", "artifactapi verify"]);
+        let brought_back = server.ask(&put("a", b"first"));
+        assert!(matches!(brought_back.status(), 200 | 201), "{brought_back:?}");
+        get(&server, "a").expect(200, b"first");
+    };
     std::fs::write(file, b"by hand").expect("the test may write there");
-    let answer = get(&server, "a");
-    answer.expect(200, b"by hand");
-    answer.expect_header("x-checksum-sha256", &sha256_hex(b"by hand"));
+    server.ask(&put("a", b"by hand")).expect_error(409);
+    check("not those that were uploaded");
     std::fs::remove_file(file).expect("the test may remove it");
-    get(&server, "a").expect_error(503);
-    server.wait_logged(&["ERROR", "missing"]);
-    server.ask(&put("a", b"again")).expect_status(201);
-    assert_same_bytes(&get(&server, "a").body, b"again");
+    check("missing");
+    std::fs::write(file, b"by hand").expect("the test may write there");
+    server.ask(&delete("a")).expect_status(204);
+    get(&server, "a").expect_error(404);
+}
+
+#[test]
+fn an_older_index_and_a_name_that_is_missing_from_the_configuration_lose_no_upload() {
+    let upstream = Upstream::start();
+    upstream.serve("/known", Answer::file(b"known"));
+    upstream.serve("/orphan", Answer::file(b"orphan"));
+    let mut server = setup(Remote::local())
+        .remote("files", Remote::at(&upstream))
+        .env("SWEEP_INTERVAL_S", 1)
+        .env("ORPHAN_AGE_S", 1)
+        .start();
+    server.get("/api/files/known").expect(200, b"known");
+    stop(&mut server);
+    let file = |server: &Server, name: &str| server.data_dir().join(format!("index.sqlite{name}"));
+    let older = ["", "-wal", "-shm"].map(|name| (name, std::fs::read(file(&server, name)).ok()));
+    server.start_again();
+    server.get("/api/files/orphan").expect(200, b"orphan");
+    server.ask(&put("a", b"kept")).expect_status(201);
+    stop(&mut server);
+    for (name, bytes) in older {
+        match bytes {
+            Some(bytes) => std::fs::write(file(&server, name), bytes).expect("it can be restored"),
+            None => drop(std::fs::remove_file(file(&server, name))),
+        }
+    }
+    let yaml = std::fs::read_to_string(server.config_path()).expect("the server reads it too");
+    server.rewrite_config(&yaml.replace("own:", "renamed:"));
+    server.start_again();
+    server.wait_logged(&["WARN", "blobs without a row stay", "reindex"]);
+    // What upstream has goes, and what nobody else has stays.
+    let names = || -> Vec<_> {
+        let mut names: Vec<_> = server
+            .blob_files()
+            .iter()
+            .filter_map(|file| Some(file.file_name()?.to_str()?.to_owned()))
+            .collect();
+        names.sort_unstable();
+        names
+    };
+    eventually("the orphan is swept", || names() == ["a", "known"]);
+    server.rewrite_config(&yaml);
+    stop(&mut server);
+    assert!(server.command(&["reindex"]).status.success());
+    server.start_again();
+    get(&server, "a").expect(200, b"kept");
+}
+
+fn stop(server: &mut Server) {
+    server.signal(rustix::process::Signal::TERM);
+    assert!(server.wait_exit().success());
 }

@@ -140,6 +140,9 @@ fn figures_outlast_a_restart_and_a_lower_bound_is_kept_at_once() {
         get(&server, &format!("/api/files/{number}"), bytes);
     }
     (0..2).for_each(|_| get(&server, "/api/files/0", &files[0]));
+    // Neither a listing nor an error is an artifact.
+    server.get("/artifacts/files").expect_status(200);
+    server.get("/api/files/absent").expect_error(404);
     let figures = stats(&server);
     let expected = json!({
         "type": "remote", "artifacts": 6, "bytes": 60_000, "hits": 2, "misses": 6,

@@ -20,6 +20,9 @@ use crate::artifact::{ArtifactKey, ArtifactPath, BlobVersion, Validators};
 /// The longest text, in bytes. The common file systems keep what they know of a file besides
 /// its bytes in one block of 4 KiB, and others want room in it too.
 pub(super) const ABOUT_BYTES_MAX: usize = 3 << 10;
+/// The longest version of a blob, in bytes: two numbers of 64 bits, nanoseconds, and what
+/// stands between them.
+const VERSION_BYTES_MAX: usize = 51;
 /// The form of the text. Another number is another form, which is not understood.
 const FORM: u32 = 1;
 
@@ -65,6 +68,11 @@ pub(super) fn encode(about: &About, version: &BlobVersion) -> Option<Vec<u8>> {
     };
     let text = serde_json::to_vec(&written).expect("texts and numbers can be written as JSON");
     (text.len() <= ABOUT_BYTES_MAX).then_some(text)
+}
+
+/// Whether there is a text for a blob of any version.
+pub(super) fn fits(about: &About) -> bool {
+    encode(about, &BlobVersion("0".repeat(VERSION_BYTES_MAX))).is_some()
 }
 
 /// What the text says of a blob of this version; `None` where it is not ours, not whole, or
@@ -149,6 +157,7 @@ mod tests {
         let check = |len: usize, fits: bool| {
             let path = "p".repeat(len);
             assert_eq!(encode(&about(&path), &version()).is_some(), fits, "{len}");
+            assert_eq!(super::fits(&about(&path)), fits, "{len}");
         };
         check(ABOUT_BYTES_MAX - 400, true);
         check(ABOUT_BYTES_MAX, false);

@@ -112,6 +112,14 @@ pub struct BlobMeta {
 }
 
 impl About {
+    /// Whether every backend can keep all of it beside the bytes. Where one of them can't, it
+    /// stores the bytes without; what is uploaded must not come to that, because a lost index
+    /// would take its name away. The answer is the same whatever the backend is, so that a
+    /// repository can move from one to the other.
+    pub fn fits_everywhere(&self) -> bool {
+        about::fits(self) && s3::about::fits(self)
+    }
+
     /// The row of these bytes once they lie under `blob` as `version`: confirmed when they came,
     /// with no head, and not written yet.
     pub fn entry(self, blob: BlobKey, version: BlobVersion, size: u64) -> Entry {

@@ -22,9 +22,27 @@ pub enum CacheError {
     /// The store can't answer, and there is no upstream to ask.
     #[error("the store does not answer: {0}")]
     Store(String),
+    /// It was uploaded, and its bytes are not there any more.
+    #[error(transparent)]
+    Lost(Loss),
     /// It kept changing while this request tried to open it.
     #[error("the artifact kept changing while it was opened")]
     Unsettled,
+}
+
+/// What became of the bytes of an upload. Asking again does not help: somebody has to act.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum Loss {
+    /// Nothing lies under its key.
+    #[error(
+        "the stored bytes of this file are missing: it has to be uploaded again, or brought back into the store"
+    )]
+    Missing,
+    /// Others do.
+    #[error(
+        "the stored bytes of this file are not those that were uploaded: it has to be uploaded again"
+    )]
+    Altered,
 }
 
 /// Why a fetch failed.
@@ -55,9 +73,12 @@ pub enum FetchError {
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
-    /// What was uploaded may be damaged, and there is no upstream to ask for it.
+    /// What was uploaded can't be read to be proven, and there is no upstream to ask for it.
     #[error("the stored bytes cannot be vouched for: {0}")]
     Unproven(String),
+    /// What was uploaded is damaged, and there is no upstream to ask for it.
+    #[error(transparent)]
+    Lost(Loss),
     /// The fetch ended without saying how.
     #[error("the fetch was abandoned")]
     Abandoned,
@@ -69,6 +90,9 @@ pub enum OpenError {
     /// It is gone or was replaced meanwhile; it was forgotten: find it again.
     #[error("the artifact is not there any more")]
     Gone,
+    /// It was uploaded, and its bytes are not there any more.
+    #[error(transparent)]
+    Lost(Loss),
     /// The store can't answer: only upstream can help.
     #[error(transparent)]
     Store(BlobError),
@@ -83,7 +107,7 @@ impl FetchError {
         match self {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
+            Self::Staging(_) | Self::Unproven(_) | Self::Lost(_) | Self::Abandoned => true,
         }
     }
 }

@@ -9,11 +9,11 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
+use super::prove::Prepared;
 use super::space::Space;
 use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
-use crate::blob::{About, BlobError, BlobStore};
-use crate::body::Piece;
+use crate::blob::{About, BlobError};
 use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
@@ -25,7 +25,7 @@ use crate::upstream::{
 };
 
 /// Bytes that are read from upstream at a time.
-const READ_BYTES: usize = 128 << 10;
+pub(super) const READ_BYTES: usize = 128 << 10;
 /// How often one body that was cut is continued.
 const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
@@ -74,9 +74,9 @@ pub(super) struct Job {
 
 /// Runs jobs, one at a time on each thread of the pool.
 pub(super) struct Fetcher {
-    ports: Ports,
+    pub(super) ports: Ports,
     space: Arc<Space>,
-    counters: Arc<Counters>,
+    pub(super) counters: Arc<Counters>,
     lease_ttl: Duration,
 }
 
@@ -107,8 +107,8 @@ impl Fetcher {
     pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, blob, class, task, remote, upstream } = job;
         let end = match self.prepare(&key, task, upstream.is_some()) {
-            Prepared::Proven(entry) => Ok(End::Confirmed(entry)),
-            Prepared::Unproven(why) => Err(FetchError::Unproven(why)),
+            Prepared::Proven(entry) => Ok(End::Already(entry)),
+            Prepared::Unproven(why) => Err(why),
             Prepared::Ask(stored) => match upstream.as_deref() {
                 Some(upstream) => {
                     let lease_renewed = Instant::now();
@@ -134,60 +134,6 @@ impl Fetcher {
             tracing::warn!(artifact = %key, error = chain(&why), "fetch failed");
             End::Failed(Arc::new(why))
         }));
-    }
-
-    /// Hashes a stored copy that a crash may have hurt, whatever the task is. Of a local
-    /// repository, a copy that can't be proven is kept: there is nobody to ask for another.
-    fn prepare(&self, key: &ArtifactKey, task: Task, has_upstream: bool) -> Prepared {
-        let wants_proof_only = matches!(task, Task::Prove(_));
-        match task {
-            Task::Fetch => Prepared::Ask(None),
-            Task::Revalidate(entry) | Task::Prove(entry) if entry.unproven => {
-                let verdict = match hash_blob(&*self.ports.blobs, &entry) {
-                    Ok(digest) if digest == entry.digest => Ok(()),
-                    Ok(_) => Err("a crash damaged the stored bytes".to_owned()),
-                    Err(error) => Err(chain(&error)),
-                };
-                match verdict {
-                    Ok(()) => match self.proven(key, entry) {
-                        Some(proven) if wants_proof_only => Prepared::Proven(proven),
-                        proven => Prepared::Ask(proven),
-                    },
-                    Err(why) if has_upstream => {
-                        self.forget(key, &entry, &why);
-                        Prepared::Ask(None)
-                    }
-                    Err(why) => {
-                        tracing::error!(artifact = %key, error = why, "an uploaded file cannot be proven whole");
-                        Prepared::Unproven(why)
-                    }
-                }
-            }
-            Task::Revalidate(entry) => Prepared::Ask(Some(entry)),
-            Task::Prove(entry) => Prepared::Proven(entry),
-        }
-    }
-
-    /// Records that the blob of an entry is whole; gives what stands in the index now.
-    fn proven(&self, key: &ArtifactKey, entry: Entry) -> Option<Entry> {
-        let generation = entry.generation;
-        let proven = Entry { unproven: false, ..entry };
-        match self.ports.index.put(key, &proven, Some(generation)) {
-            Ok(Put::Stored(generation)) => Some(Entry { generation, ..proven }),
-            Ok(Put::Superseded(newer)) => newer,
-            Err(error) => {
-                self.index_failed(key, &error, "cannot record that a blob is whole");
-                Some(proven)
-            }
-        }
-    }
-
-    fn forget(&self, key: &ArtifactKey, entry: &Entry, why: &str) {
-        tracing::warn!(artifact = %key, error = why, "a crash damaged a blob; fetching it again");
-        self.counters.healed.inc();
-        if let Err(error) = self.ports.index.remove(key, entry.generation) {
-            self.index_failed(key, &error, "cannot forget a damaged blob");
-        }
     }
 
     fn fetch(&self, mut fetch: Fetch<'_>, buffer: &mut Vec<u8>) -> Result<End, FetchError> {
@@ -278,7 +224,7 @@ impl Fetcher {
 
     fn stored_meanwhile(&self, fetch: &Fetch<'_>, before: Option<u64>) -> Option<End> {
         let entry = self.ports.index.get(fetch.key).ok()??;
-        (Some(entry.generation) != before).then_some(End::Confirmed(entry))
+        (Some(entry.generation) != before).then_some(End::Already(entry))
     }
 
     /// Streams a body into the store. Gives the end and how many bytes came.
@@ -302,6 +248,8 @@ impl Fetcher {
             // Where a stored copy can stand in, a refresh that breaks off near its end (of an
             // index: anywhere) is answered with that copy.
             is_checked: checksum.is_some() || fetch.stored.is_some(),
+            is_storable: body.is_framed()
+                && head.len.is_none_or(|len| self.may_store(fetch.remote, len)),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
@@ -317,13 +265,16 @@ impl Fetcher {
         let written = staged.written();
         let sealed = staged.seal()?;
         fetch.writer.whole();
-        let too_large = fetch.remote.max_bytes.is_some_and(|max| written > max)
-            || !self.space.could_hold(fetch.remote, written);
-        if !is_framed || too_large {
+        if !is_framed || !self.may_store(fetch.remote, written) {
             self.counters.unstored.inc();
             return Ok((End::Unstored, written));
         }
         Ok((self.store(fetch, head, &sealed, answered_at), written))
+    }
+
+    /// Whether the bounds leave room for a file of this length, if everything else went.
+    fn may_store(&self, remote: &Remote, bytes: u64) -> bool {
+        remote.max_bytes.is_none_or(|max| bytes <= max) && self.space.could_hold(remote, bytes)
     }
 
     /// Moves a body into the scratch file until it ends.
@@ -545,7 +496,7 @@ impl Fetcher {
         }
     }
 
-    fn index_failed(&self, key: &ArtifactKey, error: &IndexError, what: &'static str) {
+    pub(super) fn index_failed(&self, key: &ArtifactKey, error: &IndexError, what: &'static str) {
         self.counters.index_errors.inc();
         tracing::warn!(artifact = %key, error = chain(error), "{what}");
     }
@@ -575,24 +526,6 @@ fn is_same_blob(one: &Entry, other: &Entry) -> bool {
     (&one.blob, &one.version, one.digest) == (&other.blob, &other.version, other.digest)
 }
 
-/// The digest of the bytes that an entry means.
-pub(super) fn hash_blob(blobs: &dyn BlobStore, entry: &Entry) -> Result<Digest, BlobError> {
-    let unreadable =
-        |source| BlobError::Unavailable { operation: "hash", key: entry.blob.to_string(), source };
-    let mut body = blobs.open(&entry.blob, &entry.version, 0..entry.size)?;
-    let mut hasher = Hashing::default();
-    while let Some(piece) = body.next_piece().map_err(|error| unreadable(error.into()))? {
-        hasher.add(&piece).map_err(|error| unreadable(error.into()))?;
-    }
-    Ok(hasher.digest())
-}
-
-enum Prepared {
-    Proven(Entry),
-    Unproven(String),
-    Ask(Option<Entry>),
-}
-
 /// What names a version in `If-Range`: a strong ETag, else the date (RFC 9110, section 13.1.5).
 pub(super) fn version_of(validators: &Validators) -> Option<&str> {
     validators.strong_etag().or(validators.last_modified.as_deref())
@@ -603,40 +536,6 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
     match (part.strong_etag(), whole.strong_etag()) {
         (Some(part), Some(whole)) => part == whole,
         _ => part.last_modified == whole.last_modified,
-    }
-}
-
-/// SHA-256 over the pieces of a body.
-#[derive(Default)]
-pub(super) struct Hashing {
-    sha256: sha2::Sha256,
-    buffer: Vec<u8>,
-}
-
-impl Hashing {
-    pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
-        use sha2::Digest as _;
-        use std::os::unix::fs::FileExt;
-        match piece {
-            Piece::Bytes(bytes) => self.sha256.update(bytes),
-            Piece::Region { file, offset, len } => {
-                self.buffer.resize(READ_BYTES, 0);
-                let end = offset + len;
-                let mut at = *offset;
-                while at < end {
-                    let want = (end - at).min(READ_BYTES as u64) as usize;
-                    file.read_exact_at(&mut self.buffer[..want], at)?;
-                    self.sha256.update(&self.buffer[..want]);
-                    at += want as u64;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    pub(super) fn digest(self) -> Digest {
-        use sha2::Digest as _;
-        Digest(self.sha256.finalize().into())
     }
 }
 

@@ -77,7 +77,9 @@ impl Cache {
             match landing(&reader, report) {
                 None => return Ok(Filled::Cancelled),
                 Some(End::Stored(entry)) => return Ok(Filled::Fetched(entry)),
-                Some(End::Confirmed(entry)) => return Ok(Filled::Already(entry)),
+                Some(End::Confirmed(entry) | End::Already(entry)) => {
+                    return Ok(Filled::Already(entry));
+                }
                 Some(End::Unstored) => return Ok(Filled::Unstored),
                 Some(End::Absent) => return Err(CacheError::Absent),
                 Some(End::Failed(why)) => match *why {

@@ -99,6 +99,8 @@ pub struct FlightHead {
     pub answered_at: SystemTime,
     /// Whether the end is held back until the bytes are known to be right.
     pub is_checked: bool,
+    /// Whether it is to be stored, as far as the head tells.
+    pub is_storable: bool,
 }
 
 /// How a flight ended.
@@ -108,8 +110,11 @@ pub enum End {
     Stored(Entry),
     /// The bytes came whole but are not kept.
     Unstored,
-    /// What was stored before (here or by another replica) is right.
+    /// What was stored before is right: upstream says so.
     Confirmed(Entry),
+    /// What is stored is right, and this flight did not ask upstream: its bytes were hashed, or
+    /// another replica has just stored it.
+    Already(Entry),
     /// Upstream has no such file.
     Absent,
     /// It failed.
@@ -379,6 +384,7 @@ mod tests {
             content_encoding: None,
             answered_at: SystemTime::UNIX_EPOCH,
             is_checked,
+            is_storable: true,
         }
     }
 

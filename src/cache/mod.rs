@@ -30,6 +30,7 @@ pub mod flight;
 mod found;
 mod pass;
 mod pool;
+mod prove;
 mod purge;
 mod readers;
 pub mod space;
@@ -42,7 +43,7 @@ pub mod upkeep;
 mod upload;
 mod uses;
 
-pub use error::{CacheError, FetchError, OpenError};
+pub use error::{CacheError, FetchError, Loss, OpenError};
 pub use fill::{Filled, Reporter, Wish};
 pub use found::{Bytes, Found, Met, Outcome, Representation};
 pub use purge::Purged;
@@ -260,6 +261,7 @@ impl Cache {
         let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
         match why {
             OpenError::Gone => self.find(target, path),
+            OpenError::Lost(loss) => Err(CacheError::Lost(loss)),
             OpenError::Store(error) if target.reach() != Reach::Online => {
                 Err(CacheError::Store(chain(&error)))
             }
@@ -286,14 +288,18 @@ impl Cache {
     ///
     /// # Errors
     /// Why the fetch failed.
-    pub fn settle(&self, found: Found) -> Result<Found, CacheError> {
+    pub fn settle(&self, mut found: Found) -> Result<Found, CacheError> {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
                 Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
             }
             End::Failed(why) => Err(CacheError::Fetch(why)),
-            End::Unstored | End::Confirmed(_) | End::Absent => Ok(found),
+            End::Unstored => {
+                found.met.is_stored = false;
+                Ok(found)
+            }
+            End::Confirmed(_) | End::Already(_) | End::Absent => Ok(found),
         }
     }
 
@@ -429,12 +435,14 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 let left = self.freshness_left(target, key);
                 let outcome = match outcome {
-                    // Nobody was asked: its bytes were hashed.
-                    _ if target.reach() == Reach::Local => Outcome::Hit,
                     Outcome::Miss => Outcome::Revalidated,
                     other => other,
                 };
                 Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
+            }
+            Begun::Ended(End::Already(entry)) => {
+                let left = self.freshness_left(target, key);
+                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Hit, left)))
             }
             Begun::Ended(End::Absent) => Err(CacheError::Absent),
             Begun::Ended(End::Failed(why)) if matches!(*why, FetchError::Abandoned) => Ok(None),
@@ -552,8 +560,9 @@ impl Cache {
             content_encoding: head.content_encoding.clone(),
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
+        let is_stored = head.is_storable;
         let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { met: Met { outcome, about, ttl_s: None, is_stored: true }, bytes }
+        Found { met: Met { outcome, about, ttl_s: None, is_stored }, bytes }
     }
 
     fn open_blob(

@@ -1,57 +1,68 @@
 //! Keeping rows and blobs of local repositories in step.
 //!
 //! A miss heals a row whose blob is not there by forgetting it. A local repository has no
-//! upstream to ask again, so its rows are never forgotten for that: a blob that was replaced
-//! (by an upload that crashed before it wrote its row, or by an operator's hand) is hashed
-//! and its row made to fit; a blob that is missing is an error until somebody brings it back,
-//! uploads it again or deletes it.
+//! upstream to ask again, so its rows are never forgotten for that. Where a blob is another
+//! version than its row means, there are two stories:
+//!
+//! - An upload published it and crashed before it wrote its row. Then the blob says of itself,
+//!   by version and digest, that it is this artifact: the row is made to fit.
+//! - Anything else: a disk that lies, a script that wrote into the folder, an operator's hand.
+//!   Nobody uploaded these bytes under this name, so they are served to nobody. It is an error
+//!   until somebody uploads the file again or deletes it, and so is a blob that is missing.
 
-use super::fetch::hash_blob;
+use super::prove::hash_blob;
 use super::upload::ChangeError;
-use super::{Cache, CacheError, OpenError};
+use super::{Cache, CacheError, Loss, OpenError};
 use crate::artifact::{ArtifactKey, Entry};
-use crate::blob::BlobError;
+use crate::blob::{BlobError, BlobMeta};
 use crate::chain::chain;
 use crate::index::Put;
 
+/// What lies under the key of a row of a local repository.
+#[derive(Debug)]
+pub(super) enum Standing {
+    /// What this entry, which is in the index, means.
+    Fits(Entry),
+    /// Nothing, or bytes that nobody uploaded.
+    Lost(Loss),
+}
+
 impl Cache {
-    /// The entry that fits what lies under its key, written to the index if it is another one;
-    /// `None` where nothing lies there. The name must be held.
-    pub(super) fn in_step(
-        &self,
-        key: &ArtifactKey,
-        entry: Entry,
-    ) -> Result<Option<Entry>, ChangeError> {
+    /// Holds a row against what lies under its key, and writes the row that fits to the index
+    /// if it is another one. The name must be held.
+    pub(super) fn in_step(&self, key: &ArtifactKey, entry: Entry) -> Result<Standing, ChangeError> {
         let found = self.ports.blobs.stat(&entry.blob).map_err(ChangeError::Store)?;
         let Some(meta) = found else {
-            tracing::error!(artifact = %key, "the stored bytes of a local repository are missing");
-            return Ok(None);
+            return Ok(lost(key, &entry, Loss::Missing));
         };
         if meta.version == entry.version {
-            return Ok(Some(entry));
+            return Ok(Standing::Fits(entry));
         }
-        tracing::warn!(artifact = %key, "the stored bytes were replaced without their row: hashing them");
-        let found = Entry { version: meta.version, size: meta.size, ..entry };
-        let digest = hash_blob(&*self.ports.blobs, &found).map_err(ChangeError::Store)?;
-        let now = self.ports.clock.now();
-        let about = meta.about.filter(|about| about.artifact == *key);
-        let adopted = Entry {
-            digest,
-            content_type: about.as_ref().map_or(found.content_type, |a| a.content_type.clone()),
-            content_encoding: about
-                .as_ref()
-                .map_or(found.content_encoding, |a| a.content_encoding.clone()),
-            validators: about.map(|about| about.validators).unwrap_or_default(),
-            stored_at: now,
-            validated_at: now,
-            unproven: false,
-            ..found
+        let Some(published) = self.as_published(key, &meta)? else {
+            return Ok(lost(key, &entry, Loss::Altered));
         };
-        match self.ports.index.put(key, &adopted, Some(adopted.generation)) {
-            Ok(Put::Stored(generation)) => Ok(Some(Entry { generation, ..adopted })),
-            Ok(Put::Superseded(newer)) => Ok(newer),
+        tracing::warn!(artifact = %key, "an upload ended before it wrote its row: writing it");
+        let now = self.ports.clock.now();
+        let adopted = Entry { stored_at: now, validated_at: now, ..published };
+        match self.ports.index.put(key, &adopted, Some(entry.generation)) {
+            Ok(Put::Stored(generation)) => Ok(Standing::Fits(Entry { generation, ..adopted })),
+            Ok(Put::Superseded(Some(newer))) => Ok(Standing::Fits(newer)),
+            // Another replica has removed the name.
+            Ok(Put::Superseded(None)) => Ok(Standing::Lost(Loss::Missing)),
             Err(error) => Err(ChangeError::Index(error)),
         }
+    }
+
+    /// The entry of a blob that says it is this artifact, if its bytes are what it says. A file
+    /// can be written to without another time, so they are hashed.
+    fn as_published(
+        &self,
+        key: &ArtifactKey,
+        meta: &BlobMeta,
+    ) -> Result<Option<Entry>, ChangeError> {
+        let Some(described) = meta.entry_of(key) else { return Ok(None) };
+        let digest = hash_blob(&*self.ports.blobs, &described).map_err(ChangeError::Store)?;
+        Ok((digest == described.digest).then_some(described))
     }
 
     /// After an entry of a local repository could not be opened: [`OpenError::Gone`] if
@@ -68,11 +79,12 @@ impl Cache {
             }
         };
         match self.in_step(key, current) {
-            Ok(Some(fitting)) if fitting.generation != entry.generation => {
+            Ok(Standing::Fits(fitting)) if fitting.generation != entry.generation => {
                 self.counters.healed.inc();
                 OpenError::Gone
             }
-            Ok(_) => OpenError::Store(why),
+            Ok(Standing::Fits(_)) => OpenError::Store(why),
+            Ok(Standing::Lost(loss)) => OpenError::Lost(loss),
             Err(error) => {
                 tracing::warn!(artifact = %key, error = chain(&error), "cannot mend a row");
                 OpenError::Store(why)
@@ -90,8 +102,22 @@ impl Cache {
         let _hold = self.hold(key).ok_or_else(|| failed(&ChangeError::Busy))?;
         let current = self.ports.index.get(key).map_err(|error| failed(&error))?;
         let current = current.ok_or(CacheError::Absent)?;
-        let blob = current.blob.clone();
-        let fitting = self.in_step(key, current).map_err(|error| failed(&error))?;
-        fitting.ok_or_else(|| failed(&BlobError::Missing(blob)))
+        match self.in_step(key, current).map_err(|error| failed(&error))? {
+            Standing::Fits(fitting) => Ok(fitting),
+            Standing::Lost(loss) => Err(CacheError::Lost(loss)),
+        }
     }
+}
+
+fn lost(key: &ArtifactKey, entry: &Entry, loss: Loss) -> Standing {
+    let what = match loss {
+        Loss::Missing => {
+            "the stored bytes of a local repository are missing: bring them back, upload the file again, or DELETE it; `artifactapi verify` finds all such files"
+        }
+        Loss::Altered => {
+            "the stored bytes of a local repository are not those that were uploaded, and are not served: upload the file again (other content with allow_overwrite), or DELETE it; `artifactapi verify` finds all such files"
+        }
+    };
+    tracing::error!(artifact = %key, blob = %entry.blob, sha256 = %entry.digest, "{what}");
+    Standing::Lost(loss)
 }

@@ -3,11 +3,17 @@
 //!
 //! Replicas that share a store take turns; a sweep that two of them do at once removes nothing
 //! that one alone would not. What a sweep never touches: local repositories, whose blobs
-//! nobody could fetch again, and a store whose index has no row at all, because then the
-//! index is what is missing. Scratch files need no sweep: whoever drops one removes it, and the
-//! next start removes what a crash left.
+//! nobody could fetch again; what belongs to no remote that is configured, because a name that
+//! is missing from remotes.yaml for a while may be a local repository's; and a store whose
+//! index has no row at all, because then the index is what is missing. Scratch files need no
+//! sweep: whoever drops one removes it, and the next start removes what a crash left.
+//!
+//! Folders of hosts, into which batches by URL write, are told from those of remotes by the
+//! `base_url` and `mirrors` that are configured. A host's folder may also be that of a local
+//! repository which went by that name once, so only what says of itself that it is a
+//! configured remote's goes from there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::ControlFlow;
 use std::time::{Duration, SystemTime};
@@ -16,7 +22,7 @@ use super::Cache;
 use super::turn::Turn;
 use crate::artifact::BlobKey;
 use crate::chain::chain;
-use crate::config::Kind;
+use crate::config::{Kind, Remotes};
 use crate::index::{IndexError, Row, Scan};
 
 /// Orphans that one sweep removes; the next one takes the rest.
@@ -24,13 +30,25 @@ const ORPHANS_PER_SWEEP_MAX: usize = 10_000;
 /// Rows without a blob that one sweep forgets; each is looked at on its own.
 const ROWS_PER_SWEEP_MAX: usize = 1000;
 
-/// What a sweep removed.
+/// What a sweep did.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Swept {
     /// Blobs without a row.
     pub blobs: usize,
     /// Rows without a blob.
     pub rows: usize,
+    /// Blobs without a row that stay, because no configured remote is known to be theirs.
+    pub left: usize,
+}
+
+/// What becomes of an old blob without a row.
+enum Fate {
+    /// A configured upstream has it as well.
+    Goes,
+    /// It belongs to a local repository.
+    Stays,
+    /// Nobody knows whose it is.
+    Left,
 }
 
 /// The blobs that rows mean, by fingerprint, and whether each was met in the store.
@@ -52,15 +70,21 @@ impl Cache {
         let now = self.ports().clock.now();
         let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|old| old >= age);
         let mut meant = self.meant_blobs(&mut turn).map_err(|error| chain(&error))?;
-        let mut orphans = Vec::new();
+        let remotes = self.space().plan().remotes;
+        let hosts = hosts_of(&remotes);
+        let (mut orphans, mut left) = (Vec::new(), 0);
         let (mut is_whole, mut is_empty) = (true, true);
         let listing = self.ports().blobs.each(&mut |meta| {
             is_empty = false;
             // What was published since the rows were read is young, and so not looked at.
             if let Some(met) = meant.get_mut(&fingerprint(&meta.key)) {
                 *met = true;
-            } else if is_old(meta.published_at) && !self.is_local(&meta.key) {
-                orphans.push(meta.key);
+            } else if is_old(meta.published_at) {
+                match self.fate_of(&meta.key, &remotes, &hosts) {
+                    Fate::Goes => orphans.push(meta.key),
+                    Fate::Stays => {}
+                    Fate::Left => left += 1,
+                }
             }
             is_whole = orphans.len() < ORPHANS_PER_SWEEP_MAX && turn.goes_on();
             match is_whole {
@@ -82,13 +106,30 @@ impl Cache {
             true => self.forget_rows_without_blob(&meant, &is_old).map_err(|e| chain(&*e))?,
             false => 0,
         };
-        Ok(Swept { blobs: orphans.len(), rows })
+        Ok(Swept { blobs: orphans.len(), rows, left })
     }
 
-    fn is_local(&self, key: &BlobKey) -> bool {
-        let remotes = self.space().plan().remotes;
-        let remote = key.parts().0.parse().ok().and_then(|name| remotes.by_name.get(&name));
-        remote.is_some_and(|remote| matches!(remote.kind, Kind::Local))
+    fn fate_of(&self, key: &BlobKey, remotes: &Remotes, hosts: &HashSet<String>) -> Fate {
+        let folder = key.parts().0;
+        let named = folder.parse().ok().and_then(|name| remotes.by_name.get(&name));
+        match named.map(|remote| &remote.kind) {
+            Some(Kind::Local) => Fate::Stays,
+            Some(Kind::Remote(_)) => Fate::Goes,
+            None if hosts.contains(folder) && self.is_fetched(key) => Fate::Goes,
+            None => Fate::Left,
+        }
+    }
+
+    /// Whether a blob says of itself that it was fetched for a remote that is configured.
+    fn is_fetched(&self, key: &BlobKey) -> bool {
+        let about = match self.ports().blobs.stat(key) {
+            Ok(meta) => meta.and_then(|meta| meta.about),
+            Err(error) => {
+                tracing::debug!(blob = %key, error = chain(&error), "a sweep leaves a blob that it cannot look at");
+                None
+            }
+        };
+        about.is_some_and(|about| self.space().plan().has_cached(&about.artifact.remote))
     }
 
     fn meant_blobs(&self, turn: &mut Turn) -> Result<Meant, IndexError> {
@@ -110,10 +151,12 @@ impl Cache {
         if meant.values().all(|met| *met) {
             return Ok(0);
         }
+        let plan = self.space().plan();
         let mut rows = Vec::new();
         self.ports().index.scan(&Scan::default(), &mut |row| {
             let is_unmet = meant.get(&fingerprint(&row.entry.blob)) == Some(&false);
-            if is_unmet && is_old(row.entry.stored_at) && !self.is_local(&row.entry.blob) {
+            let is_fetched = plan.has_cached(&row.key.remote);
+            if is_unmet && is_fetched && is_old(row.entry.stored_at) {
                 rows.push(row);
             }
             match rows.len() < ROWS_PER_SWEEP_MAX {
@@ -133,6 +176,17 @@ impl Cache {
         }
         Ok(forgotten)
     }
+}
+
+/// The folders of the hosts that batches by URL may fetch from.
+fn hosts_of(remotes: &Remotes) -> HashSet<String> {
+    let mut hosts = HashSet::new();
+    for remote in remotes.by_name.values() {
+        let Kind::Remote(origin) = &remote.kind else { continue };
+        let keys = origin.bases.iter().filter_map(|base| BlobKey::of_url(base.as_str()));
+        hosts.extend(keys.map(|key| key.parts().0.to_owned()));
+    }
+    hosts
 }
 
 /// Two keys with one fingerprint only make an orphan stay.

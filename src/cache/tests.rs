@@ -58,6 +58,8 @@ impl World {
         let remote = remotes.by_name.values().next().expect("there is one").clone();
         let target = Target { remote, upstream: Some(Arc::new(upstream.clone())) };
         let cache = replica(&ports);
+        let remotes = Arc::new(remotes);
+        cache.space().govern(space::SpacePlan { bytes_max: None, remotes });
         Self { cache, clock, upstream, target: Arc::new(target), staging, ports, _folder: folder }
     }
 
@@ -364,6 +366,47 @@ fn what_is_too_large_or_finds_no_room_is_served_unstored() {
 }
 
 #[test]
+fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
+    for (keys, bytes_max) in [("max_bytes: 1000", None), ("description: x", Some(1000))] {
+        let world = World::with(
+            Scripted::new()
+                .file("large", File::of(bytes(1001)))
+                .file("unannounced", File::of(bytes(1001)).chunked())
+                .file("small", File::of(bytes(1000))),
+            &format!("package: generic\n    {keys}"),
+            1 << 30,
+        );
+        let remotes = world.cache.space().plan().remotes;
+        world.cache.space().govern(space::SpacePlan { bytes_max, remotes });
+        for (path, at_once, settled) in
+            [("large", false, false), ("unannounced", true, false), ("small", true, true)]
+        {
+            let found = world.find(path).unwrap();
+            assert_eq!(found.met.is_stored, at_once, "{path}");
+            // Who waits for the end learns what became of it.
+            let found = world.cache.settle(found).unwrap();
+            assert_eq!(found.met.is_stored, settled, "{path}");
+            world.settle();
+            assert_eq!(world.stored(path).is_some(), settled, "{path}");
+        }
+    }
+}
+
+#[test]
+fn what_was_only_hashed_is_a_hit() {
+    let world = World::new(Scripted::new().file("a", File::of("a")));
+    world.check("a", Outcome::Miss, b"a");
+    world.settle();
+    let entry = world.stored("a").unwrap();
+    let doubted = Entry { unproven: true, ..entry.clone() };
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("a") };
+    world.ports.index.put(&key, &doubted, Some(entry.generation)).unwrap();
+    world.check("a", Outcome::Hit, b"a");
+    assert!(!world.stored("a").unwrap().unproven);
+    assert_eq!(world.upstream.count("a"), 1);
+}
+
+#[test]
 fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
     let body = bytes(8 * MIB);
     let gate = Gate::at(1000);
@@ -609,7 +652,7 @@ fn a_sweep_removes_what_no_row_means_once_it_is_old() {
     let published = world.ports.blobs.stat(&orphan.blob).unwrap().unwrap().published_at;
     let ahead = published.duration_since(world.clock.now()).unwrap_or_default();
     world.clock.advance(ahead + age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, ..Swept::default() }));
     assert_eq!(world.ports.blobs.stat(&orphan.blob).unwrap(), None);
     world.check("kept", Outcome::Hit, b"k");
 }
@@ -625,7 +668,7 @@ fn a_sweep_forgets_old_rows_whose_blob_is_gone() {
     let age = Duration::from_secs(3600);
     assert_eq!(world.cache.sweep_orphans(age), Ok(Swept::default()));
     world.clock.advance(age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 0, rows: 1 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { rows: 1, ..Swept::default() }));
     assert_eq!(world.stored("lost"), None);
     world.check("kept", Outcome::Hit, b"k");
     // A store with nothing in it is not what the rows are about.
@@ -720,7 +763,7 @@ fn a_fill_by_url_lies_under_its_own_key_and_is_no_orphan() {
     world.upstream.clone().file("a", File::of("two").etag("\"v2\""));
     assert!(matches!(fill(&world, "a", Wish::Confirmed), Ok(Filled::Fetched(_))));
     world.clock.advance(2 * age);
-    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, rows: 0 }));
+    assert_eq!(world.cache.sweep_orphans(age), Ok(Swept { blobs: 1, ..Swept::default() }));
     world.check("a", Outcome::Hit, b"two");
 }
 

@@ -6,9 +6,11 @@
 //! its blob can't be had at the moment, as misses do.
 
 use std::io::{ErrorKind, Read};
+use std::time::SystemTime;
 
 use super::claims::Hold;
-use super::{Cache, Target, client_validators};
+use super::steps::Standing;
+use super::{Cache, Loss, Target, client_validators};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
@@ -29,6 +31,11 @@ pub enum ChangeError {
         /// The bound.
         bytes_max: u64,
     },
+    /// The store could not keep beside the bytes what they are.
+    #[error(
+        "the path, Content-Type and Content-Encoding are too long together for the store to keep them beside the file: use a shorter path"
+    )]
+    Indescribable,
     /// The body did not come whole.
     #[error("the body broke off after {written} bytes: {reason}")]
     Body {
@@ -43,7 +50,7 @@ pub enum ChangeError {
     #[error(transparent)]
     Staging(#[from] StagingError),
     /// It came, but it is not what the client said.
-    #[error("the body is not what was announced: {0}")]
+    #[error("the body is not what was announced")]
     Sealing(#[from] SealError),
     /// The name holds other content, which must not be replaced.
     #[error("the name has other content already, with the SHA-256 {0}")]
@@ -116,6 +123,23 @@ impl Cache {
         Ok(entry.map(|entry| client_validators(&entry.validators, Some(entry.digest))))
     }
 
+    /// Refuses a name that a lost index would take away for good: one that the stored bytes
+    /// could not be described with. To be asked before a body is read.
+    ///
+    /// # Errors
+    /// [`ChangeError::Indescribable`].
+    pub fn can_describe(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        upload: &Upload<'_>,
+    ) -> Result<(), ChangeError> {
+        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        // Every digest has the same length.
+        let about = about(key, Digest([0; 32]), upload, self.ports.clock.now());
+        if about.fits_everywhere() { Ok(()) } else { Err(ChangeError::Indescribable) }
+    }
+
     /// Reads a body to its end into a scratch file.
     ///
     /// # Errors
@@ -173,9 +197,14 @@ impl Cache {
         if !(upload.precondition)(validators.as_ref()) {
             return Err(ChangeError::Precondition);
         }
-        // A row whose blob is lost holds nothing that could be kept or replaced.
         let standing = match stored.clone() {
-            Some(entry) => self.in_step(&key, entry)?,
+            Some(entry) => match self.in_step(&key, entry.clone())? {
+                Standing::Fits(entry) => Some(entry),
+                // A row whose blob is lost holds nothing that could be kept or replaced.
+                Standing::Lost(Loss::Missing) => None,
+                // The name still means what was uploaded, which this may bring back.
+                Standing::Lost(Loss::Altered) => Some(Entry { unproven: true, ..entry }),
+            },
             None => None,
         };
         match &standing {
@@ -191,7 +220,7 @@ impl Cache {
             _ => {}
         }
         let row = standing.as_ref().or(stored.as_ref());
-        let entry = self.publish(&hold, &key, sealed, upload, row)?;
+        let entry = self.publish(&hold, &key, sealed, &upload, row)?;
         Ok(match standing {
             Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
@@ -204,18 +233,11 @@ impl Cache {
         hold: &Hold<'_>,
         key: &ArtifactKey,
         sealed: &SealedFile,
-        upload: Upload<'_>,
+        upload: &Upload<'_>,
         stored: Option<&Entry>,
     ) -> Result<Entry, ChangeError> {
         let (blob, stored_at) = (BlobKey::of(key), self.ports.clock.now());
-        let about = About {
-            artifact: key.clone(),
-            digest: sealed.digest(),
-            content_type: upload.content_type,
-            content_encoding: upload.content_encoding,
-            validators: Validators { etag: None, last_modified: Some(upload.last_modified) },
-            stored_at,
-        };
+        let about = about(key.clone(), sealed.digest(), upload, stored_at);
         let blobs = &self.ports.blobs;
         let published = hold.during(|| {
             let version = blobs.publish(&blob, sealed, &about)?;
@@ -277,6 +299,22 @@ impl Cache {
         if let Err(error) = self.ports.blobs.remove(blob) {
             tracing::warn!(%blob, error = chain(&error), "cannot remove a blob that was not recorded");
         }
+    }
+}
+
+fn about(
+    artifact: ArtifactKey,
+    digest: Digest,
+    upload: &Upload<'_>,
+    stored_at: SystemTime,
+) -> About {
+    About {
+        artifact,
+        digest,
+        content_type: upload.content_type.clone(),
+        content_encoding: upload.content_encoding.clone(),
+        validators: Validators { etag: None, last_modified: Some(upload.last_modified.clone()) },
+        stored_at,
     }
 }
 

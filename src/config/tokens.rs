@@ -87,10 +87,14 @@ impl Token {
         })
     }
 
+    /// Whether the token has a scope, for whatever remotes.
+    pub fn has(&self, scope: Scope) -> bool {
+        self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin)
+    }
+
     /// Whether the token has a scope for a remote, or for the whole program (`None`).
     pub fn opens(&self, scope: Scope, remote: Option<&str>) -> bool {
-        let has_scope = self.scopes.contains(&scope) || self.scopes.contains(&Scope::Admin);
-        has_scope
+        self.has(scope)
             && match (&self.remotes, remote) {
                 (None, _) => true,
                 (Some(_), None) => false,
@@ -199,6 +203,13 @@ impl Tokens {
     /// Whether there are none, so that nobody can be let in.
     pub fn is_empty(&self) -> bool {
         self.list.is_empty()
+    }
+
+    /// The remotes that tokens are restricted to, with the tokens' names.
+    pub fn restrictions(&self) -> impl Iterator<Item = (&str, &RemoteName)> {
+        self.list.iter().flat_map(|token| {
+            token.remotes.iter().flatten().map(|remote| (token.name.as_str(), remote))
+        })
     }
 
     /// The token whose digest this is. Takes the same time for every digest: each one is

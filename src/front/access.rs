@@ -12,6 +12,7 @@
 //! | GET, HEAD | `read`, unless reads are anonymous |
 //! | PUT, DELETE of an artifact | `write` for its remote |
 //! | DELETE of many | `write` for the remote, `admin` for a local repository |
+//! | DELETE of a job | `write`; nothing while there is no token, as for beginning it |
 //!
 //! Pages of the whole program (`/`, `/config`, `/metrics`) need a token that is not restricted
 //! to some remotes.
@@ -50,6 +51,15 @@ pub enum Reads {
 pub(super) struct Need<'a> {
     scope: Option<Scope>,
     remote: Option<&'a str>,
+    without_tokens: WithoutTokens,
+}
+
+/// What becomes of a request that needs a token, where none is configured.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum WithoutTokens {
+    Refused,
+    /// Whoever may read may do it.
+    AsReads,
 }
 
 impl<'a> Need<'a> {
@@ -62,6 +72,8 @@ impl<'a> Need<'a> {
             Route::Root | Route::Metrics | Route::Stats | Route::Config | Route::Unknown => {
                 (Some(Scope::Read), None)
             }
+            // It may be somebody else's batch, and nobody can tell whose it is.
+            Route::Job { .. } if !reads => (Some(Scope::Write), None),
             // A batch does no more than reads do, of whatever remotes it names.
             Route::CacheArtifact { .. } | Route::Jobs | Route::Job { .. } => {
                 (Some(Scope::Read), None)
@@ -73,7 +85,11 @@ impl<'a> Need<'a> {
             Route::Artifacts { remote, .. } if is_local => (Some(Scope::Admin), Some(remote)),
             Route::Artifacts { remote, .. } => (Some(Scope::Write), Some(remote)),
         };
-        Self { scope, remote }
+        let without_tokens = match route {
+            Route::Job { .. } => WithoutTokens::AsReads,
+            _ => WithoutTokens::Refused,
+        };
+        Self { scope, remote, without_tokens }
     }
 }
 
@@ -126,18 +142,23 @@ impl Access {
         let tokens =
             Arc::clone(&self.tokens.read().unwrap_or_else(std::sync::PoisonError::into_inner));
         if tokens.is_empty() {
-            return Err(Denied::NoTokens { scope });
+            return match (need.without_tokens, self.reads) {
+                (WithoutTokens::AsReads, Reads::Anonymous) => Ok(Caller::Anonymous),
+                _ => Err(Denied::NoTokens { scope }),
+            };
         }
         let presented = match credential(head) {
-            Credential::None => return Err(Denied::Unknown),
+            Credential::None => return Err(Denied::Credential { why: NONE }),
             Credential::Token(token) => Digest::of(token.as_bytes()),
-            Credential::Unreadable => return Err(self.failed(head.client, "unreadable", now)),
+            Credential::Unreadable(why) => {
+                return Err(self.failed(head.client, "unreadable", why, now));
+            }
         };
         self.attempts
             .admit(head.client, &presented, now)
             .map_err(|wait| Denied::TooOften { wait })?;
         let Some(token) = tokens.find(&presented) else {
-            return Err(self.failed(head.client, "unknown", now));
+            return Err(self.failed(head.client, "unknown", UNKNOWN, now));
         };
         self.attempts.succeeded(head.client, presented, now);
         if token.opens(scope, need.remote) {
@@ -145,12 +166,20 @@ impl Access {
         }
         Err(Denied::Forbidden {
             token: token.name.clone(),
+            lack: if token.has(scope) { Lack::Remote } else { Lack::Scope },
             scope,
             remote: need.remote.map(str::to_owned),
         })
     }
 
-    fn failed(&self, client: Option<IpAddr>, what: &'static str, now: Instant) -> Denied {
+    /// `what` is for the log, `why` for the client.
+    fn failed(
+        &self,
+        client: Option<IpAddr>,
+        what: &'static str,
+        why: &'static str,
+        now: Instant,
+    ) -> Denied {
         let counted = self.attempts.failed(client, now);
         let client = client.map(tracing::field::display);
         match counted {
@@ -163,8 +192,24 @@ impl Access {
                 "a credential was refused; further ones from this address are not looked at for a while"
             ),
         }
-        Denied::Unknown
+        Denied::Credential { why }
     }
+}
+
+/// What a client is told whose credential does not let it in.
+const NONE: &str = "a token is needed: send it as `Authorization: Bearer TOKEN`, or as the password of basic authentication";
+const UNKNOWN: &str = "this token is not known here: it is mistyped, or it was withdrawn";
+const SEVERAL: &str = "there is more than one Authorization field: send one";
+const NO_PASSWORD: &str = "the token must be the password of basic authentication, and the password is empty: with curl, `-u any:TOKEN`";
+const NO_TOKEN: &str = "the Authorization field holds no token: send it as `Bearer TOKEN`, or as the password of basic authentication";
+
+/// What a token that is known lacks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Lack {
+    /// The scope.
+    Scope,
+    /// Only this remote, or being good for more than single ones.
+    Remote,
 }
 
 /// Why somebody is not let in.
@@ -175,13 +220,18 @@ pub(super) enum Denied {
         /// What would have to be opened.
         scope: Scope,
     },
-    /// There is no credential, or a wrong one.
-    Unknown,
+    /// There is no credential, or none that is right.
+    Credential {
+        /// What is wrong with it, and what helps.
+        why: &'static str,
+    },
     /// The token does not open this.
     Forbidden {
         /// Its name.
         token: String,
         /// What it lacks.
+        lack: Lack,
+        /// What is needed.
         scope: Scope,
         /// For which remote; `None` is the whole program.
         remote: Option<String>,
@@ -203,19 +253,18 @@ impl Denied {
                 scope.as_str(),
                 scope.as_str(),
             )),
-            Self::Unknown => Problem::new(
-                401,
-                "a token is needed: send it as `Authorization: Bearer TOKEN`, or as the password of basic authentication",
-            )
-            .reply()
-            .header("WWW-Authenticate", CHALLENGE),
-            Self::Forbidden { token, scope, remote } => forbidden(match remote {
-                Some(remote) => format!(
-                    "the token {token:?} does not have the scope {} for {remote:?}",
-                    scope.as_str()
-                ),
-                None => format!(
-                    "the token {token:?} does not have the scope {} for more than single remotes",
+            Self::Credential { why } => {
+                Problem::new(401, *why).reply().header("WWW-Authenticate", CHALLENGE)
+            }
+            Self::Forbidden { token, lack, scope, remote } => forbidden(match (lack, remote) {
+                (Lack::Scope, _) => {
+                    format!("the token {token:?} does not have the scope {}", scope.as_str())
+                }
+                (Lack::Remote, Some(remote)) => {
+                    format!("the token {token:?} is restricted to other remotes than {remote:?}")
+                }
+                (Lack::Remote, None) => format!(
+                    "the token {token:?} is restricted to certain remotes: this needs a token with the scope {} that is not",
                     scope.as_str()
                 ),
             }),
@@ -232,16 +281,20 @@ impl Denied {
 enum Credential {
     None,
     Token(String),
-    Unreadable,
+    Unreadable(&'static str),
 }
 
 /// The token of a request: a bearer's (RFC 6750), or the password of basic authentication (RFC
 /// 7617), whatever its user is.
 fn credential(head: &RequestHead) -> Credential {
-    let Some(value) = head.header("authorization") else { return Credential::None };
+    let mut values = head.headers.iter().filter(|(name, _)| name == "authorization");
+    let Some((_, value)) = values.next() else { return Credential::None };
+    if values.next().is_some() {
+        return Credential::Unreadable(SEVERAL);
+    }
     let (scheme, rest) = value.trim().split_once(' ').unwrap_or((value.trim(), ""));
     let rest = rest.trim();
-    if scheme.eq_ignore_ascii_case("bearer") {
+    if scheme.eq_ignore_ascii_case("bearer") && !rest.is_empty() {
         return Credential::Token(rest.to_owned());
     }
     let password = || {
@@ -249,8 +302,9 @@ fn credential(head: &RequestHead) -> Credential {
         Some(text.split_once(':')?.1.to_owned())
     };
     match scheme.eq_ignore_ascii_case("basic").then(password).flatten() {
+        Some(token) if token.is_empty() => Credential::Unreadable(NO_PASSWORD),
         Some(token) => Credential::Token(token),
-        None => Credential::Unreadable,
+        None => Credential::Unreadable(NO_TOKEN),
     }
 }
 
@@ -277,11 +331,52 @@ mod tests {
     }
 
     fn status(access: &Access, scope: Scope, authorization: Option<&str>) -> u16 {
-        let need = Need { scope: Some(scope), remote: Some("r") };
-        match access.judge(&need, &head(authorization), Instant::now()) {
+        match judge(access, scope, Some("r"), &head(authorization)) {
             Ok(_) => 200,
             Err(denied) => denied.reply().status,
         }
+    }
+
+    fn judge(
+        access: &Access,
+        scope: Scope,
+        remote: Option<&str>,
+        head: &RequestHead,
+    ) -> Result<Caller, Denied> {
+        let need = Need { scope: Some(scope), remote, without_tokens: WithoutTokens::Refused };
+        access.judge(&need, head, Instant::now())
+    }
+
+    #[test]
+    fn whoever_is_refused_is_told_what_is_wrong() {
+        let basic = |text: &str| format!("Basic {}", BASE64.encode(text));
+        let two = RequestHead {
+            headers: vec![("authorization".to_owned(), "Bearer right".to_owned()); 2],
+            ..head(None)
+        };
+        let (read, write, admin) = (Scope::Read, Scope::Write, Scope::Admin);
+        for (scope, remote, head, words) in [
+            (write, Some("r"), head(None), "a token is needed"),
+            (write, Some("r"), head(Some("Bearer wrong")), "not known"),
+            (write, Some("r"), head(Some("Bearer")), "holds no token"),
+            (write, Some("r"), head(Some("Digest right")), "holds no token"),
+            (write, Some("r"), head(Some(&basic("right:"))), "must be the password"),
+            (write, Some("r"), two, "more than one Authorization"),
+            (admin, Some("r"), head(Some("Bearer right")), "not have the scope admin"),
+            (write, Some("s"), head(Some("Bearer right")), "to other remotes than \"s\""),
+            (read, None, head(Some("Bearer right")), "restricted to certain remotes"),
+        ] {
+            let denied = judge(&access(Reads::WithToken), scope, remote, &head).unwrap_err();
+            let text = text_of(denied.reply());
+            assert!(text.contains(words), "{words:?} is not in {text}");
+        }
+    }
+
+    fn text_of(reply: Reply) -> String {
+        let mut body = reply.body;
+        String::from_utf8(crate::body::read_to_vec(&mut body, 10_000).unwrap())
+            .unwrap()
+            .replace("\\\"", "\"")
     }
 
     #[test]

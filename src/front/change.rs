@@ -38,15 +38,16 @@ pub(super) fn put(
     if !precondition(cache.current(target, path)?.as_ref()) {
         return Err(ChangeError::Precondition.into());
     }
-    let bytes_max = target.remote.max_bytes.map_or(body_bytes_max, |max| max.min(body_bytes_max));
-    let sealed = cache.stage(body, expect, bytes_max)?;
-    hold_against(&announced, &sealed)?;
     let upload = Upload {
         content_type: head.header("content-type"),
         content_encoding: head.header("content-encoding").filter(|coding| coding != "identity"),
         last_modified: httpdate::fmt_http_date(SystemTime::now()),
         precondition: &precondition,
     };
+    cache.can_describe(target, path, &upload)?;
+    let bytes_max = target.remote.max_bytes.map_or(body_bytes_max, |max| max.min(body_bytes_max));
+    let sealed = cache.stage(body, expect, bytes_max)?;
+    hold_against(&announced, &sealed)?;
     let uploaded = cache.upload(target, path, &sealed, upload)?;
     Ok(stored(target, path, &uploaded))
 }
@@ -94,6 +95,10 @@ fn length(head: &RequestHead) -> Result<Option<u64>, Problem> {
 fn refuse_by_head(path: &ArtifactPath, head: &RequestHead) -> Result<(), Problem> {
     if path.file_name().is_empty() {
         return Err(Problem::new(400, "a file needs a name: the path ends in a slash"));
+    }
+    // It would become part of the name, under which nobody would look for the file.
+    if path.as_str() != path.without_query() {
+        return Err(Problem::new(400, "an upload takes no query: send the path without `?`"));
     }
     // RFC 9110, section 14.5: a part must never be stored as the whole.
     if head.header("content-range").is_some() {
@@ -149,6 +154,7 @@ impl From<ChangeError> for Problem {
         let detail = chain(&error);
         let status = match &error {
             ChangeError::TooLarge { .. } => 413,
+            ChangeError::Indescribable => 414,
             ChangeError::Body { kind: ErrorKind::TimedOut, .. } => 408,
             ChangeError::Body { .. } | ChangeError::Sealing(SealError::Short { .. }) => 400,
             ChangeError::Sealing(SealError::Checksum { .. }) => 422,

@@ -63,6 +63,8 @@ impl From<&CacheError> for Problem {
         let detail = error.to_string();
         match error {
             CacheError::Absent | CacheError::Offline => Self::new(404, detail),
+            // Trying again does not bring them back.
+            CacheError::Lost(_) => Self::new(500, detail),
             CacheError::Store(_) | CacheError::Unsettled => {
                 Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
             }
@@ -84,7 +86,7 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
         FetchError::Upstream(error) => (502, error.retry_after()),
         FetchError::Cut { is_timeout: true, .. } => (504, None),
         FetchError::Staging(StagingError::Full { .. }) => (507, None),
-        FetchError::Staging(StagingError::Io { .. }) => (500, None),
+        FetchError::Staging(StagingError::Io { .. }) | FetchError::Lost(_) => (500, None),
         FetchError::Staging(StagingError::TooLong(_)) => (502, None),
         FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
         FetchError::Overloaded | FetchError::Unproven(_) => (503, Some(RETRY_AFTER)),

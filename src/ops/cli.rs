@@ -30,7 +30,7 @@ pub enum Command {
         file: Option<PathBuf>,
     },
     /// Rebuild the index from what the stored blobs say about themselves. Exit 0 if everything
-    /// could be judged.
+    /// could be judged, and every blob says what it is.
     Reindex {
         /// Write nothing; say what would be done.
         #[arg(long)]

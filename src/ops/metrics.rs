@@ -153,9 +153,10 @@ impl Metrics {
         self.requests.get(&labels(remote, answered)).map_or(0, |counter| counter.get())
     }
 
-    /// How many bytes of bodies were sent to clients for a remote since the start.
-    pub fn sent_bytes(&self, remote: &str) -> u64 {
-        let sent = Answered::ALL.iter().filter_map(|answered| {
+    /// How many bytes of a remote's artifacts were sent to clients since the start; not those of
+    /// listings, reports and errors.
+    pub fn served_bytes(&self, remote: &str) -> u64 {
+        let sent = Answered::SERVED.iter().filter_map(|answered| {
             self.bytes.get(&labels(remote, *answered)).map(|counter| counter.get())
         });
         sent.sum()
@@ -211,10 +212,12 @@ mod tests {
         let metrics = Metrics::new(&Counters::default());
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
+        metrics.count("alpine", Answered::Own, 306);
+        metrics.count("alpine", Answered::Absent, 40);
         metrics.count_refusal(431);
         let counted = |outcome| metrics.requests("alpine", Answered::Cache(outcome));
         assert_eq!((counted(Outcome::Hit), counted(Outcome::Miss)), (2, 0));
-        assert_eq!((metrics.sent_bytes("alpine"), metrics.sent_bytes("deb")), (15, 0));
+        assert_eq!((metrics.served_bytes("alpine"), metrics.served_bytes("deb")), (15, 0));
         let usage = |artifacts| Usage { artifacts, bytes: 7, hits: 0 };
         let [alpine, former] = ["alpine", "former"].map(|name| name.parse::<RemoteName>().unwrap());
         metrics.set_usage(&BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]));

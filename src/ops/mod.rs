@@ -40,19 +40,14 @@ pub enum Answered {
 }
 
 impl Answered {
-    /// Every way in which a request can end.
-    pub const ALL: &[Self] = &[
+    /// The ways in which an artifact is served.
+    pub const SERVED: &[Self] = &[
         Self::Cache(Outcome::Hit),
         Self::Cache(Outcome::Stale),
         Self::Cache(Outcome::Revalidated),
         Self::Cache(Outcome::Miss),
         Self::Cache(Outcome::Collapsed),
         Self::Cache(Outcome::Pass),
-        Self::Refused,
-        Self::Absent,
-        Self::Failed,
-        Self::Shed,
-        Self::Own,
     ];
 
     /// The word for it in logs and labels.

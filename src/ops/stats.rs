@@ -99,7 +99,7 @@ impl Figures {
             bytes: stored.bytes,
             hits: counted(&[Outcome::Hit, Outcome::Stale, Outcome::Revalidated]),
             misses: counted(&[Outcome::Miss, Outcome::Collapsed, Outcome::Pass]),
-            bytes_served: metrics.sent_bytes(name.as_str()),
+            bytes_served: metrics.served_bytes(name.as_str()),
             bytes_fetched: counter(&counters.fetched_bytes, name),
             evicted: counter(&counters.evicted, name),
             evicted_bytes: counter(&counters.evicted_bytes, name),

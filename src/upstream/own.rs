@@ -3,10 +3,14 @@
 //! One request with a body, one answer that is read line by line; no redirects, no retries.
 
 use std::io::{BufRead, BufReader};
+use std::path::Path;
 use std::time::Duration;
 
 use ureq::Agent;
 use url::Url;
+
+use super::SetupError;
+use super::http::tls;
 
 /// For the connection and for the head of the answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -32,13 +36,18 @@ impl std::fmt::Debug for Answer {
 #[derive(Debug, thiserror::Error)]
 pub enum AskError {
     /// The address is none.
-    #[error("{server:?} is not the address of a server: {why}; write http://host:port")]
+    #[error(
+        "{server:?} is not the address of a server: {why}; write http://host:port or https://host:port"
+    )]
     Address {
         /// As given.
         server: String,
         /// What is wrong with it.
         why: String,
     },
+    /// TLS can't be set up.
+    #[error(transparent)]
+    Setup(#[from] SetupError),
     /// The server does not answer.
     #[error("{server} does not answer: {why}")]
     Silent {
@@ -49,26 +58,32 @@ pub enum AskError {
     },
 }
 
-/// Sends JSON to a path of a server (`http://host:port`) by POST, with a token if there is one.
+/// Where a server is, and what it is asked with.
+#[derive(Debug, Clone, Copy)]
+pub struct Server<'a> {
+    /// `http://host:port`, or `https://` where TLS stands before it.
+    pub url: &'a str,
+    /// Root certificates (PEM) that are trusted beside the system's.
+    pub ca_file: Option<&'a Path>,
+    /// A token.
+    pub token: Option<&'a str>,
+}
+
+/// Sends JSON to a path of a server by POST.
 ///
 /// # Errors
 /// [`AskError`]; a refusal by the server is an answer.
-pub fn post_json(
-    server: &str,
-    path: &str,
-    json: &str,
-    token: Option<&str>,
-) -> Result<Answer, AskError> {
+pub fn post_json(to: Server<'_>, path: &str, json: &str) -> Result<Answer, AskError> {
+    let server = to.url;
     let address = |why: String| AskError::Address { server: server.to_owned(), why };
     let base = Url::parse(server).map_err(|error| address(error.to_string()))?;
     if !matches!(base.scheme(), "http" | "https") || base.host_str().is_none() {
         return Err(address("it is no http or https URL".to_owned()));
     }
-    // An error says that there is one already, which is what we want.
-    let _ = rustls::crypto::ring::default_provider().install_default();
     let agent: Agent = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
+        .tls_config(tls(to.ca_file)?)
         // The server is the operator's own, most often on this very machine.
         .proxy(None)
         .timeout_connect(Some(CONNECT_TIMEOUT))
@@ -78,7 +93,7 @@ pub fn post_json(
         .into();
     let url = format!("{}{path}", base.as_str().trim_end_matches('/'));
     let mut request = agent.post(&url).content_type("application/json");
-    if let Some(token) = token {
+    if let Some(token) = to.token {
         request = request.header("Authorization", format!("Bearer {token}"));
     }
     let sent = request.send(json);

@@ -127,7 +127,7 @@ impl App {
         let catalogs = Arc::new(Catalogs::new(catalog));
         let tokens_watched = tokens_of(&settings);
         let reads = if settings.anonymous_read { Reads::Anonymous } else { Reads::WithToken };
-        let access = Arc::new(Access::new(reads, load_tokens(&settings)?));
+        let access = Arc::new(Access::new(reads, load_tokens(&settings, &catalogs.current())?));
 
         let opened = ports::open(&settings, engines, &clock)?;
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
@@ -213,9 +213,10 @@ impl App {
             });
         match catalog {
             Ok(catalog) => {
-                tracing::info!(remotes = catalog.targets.len(), "the configuration was reloaded");
+                let remotes = catalog.targets.len();
                 self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
+                tracing::info!(remotes, "the configuration was reloaded");
             }
             Err(error) => {
                 tracing::error!(
@@ -228,10 +229,10 @@ impl App {
 
     /// Reads the tokens anew and puts them in force; a file that can't be used changes nothing.
     pub fn reload_tokens(&self) {
-        match load_tokens(&self.settings) {
+        match load_tokens(&self.settings, &self.catalogs.current()) {
             Ok(tokens) => {
-                tracing::info!("the tokens were reloaded");
                 self.access.replace(tokens);
+                tracing::info!("the tokens were reloaded");
             }
             Err(error) => tracing::error!(
                 error = chain(&error),
@@ -275,19 +276,30 @@ impl App {
     /// Sweeps orphans from time to time, for as long as the program runs: on a thread of its
     /// own, because it walks over everything that is stored.
     pub fn sweep(&self) -> ! {
+        // How many it left the last time: the same ones need no line in the log every hour.
+        let mut left_before = 0;
         loop {
             std::thread::sleep(self.settings.sweep_interval);
-            match self.cache.sweep_orphans(self.settings.orphan_age) {
-                Ok(Swept { blobs: 0, rows: 0 }) => tracing::debug!("a sweep found nothing"),
-                Ok(Swept { blobs, rows }) => {
-                    tracing::info!(
-                        blobs,
-                        rows,
-                        "removed blobs without a row and rows without a blob"
-                    );
+            let swept = match self.cache.sweep_orphans(self.settings.orphan_age) {
+                Ok(swept) => swept,
+                Err(error) => {
+                    tracing::warn!(error, "a sweep broke off");
+                    continue;
                 }
-                Err(error) => tracing::warn!(error, "a sweep broke off"),
+            };
+            let Swept { blobs, rows, left } = swept;
+            if blobs + rows == 0 {
+                tracing::debug!("a sweep found nothing to remove");
+            } else {
+                tracing::info!(blobs, rows, "removed blobs without a row and rows without a blob");
             }
+            if left > left_before {
+                tracing::warn!(
+                    blobs = left,
+                    "blobs without a row stay, because no remote in remotes.yaml is known to be theirs: is one missing there? `artifactapi reindex` makes rows of those that say what they are, and what nobody wants can be removed by hand"
+                );
+            }
+            left_before = left;
         }
     }
 }
@@ -352,9 +364,14 @@ fn tokens_of(settings: &Settings) -> Option<Watched> {
     settings.tokens_file.as_deref().map(Watched::of)
 }
 
-fn load_tokens(settings: &Settings) -> Result<Tokens, ConfigErrors> {
+fn load_tokens(settings: &Settings, catalog: &Catalog) -> Result<Tokens, ConfigErrors> {
     let tokens = settings.tokens_file.as_deref().map(Tokens::load).transpose()?;
     let tokens = tokens.unwrap_or_default();
+    for (token, remote) in tokens.restrictions() {
+        if !catalog.remotes.by_name.contains_key(remote) {
+            tracing::warn!(token, %remote, "a token is restricted to a remote that is not in remotes.yaml: is it mistyped in TOKENS_FILE?");
+        }
+    }
     let tokens = match &settings.admin_token {
         Some(secret) => tokens.with(Token::admin(secret)?),
         None => tokens,

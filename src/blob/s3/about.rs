@@ -30,23 +30,8 @@ const ESCAPED: &AsciiSet =
 
 /// The headers that describe an object.
 pub(super) fn headers(about: &About) -> HeaderMap {
-    let since = about.stored_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-    let mut values = vec![
-        (ARTIFACT, escaped(&format!("{}/{}", about.artifact.remote, about.artifact.path))),
-        (SHA256, about.digest.to_string()),
-        (STORED_AT, since.as_nanos().to_string()),
-    ];
-    let optional = [
-        (CONTENT, &about.content_type),
-        (ENCODING, &about.content_encoding),
-        (ETAG, &about.validators.etag),
-        (LAST_MODIFIED, &about.validators.last_modified),
-    ];
-    for (name, value) in optional {
-        values.extend(value.as_ref().map(|value| (name, escaped(value))));
-    }
-    let size: usize =
-        values.iter().map(|(name, value)| name.len() - PREFIX.len() + value.len()).sum();
+    let mut values = values(about);
+    let size = bytes_of(&values);
     if size > METADATA_BYTES_MAX {
         tracing::debug!(artifact = %about.artifact, size, "an object will not describe itself");
         values.retain(|(name, _)| *name == SHA256);
@@ -65,6 +50,34 @@ pub(super) fn headers(about: &About) -> HeaderMap {
         content_type.unwrap_or(HeaderValue::from_static("application/octet-stream")),
     );
     headers
+}
+
+/// Whether an object can say all of it.
+pub(in crate::blob) fn fits(about: &About) -> bool {
+    bytes_of(&values(about)) <= METADATA_BYTES_MAX
+}
+
+fn bytes_of(values: &[(&'static str, String)]) -> usize {
+    values.iter().map(|(name, value)| name.len() - PREFIX.len() + value.len()).sum()
+}
+
+fn values(about: &About) -> Vec<(&'static str, String)> {
+    let since = about.stored_at.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut values = vec![
+        (ARTIFACT, escaped(&format!("{}/{}", about.artifact.remote, about.artifact.path))),
+        (SHA256, about.digest.to_string()),
+        (STORED_AT, since.as_nanos().to_string()),
+    ];
+    let optional = [
+        (CONTENT, &about.content_type),
+        (ENCODING, &about.content_encoding),
+        (ETAG, &about.validators.etag),
+        (LAST_MODIFIED, &about.validators.last_modified),
+    ];
+    for (name, value) in optional {
+        values.extend(value.as_ref().map(|value| (name, escaped(value))));
+    }
+    values
 }
 
 /// What the headers of an object say; `None` where they are not ours, or not whole.
@@ -126,6 +139,7 @@ mod tests {
             let about = about(path);
             let headers = headers(&about);
             assert!(headers.values().all(|value| value.to_str().is_ok()), "{headers:?}");
+            assert!(fits(&about));
             assert_eq!(read(&headers), Some(about));
         }
     }
@@ -136,6 +150,7 @@ mod tests {
         let headers = headers(&about);
         assert_eq!(headers[SHA256], about.digest.to_string());
         assert_eq!(read(&headers), None);
+        assert!(!fits(&about));
     }
 
     #[test]

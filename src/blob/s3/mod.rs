@@ -13,7 +13,7 @@ use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, LAST_MODIFI
 use http::{Method, Response, StatusCode};
 use ureq::BodyReader;
 
-mod about;
+pub(super) mod about;
 mod answer;
 mod body;
 mod client;

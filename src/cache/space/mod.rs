@@ -52,7 +52,8 @@ impl SpacePlan {
         self.remotes.by_name.values().filter(|remote| matches!(remote.kind, Kind::Remote(_)))
     }
 
-    fn has_cached(&self, name: &RemoteName) -> bool {
+    /// Whether a remote of this name is configured and no local repository.
+    pub(super) fn has_cached(&self, name: &RemoteName) -> bool {
         self.remotes.by_name.get(name).is_some_and(|it| matches!(it.kind, Kind::Remote(_)))
     }
 

@@ -8,6 +8,7 @@ use std::time::SystemTime;
 
 use super::*;
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, Validators};
+use crate::blob::About;
 use crate::blob::memory::MemoryBlobs;
 use crate::cache::counters::of;
 use crate::cache::tests::{bytes, get, replica, wait_until};
@@ -17,7 +18,7 @@ use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::index::memory::MemoryIndex;
 use crate::index::{Put, Scan};
-use crate::staging::Staging;
+use crate::staging::{Expect, Staging};
 use crate::upstream::scripted::{File, Gate, Scripted};
 
 const KIB: usize = 1 << 10;
@@ -94,6 +95,27 @@ impl Shelf {
         // A later use is a later moment, whatever the system's clock can tell apart.
         self.clock.advance(Duration::from_secs(1));
         outcome
+    }
+
+    /// Puts a blob without a row, under the usual key of its artifact or under another one.
+    fn orphan(&self, remote: &str, under: Option<BlobKey>) -> BlobKey {
+        let mut staged = self.ports.staging.begin(Expect::default()).unwrap();
+        staged.append(b"bytes").unwrap();
+        let about = About {
+            artifact: key(remote, "orphan"),
+            digest: Digest::of(b"bytes"),
+            content_type: None,
+            content_encoding: None,
+            validators: Validators::default(),
+            stored_at: SystemTime::UNIX_EPOCH,
+        };
+        let blob = under.unwrap_or_else(|| BlobKey::of(&about.artifact));
+        self.ports.blobs.publish(&blob, &staged.seal().unwrap(), &about).unwrap();
+        blob
+    }
+
+    fn has(&self, blob: &BlobKey) -> bool {
+        self.ports.blobs.stat(blob).unwrap().is_some()
     }
 
     /// Puts a row where no fetch would: in a local repository, or in a remote that is gone.
@@ -398,33 +420,42 @@ fn pinned_rows_at_the_beginning_hide_nothing_behind_them() {
 
 #[test]
 fn a_sweep_removes_no_upload_and_nothing_while_the_index_has_no_row() {
-    use crate::blob::About;
-    use crate::staging::Expect;
     let shelf = Shelf::new(None, "");
-    let publish = |remote: &str| {
-        let mut staged = shelf.ports.staging.begin(Expect::default()).unwrap();
-        staged.append(b"bytes").unwrap();
-        let about = About {
-            artifact: key(remote, "orphan"),
-            digest: Digest::of(b"bytes"),
-            content_type: None,
-            content_encoding: None,
-            validators: Validators::default(),
-            stored_at: SystemTime::UNIX_EPOCH,
-        };
-        let blob = BlobKey::of(&about.artifact);
-        shelf.ports.blobs.publish(&blob, &staged.seal().unwrap(), &about).unwrap();
-        blob
-    };
-    let (cached, upload) = (publish("a"), publish("own"));
+    let (cached, upload) = (shelf.orphan("a", None), shelf.orphan("own", None));
     let age = Duration::from_secs(3600);
     shelf.clock.advance(age + Duration::from_secs(60));
     let error = shelf.cache.sweep_orphans(age).unwrap_err();
     assert!(error.contains("reindex"), "{error}");
     shelf.put("a", "known", 1);
     assert_eq!(shelf.cache.sweep_orphans(age).map(|swept| swept.blobs), Ok(1));
-    assert_eq!(shelf.ports.blobs.stat(&cached).unwrap(), None);
-    assert!(shelf.ports.blobs.stat(&upload).unwrap().is_some());
+    assert!(!shelf.has(&cached));
+    assert!(shelf.has(&upload));
+}
+
+#[test]
+fn a_sweep_leaves_what_belongs_to_no_remote_that_is_configured() {
+    let shelf = Shelf::new(None, "");
+    let url = |url: &str| BlobKey::of_url(&format!("https://{url}")).unwrap();
+    // A local repository that was renamed in remotes.yaml, and one that went by a host's name.
+    let renamed = shelf.orphan("renamed", None);
+    let at_its_name = shelf.orphan("files.example.org", None);
+    // What batches by URL wrote, for a remote that is still there and for one that is not.
+    let by_url = shelf.orphan("a", Some(url("files.example.org/a")));
+    let of_a_gone_remote = shelf.orphan("gone", Some(url("files.example.org/gone")));
+    let at_a_gone_host = shelf.orphan("a", Some(url("other.example.org/a")));
+    shelf.put("a", "known", 1);
+    shelf.put("renamed", "lost", 1);
+    let age = Duration::from_secs(3600);
+    shelf.clock.advance(age + Duration::from_secs(60));
+    let swept = shelf.cache.sweep_orphans(age).unwrap();
+    assert_eq!((swept.blobs, swept.left), (1, 4));
+    assert!(!shelf.has(&by_url));
+    for left in [renamed, at_its_name, of_a_gone_remote, at_a_gone_host] {
+        assert!(shelf.has(&left), "{left}");
+    }
+    // Nor does it forget a row: it is what tells that bytes are missing.
+    let row = shelf.ports.index.get(&key("renamed", "lost")).unwrap();
+    assert!(row.is_some());
 }
 
 #[test]

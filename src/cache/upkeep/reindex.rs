@@ -70,9 +70,9 @@ pub struct Reindexed {
 }
 
 impl Reindexed {
-    /// Whether everything was judged.
+    /// Whether everything was judged: nothing was out of reach, and every blob said what it is.
     pub fn is_complete(&self) -> bool {
-        self.unreadable == 0
+        self.unreadable == 0 && self.unknown == 0
     }
 }
 

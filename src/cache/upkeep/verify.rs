@@ -18,7 +18,7 @@ use crate::artifact::{ArtifactKey, Entry, RemoteName};
 use crate::blob::BlobError;
 use crate::body::{BodyError, Piece};
 use crate::cache::Ports;
-use crate::cache::fetch::Hashing;
+use crate::cache::prove::Hashing;
 use crate::chain::chain;
 use crate::index::{IndexError, Put, Row, Scan};
 

@@ -294,11 +294,53 @@ fn a_blob_that_is_missing_is_an_error_and_keeps_its_row() {
     world.put(0, b"one").unwrap();
     world.watched.blobs.remove(&BlobKey::of(&key())).unwrap();
     let why = world.get().unwrap_err();
-    assert!(why.contains("no blob"), "{why}");
+    assert!(why.contains("missing"), "{why}");
     assert!(world.watched.index.get(&key()).unwrap().is_some());
     // Nothing is there that could be in the way.
     assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
     assert_eq!(world.get().unwrap(), b"two");
+}
+
+#[test]
+fn bytes_that_nobody_uploaded_are_served_to_nobody() {
+    for (keys, overwrites) in [("description: x", false), ("allow_overwrite: true", true)] {
+        let world = World::new(keys, 1, None);
+        world.put(0, b"one").unwrap();
+        // Another artifact's bytes under the key, and bytes that are not what they say they are.
+        for (artifact, digest) in [("dir/b", b"bad"), ("dir/a", b"one")] {
+            let mut staged = world.staging.begin(Expect::default()).unwrap();
+            staged.append(b"bad").unwrap();
+            let about = About {
+                artifact: ArtifactKey {
+                    path: ArtifactPath::from_canonical(artifact).unwrap(),
+                    ..key()
+                },
+                digest: Digest::of(digest),
+                content_type: None,
+                content_encoding: None,
+                validators: Validators::default(),
+                stored_at: SystemTime::now(),
+            };
+            let blob = BlobKey::of(&key());
+            world.watched.blobs.publish(&blob, &staged.seal().unwrap(), &about).unwrap();
+            let why = world.get().unwrap_err();
+            assert!(why.contains("not those that were uploaded"), "{why}");
+            let row = world.watched.index.get(&key()).unwrap().expect("the row is kept");
+            assert_eq!(row.digest, Digest::of(b"one"));
+            // The name still means what was uploaded: that brings it back, and only that, unless
+            // the remote lets it be replaced.
+            if !overwrites {
+                let conflict = world.put(0, b"bad").unwrap_err();
+                assert!(matches!(conflict, ChangeError::Conflict(d) if d == Digest::of(b"one")));
+            }
+            assert!(matches!(world.put(0, b"one"), Ok(Uploaded::Same(_))));
+            assert_eq!(world.get().unwrap(), b"one");
+        }
+        if overwrites {
+            assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Replaced(_))));
+            assert_eq!(world.get().unwrap(), b"two");
+        }
+    }
 }
 
 #[test]
@@ -308,7 +350,11 @@ fn a_row_that_is_doubted_is_proven_or_refused_and_never_forgotten() {
         let Ok(Uploaded::Created(entry)) = world.put(0, bytes) else { panic!("it is new") };
         let doubted = Entry { unproven: true, digest: Digest::of(b"one"), ..entry.clone() };
         world.watched.index.put(&key(), &doubted, Some(entry.generation)).unwrap();
-        assert_eq!(world.get().ok().as_deref(), expected);
+        match (world.get(), expected) {
+            (Ok(bytes), Some(expected)) => assert_eq!(bytes, expected),
+            (Err(why), None) => assert!(why.contains("uploaded again"), "{why}"),
+            (got, _) => panic!("{got:?}"),
+        }
         let row = world.watched.index.get(&key()).unwrap().expect("the row is kept");
         assert_eq!(row.unproven, expected.is_none());
     }

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::upstream::own::{AskError, post_json};
+use crate::upstream::own::{AskError, Server, post_json};
 
 mod show;
 
@@ -46,9 +46,12 @@ pub struct Warm {
     /// Ask upstream about what is cached already, too.
     #[arg(long)]
     pub force: bool,
-    /// The server, as http://host:port; without it, the one at LISTEN_ADDR.
+    /// The server, as http://host:port or https://host; without it, the one at LISTEN_ADDR.
     #[arg(long, value_name = "URL")]
     pub server: Option<String>,
+    /// Root certificates (PEM) for an https server, beside the system's.
+    #[arg(long, value_name = "FILE")]
+    pub ca_file: Option<PathBuf>,
 }
 
 /// Why nothing was warmed.
@@ -86,12 +89,13 @@ pub enum WarmError {
 /// # Errors
 /// [`WarmError`].
 pub fn run(warm: &Warm, listen_addr: &str, token: Option<&str>) -> Result<bool, WarmError> {
-    let server = match &warm.server {
+    let url = match &warm.server {
         Some(server) => server.clone(),
         None => address_of(listen_addr)?,
     };
+    let server = Server { url: &url, ca_file: warm.ca_file.as_deref(), token };
     let body = request(warm)?.to_string();
-    let mut answer = post_json(&server, "/cache-artifact?wait=true", &body, token)?;
+    let mut answer = post_json(server, "/cache-artifact?wait=true", &body)?;
     if answer.status != 200 {
         let mut text = Vec::new();
         answer.body.take(LINE_BYTES_MAX).read_to_end(&mut text).map_err(WarmError::Broken)?;

@@ -67,7 +67,6 @@ impl Agents {
         env: &ProxyEnv,
         private_allowed: bool,
     ) -> Result<Self, SetupError> {
-        install_tls_provider();
         let tls = tls(origin.ca_file.as_deref())?;
         let config = |scheme: &str| -> Result<Config, SetupError> {
             let proxy = env.choose(origin.proxy.as_ref(), scheme)?;
@@ -144,8 +143,12 @@ fn install_tls_provider() {
     let _ = rustls::crypto::ring::default_provider().install_default();
 }
 
-/// The platform's roots, and a file's beside them.
-fn tls(ca_file: Option<&Path>) -> Result<TlsConfig, SetupError> {
+/// The platform's roots, and a file's beside them: what every connection of ours trusts.
+///
+/// # Errors
+/// [`SetupError`] for a file that can't be used.
+pub(in crate::upstream) fn tls(ca_file: Option<&Path>) -> Result<TlsConfig, SetupError> {
+    install_tls_provider();
     let roots = match ca_file {
         None => RootCerts::PlatformVerifier,
         // ureq takes either the platform's verifier or a list. On Linux the verifier has no

@@ -1,6 +1,7 @@
 //! TLS over loopback, with a CA that each test makes.
 
 use std::io::{self, Read, Write};
+use std::path::Path;
 
 use super::super::HttpUpstream;
 use super::super::raw_server::RawServer;
@@ -8,6 +9,7 @@ use super::{Ending, found, get, origin, read_all, upstream};
 use crate::clock::Clock;
 use crate::config::Origin;
 use crate::upstream::UpstreamError;
+use crate::upstream::own::{AskError, Server, post_json};
 use crate::upstream::proxy::ProxyEnv;
 
 /// A server that speaks TLS with a certificate of its own CA, for `localhost`.
@@ -41,6 +43,11 @@ fn tls_server(answer: &'static str, farewell: Ending) -> (RawServer, String) {
                 _ => return,
             }
         }
+        // A body that is left unread would turn the end into a reset.
+        let head = String::from_utf8(head).unwrap().to_ascii_lowercase();
+        let announced = head.lines().find_map(|line| line.strip_prefix("content-length: "));
+        let len = announced.map_or(0, |len| len.parse().unwrap());
+        tls.read_exact(&mut vec![0; len]).unwrap();
         tls.write_all(answer.as_bytes()).unwrap();
         if farewell == Ending::Close {
             tls.conn.send_close_notify();
@@ -70,6 +77,27 @@ fn a_certificate_of_the_ca_file_is_trusted_and_no_other() {
     let error = get(&upstream(&doubting), "f").unwrap_err();
     assert!(matches!(error, UpstreamError::Connect { .. }), "{error:?}");
     assert!(error.to_string().contains("certificate"), "{error}");
+}
+
+#[test]
+fn the_command_line_trusts_what_upstreams_are_trusted_by() {
+    let (server, ca) =
+        tls_server("HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\n{}\n", Ending::Close);
+    let (trusting, _folder) = tls_origin(&server, &ca);
+    let post = |ca_file: Option<&Path>| {
+        let url = trusting.bases[0].as_str();
+        post_json(Server { url, ca_file, token: None }, "/any", "{\"a\": 1}")
+    };
+    let mut text = String::new();
+    let mut answer = post(trusting.ca_file.as_deref()).unwrap();
+    assert_eq!(answer.status, 200);
+    answer.body.read_to_string(&mut text).unwrap();
+    assert_eq!(text, "{}\n");
+
+    let error = post(None).unwrap_err();
+    assert!(matches!(error, AskError::Silent { .. }), "{error:?}");
+    assert!(error.to_string().contains("certificate"), "{error}");
+    assert!(matches!(post(Some(Path::new("no/such.pem"))), Err(AskError::Setup(_))));
 }
 
 #[test]
