@@ -240,6 +240,96 @@ mod tests {
         assert!(pools.drain(PATIENCE));
     }
 
+    /// A place to look for jobs, which a test puts there.
+    struct Outlook {
+        jobs: crossbeam_channel::Receiver<Job>,
+    }
+
+    impl Lookout for Outlook {
+        fn look(&self, found: &mut dyn FnMut()) -> Option<Job> {
+            let job = self.jobs.recv_timeout(Duration::from_millis(2)).ok()?;
+            found();
+            Some(job)
+        }
+    }
+
+    /// Pools whose workers look out, and the end into which a test puts what they find.
+    fn with_lookout(workers: usize) -> (Pools, Arc<dyn Lookout>, crossbeam_channel::Sender<Job>) {
+        let pools = Pools::new(workers, 64);
+        let (put, jobs) = bounded(64);
+        let outlook: Arc<dyn Lookout> = Arc::new(Outlook { jobs });
+        pools.look_out(Arc::downgrade(&outlook));
+        (pools, outlook, put)
+    }
+
+    /// Waits for a condition, ticking as a listener does.
+    fn ticking(pools: &Pools, what: &str, mut is_so: impl FnMut() -> bool) {
+        let end = Instant::now() + PATIENCE;
+        while !is_so() {
+            assert!(Instant::now() < end, "in time: {what}");
+            pools.tick(Instant::now());
+            std::thread::sleep(Duration::from_millis(1));
+        }
+    }
+
+    #[test]
+    fn a_worker_finds_jobs_by_itself_and_a_drain_waits_for_them() {
+        let (pools, _outlook, put) = with_lookout(4);
+        let (ran, has_run) = bounded(64);
+        // The first is submitted: who sleeps does not look.
+        let tell = ran.clone();
+        assert!(pools.submit(Lane::Main, Box::new(move || tell.send(0).unwrap())).is_ok());
+        for number in 1..64 {
+            let tell = ran.clone();
+            put.send(Box::new(move || tell.send(number).unwrap())).unwrap();
+            // Whoever looked in vain sleeps, and is woken by the next job.
+            assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
+        }
+        let mut numbers: Vec<i32> =
+            (0..64).map(|_| has_run.recv_timeout(PATIENCE).unwrap()).collect();
+        numbers.sort_unstable();
+        assert!(numbers.into_iter().eq(0..64));
+        assert!(pools.drain(PATIENCE));
+    }
+
+    #[test]
+    fn jobs_behind_blocked_workers_find_others() {
+        const WORKERS: usize = 16;
+        let (pools, _outlook, _put) = with_lookout(WORKERS);
+        let (release, gate) = bounded::<()>(WORKERS);
+        for _ in 0..WORKERS {
+            let gate = gate.clone();
+            assert!(pools.submit(Lane::Main, Box::new(move || gate.recv().unwrap())).is_ok());
+        }
+        // Far more than the machine can run, but all of them do nothing but wait.
+        ticking(&pools, "every worker has a job", || pools.busy() == WORKERS);
+        (0..WORKERS).for_each(|_| release.send(()).unwrap());
+        assert!(pools.drain(PATIENCE));
+    }
+
+    #[test]
+    fn jobs_run_without_ticks_once_nobody_looks_out_any_more() {
+        const WORKERS: usize = 16;
+        let (pools, outlook, put) = with_lookout(WORKERS);
+        let (release, gate) = bounded::<()>(WORKERS);
+        let wait = |gate: &crossbeam_channel::Receiver<()>| -> Job {
+            let gate = gate.clone();
+            Box::new(move || gate.recv().unwrap())
+        };
+        for _ in 0..WORKERS {
+            assert!(pools.submit(Lane::Main, wait(&gate)).is_ok());
+        }
+        pools.stop_looking();
+        drop((outlook, put));
+        let end = Instant::now() + PATIENCE;
+        while pools.busy() < WORKERS {
+            assert!(Instant::now() < end, "every worker has a job");
+            std::thread::yield_now();
+        }
+        (0..WORKERS).for_each(|_| release.send(()).unwrap());
+        assert!(pools.drain(PATIENCE));
+    }
+
     #[test]
     fn a_panic_costs_no_worker() {
         let pools = Pools::new(1, 4);

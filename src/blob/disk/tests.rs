@@ -271,3 +271,52 @@ fn a_folder_can_be_synced_and_a_missing_one_is_an_error() {
     sync_folder(folder.path()).unwrap();
     assert!(sync_folder(&folder.path().join("none")).is_err());
 }
+
+/// What this process has open in the store's folder, as the kernel names it.
+fn open_in(bench: &Bench) -> Vec<String> {
+    let folder = bench.data_dir.path().join("blobs").display().to_string();
+    let named = |fd: io::Result<fs::DirEntry>| fs::read_link(fd.ok()?.path()).ok();
+    let names = fs::read_dir("/proc/self/fd").unwrap().filter_map(named);
+    let names = names.map(|name| name.display().to_string());
+    names.filter(|name| name.starts_with(&folder)).collect()
+}
+
+#[test]
+fn a_file_stays_open_behind_a_read_and_takes_no_space_once_it_is_gone() {
+    let bench = Bench::new();
+    let first = bench.publish(b"first").unwrap();
+    assert_eq!(open_in(&bench), [""; 0]);
+    assert_eq!(bench.read(&first).unwrap(), b"first");
+    assert_eq!(open_in(&bench), [bench.path().display().to_string()]);
+    assert_eq!(bench.read(&first).unwrap(), b"first");
+    assert_eq!(open_in(&bench).len(), 1, "it is opened once");
+    let second = bench.publish(b"other").unwrap();
+    assert_eq!(open_in(&bench), [""; 0], "what is replaced is closed");
+    assert!(matches!(bench.read(&first), Err(BlobError::Changed(_))));
+    assert_eq!(bench.read(&second).unwrap(), b"other");
+    bench.store.remove(&key()).unwrap();
+    assert_eq!(open_in(&bench), [""; 0], "what is removed is closed");
+    assert!(matches!(bench.read(&second), Err(BlobError::Missing(_))));
+}
+
+#[test]
+fn what_an_operator_does_to_an_open_file_is_seen() {
+    let bench = Bench::new();
+    let version = bench.publish(b"bytes").unwrap();
+    assert_eq!(bench.read(&version).unwrap(), b"bytes");
+    fs::remove_file(bench.path()).unwrap();
+    assert!(matches!(bench.read(&version), Err(BlobError::Missing(_))));
+
+    let version = bench.publish(b"bytes").unwrap();
+    assert_eq!(bench.read(&version).unwrap(), b"bytes");
+    // Of the same length, in the same file.
+    fs::write(bench.path(), b"other").unwrap();
+    assert!(matches!(bench.read(&version), Err(BlobError::Changed(_))));
+
+    let version = bench.publish(b"bytes").unwrap();
+    assert_eq!(bench.read(&version).unwrap(), b"bytes");
+    fs::remove_file(bench.path()).unwrap();
+    assert_eq!(open_in(&bench).len(), 1, "nobody has told us");
+    bench.store.each(&mut |_| ControlFlow::Continue(())).unwrap();
+    assert_eq!(open_in(&bench), [""; 0], "a sweep lets go of what was removed by hand");
+}
