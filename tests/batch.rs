@@ -338,3 +338,4 @@ fn stopping_ends_a_batch_that_is_waited_for() {
 }
 
 mod discovery;
+mod incomplete;

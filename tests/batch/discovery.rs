@@ -13,14 +13,14 @@ use crate::support::remotes::Remote;
 use crate::support::server::{PROGRAM, Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).expect("memory takes it");
     encoder.finish().expect("memory takes it")
 }
 
 /// Serves files whose bytes are their own names.
-fn serve(upstream: &Upstream, names: &[&str]) {
+pub(super) fn serve(upstream: &Upstream, names: &[&str]) {
     for name in names {
         upstream.serve(name, Answer::file(name.as_bytes()));
     }
@@ -128,7 +128,7 @@ fn releases_of_products_are_found_by_their_index() {
         cache(&server, &json!({"remote": "files", "include_pattern": "tool/.*_linux_amd64"}));
     let expected = ["tool/1.0.0/tool_linux_amd64.zip", "tool/1.1.0/tool_linux_amd64.zip"];
     assert_eq!(paths(&answer), expected);
-    assert_eq!(answer["incomplete"], "1 links lead out of the remote's base_url");
+    assert_eq!(answer["incomplete"], "1 link leads out of the remote's base_url");
     assert_eq!(upstream.total(), 3);
 }
 
@@ -184,7 +184,7 @@ fn folders_are_followed_down_and_never_up_or_out() {
         "/pub/a/b/",
         html("<a href=\"y%20z.zip\">y z</a><a href=\"..%2f..%2f..%2fsecret.zip\">no</a>"),
     );
-    upstream.serve("/pub/closed/", Answer::status(403));
+    upstream.serve("/pub/closed/", nginx("/pub/closed/", &[]));
     upstream.serve("/pub/a/b/y%20z.zip", Answer::file(b"y z"));
     serve(&upstream, &["/pub/a/x.zip"]);
     let server = Setup::files(Remote::at_url(&format!("{}/pub/", upstream.url()))).start();
@@ -216,7 +216,7 @@ fn a_listing_that_breaks_off_is_named() {
     assert!(answer.text().contains("main/APKINDEX.tar.gz"), "{}", answer.text());
 }
 
-fn warm(server: &Server, words: &[&str]) -> Output {
+pub(super) fn warm(server: &Server, words: &[&str]) -> Output {
     let address = format!("{}", server.addr());
     let mut command = Command::new(PROGRAM);
     command.env_clear().env("LISTEN_ADDR", address).arg("warm").args(words);
