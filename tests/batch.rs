@@ -337,5 +337,6 @@ fn stopping_ends_a_batch_that_is_waited_for() {
     assert!(server.wait_exit().success());
 }
 
+mod debian;
 mod discovery;
 mod incomplete;

@@ -1,7 +1,7 @@
 //! Asking upstream what it has.
 //!
-//! How depends on what the remote is: a package repository has indexes (`packages`), a host of
-//! releases an API (`releases`) or an `index.json`, and everything else may list its folders in
+//! How depends on what the remote is: a package repository has indexes (`packages`, `debian`), a
+//! host of releases an API (`releases`) or an `index.json`, and everything else may list its folders in
 //! HTML (`folders`). Where a survey begins is told by the literal beginning of the pattern, or
 //! else by those of the remote's own include patterns.
 //!
@@ -29,6 +29,7 @@ use crate::discovery::{Listed, ListingError, prefix};
 use crate::upstream::{Upstream, UpstreamError};
 
 mod ask;
+mod debian;
 mod folders;
 mod left_out;
 mod packages;
@@ -84,6 +85,8 @@ pub(super) struct Survey<'a> {
     known: HashSet<ArtifactPath>,
     /// Folders that were looked at, or will be: each is looked at once.
     seen: HashSet<String>,
+    /// The folders above `dists/` of which a suite was read.
+    deb_roots: HashSet<String>,
     left_out: LeftOut,
     has_ended: bool,
     found: Found,
@@ -101,6 +104,7 @@ impl<'a> Survey<'a> {
             entries: 0,
             known: HashSet::new(),
             seen: HashSet::new(),
+            deb_roots: HashSet::new(),
             left_out: LeftOut::default(),
             has_ended: false,
             found: Found::default(),

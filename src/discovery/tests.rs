@@ -149,8 +149,12 @@ const PACKAGES_XZ: &str = "
 fn a_release_names_indexes_and_these_their_packages() {
     let release = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\nOrigin: Example\nSuite: stable\nMD5Sum:\n aa 10 main/binary-amd64/Packages.gz\nSHA256:\n bb 99 main/binary-amd64/Packages\n bb 10 main/binary-amd64/Packages.gz\n bb 8 main/binary-amd64/Packages.xz\n bb 9 main/binary-amd64/Release\n bb 9 main/binary-all/Packages.bz2\n bb 5 main/i18n/Translation-en.xz\n bb 5 ../../etc/Packages\nDate: x\n cc 5 contrib/binary-amd64/Packages.gz\n-----BEGIN PGP SIGNATURE-----\n";
     let indexes = deb::indexes(release.as_bytes(), "dists/stable/").unwrap();
-    let named: Vec<_> = indexes.iter().map(|listed| listed.path.as_str()).collect();
-    assert_eq!(named, ["dists/stable/main/binary-amd64/Packages.xz"]);
+    let [index] = &indexes[..] else { panic!("{indexes:?}") };
+    assert_eq!(index.name, "dists/stable/main/binary-amd64/Packages");
+    let files: Vec<_> = index.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+    let name = |end: &str| format!("dists/stable/main/binary-amd64/Packages{end}");
+    assert_eq!(files, [(&*name(".xz"), 8), (&*name(".gz"), 10), (&*name(""), 99)]);
+    assert!(index.files.iter().all(|file| file.by_hash.is_none()));
     assert!(deb::indexes(&b"<html>not found</html>"[..], "").is_err());
 
     let xz = unhex(PACKAGES_XZ);
@@ -247,6 +251,23 @@ fn an_index_of_products_names_its_builds() {
     assert!(hashicorp::builds(&product.as_bytes()[..99], &bases, &mut ignore).is_err());
     let deep = "[".repeat(100_000);
     assert!(hashicorp::builds(deep.as_bytes(), &bases, &mut ignore).is_err());
+}
+
+#[test]
+fn indexes_are_known_by_their_checksums_and_flat_ones_by_their_name() {
+    let release = "MD5Sum:\n aa 10 ./Packages.gz\nSHA256:\n b0b 10 Packages.gz\n ../x 3 Packages\nAcquire-By-Hash: yes\n";
+    let indexes = deb::indexes(release.as_bytes(), "flat/").unwrap();
+    let [index] = &indexes[..] else { panic!("{indexes:?}") };
+    let files: Vec<_> = index
+        .files
+        .iter()
+        .map(|file| (file.path.as_str(), file.by_hash.as_ref().map(ArtifactPath::as_str)))
+        .collect();
+    let expected = [("flat/Packages.gz", Some("flat/by-hash/SHA256/b0b")), ("flat/Packages", None)];
+    assert_eq!(files, expected);
+    let root = deb::indexes(release.as_bytes(), "").unwrap();
+    let by_hash = root[0].files[0].by_hash.as_ref().unwrap();
+    assert_eq!(by_hash.as_str(), "by-hash/SHA256/b0b");
 }
 
 #[test]

@@ -95,7 +95,7 @@ fn a_debian_repository_is_found_by_its_release() {
     upstream.serve(
         "/debian/dists/stable/InRelease",
         Answer::file(
-            b"SHA256:\n 00 1 main/binary-amd64/Packages.gz\n 00 1 main/binary-arm64/Packages\n",
+            b"SHA256:\n 00 1 main/binary-amd64/Packages\n 00 1 main/binary-amd64/Packages.gz\n",
         ),
     );
     let packages = "Package: g++\nFilename: pool/g/g++_1%3a2_amd64.deb\nSize: 3\n\nFilename: pool/h/h_1_amd64.deb\n";

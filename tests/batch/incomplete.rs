@@ -11,7 +11,7 @@ use crate::support::upstream::{Answer, Upstream};
 
 /// Caches what matches; gives the paths and what was left out.
 #[track_caller]
-fn found(server: &Server, pattern: &str) -> (Vec<String>, Option<String>) {
+pub(super) fn found(server: &Server, pattern: &str) -> (Vec<String>, Option<String>) {
     let answer = cache(server, &json!({"remote": "files", "include_pattern": pattern}));
     let [matched, cached, already, failed, _] = counts(&answer);
     assert_eq!((matched, failed), (cached + already, 0), "{answer}");

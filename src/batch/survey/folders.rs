@@ -7,7 +7,7 @@ use super::ask::{Asked, is_html};
 use super::{DEPTH_MAX, REQUESTS_MAX, Survey, SurveyError, shown, within};
 use crate::artifact::ArtifactPath;
 use crate::discovery::links::{Link, of_listing};
-use crate::discovery::{ListingError, apk, hashicorp, html};
+use crate::discovery::{ListingError, apk, deb, hashicorp, html};
 
 /// Entries of one HTML listing, which are in memory at once.
 const PAGE_ENTRIES_MAX: usize = 100_000;
@@ -146,7 +146,12 @@ impl Survey<'_> {
             }
             Crawl::Apk => Ok(page.has_file(&[apk::INDEX]) && self.apk_index(folder)?),
             Crawl::Rpm => Ok(page.has_folder("repodata") && self.rpm_repository(folder)?),
-            Crawl::Deb => Ok(page.has_file(&["InRelease", "Release"]) && self.deb_suite(folder)?),
+            Crawl::Deb => {
+                // Where no suite is known, a listed pool tells its files itself.
+                page.files.iter().for_each(|file| self.keep_path(file));
+                Ok(page.has_file(&deb::RELEASES) && self.deb_suite(folder)?
+                    || page.has_file(&deb::FLAT_INDEXES) && self.deb_flat(folder)?)
+            }
         }
     }
 

@@ -1,4 +1,4 @@
-//! Package repositories: their indexes say what they have.
+//! Alpine and RPM repositories: their indexes say what they have.
 
 use std::io::BufReader;
 
@@ -6,7 +6,7 @@ use super::ask::Asked;
 use super::folders::Crawl;
 use super::{Survey, SurveyError, ancestors, within};
 use crate::discovery::unpack::Packing;
-use crate::discovery::{Listed, ListingError, apk, deb, rpm};
+use crate::discovery::{ListingError, apk, rpm};
 
 impl Survey<'_> {
     pub(super) fn apk(&mut self, folder: &str) -> Result<(), SurveyError> {
@@ -64,76 +64,10 @@ impl Survey<'_> {
         }
         Ok(true)
     }
-
-    pub(super) fn deb(&mut self, folder: &str) -> Result<(), SurveyError> {
-        if let Some(suite) = suite_in(folder) {
-            if self.deb_suite(suite)? {
-                return Ok(());
-            }
-            return self.crawl(folder, Crawl::Deb);
-        }
-        let root = folder.find("pool/").filter(|at| *at == 0 || folder[..*at].ends_with('/'));
-        let roots = match root {
-            Some(at) => vec![&folder[..at]],
-            None => ancestors(folder).collect(),
-        };
-        for root in roots {
-            match self.crawl(&format!("{root}dists/"), Crawl::Deb) {
-                Err(SurveyError::NotOffered(_)) => {}
-                crawled => return crawled,
-            }
-        }
-        self.crawl(folder, Crawl::Deb)
-    }
-
-    pub(super) fn deb_suite(&mut self, suite: &str) -> Result<bool, SurveyError> {
-        let root = suite.find("dists/").map_or(suite, |at| &suite[..at]);
-        for name in ["InRelease", "Release"] {
-            let path = within(suite, name)?;
-            let Asked::Given(_, body) = self.ask(&path)? else { continue };
-            self.keep_path(&path);
-            let indexes = self.read(&path, deb::indexes(BufReader::new(body), suite))?;
-            for Listed { path, size } in indexes {
-                let packing = self.read(&path, packing_of(path.as_str()))?;
-                // A Release may name indexes that are not there.
-                let Asked::Given(_, body) = self.ask(&path)? else { continue };
-                let _ = self.keep(Listed { path: path.clone(), size });
-                let read = deb::packages(body, packing, root, &mut |listed| self.keep(listed));
-                self.read(&path, read)?;
-            }
-            return Ok(true);
-        }
-        Ok(false)
-    }
 }
 
 fn packing_of(name: &str) -> Result<Packing, ListingError> {
     Packing::of(name).ok_or_else(|| {
         ListingError::Malformed("it is compressed in a way that is not supported".to_owned())
     })
-}
-
-/// The folder of the suite that a folder lies in: up to what follows `dists/`.
-fn suite_in(folder: &str) -> Option<&str> {
-    let at = folder.find("dists/").filter(|at| *at == 0 || folder[..*at].ends_with('/'))?;
-    let name = at + "dists/".len();
-    let end = name + folder[name..].find('/')? + 1;
-    Some(&folder[..end])
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn suites_are_found_in_paths() {
-        let check = |folder: &str, suite: Option<&str>| {
-            assert_eq!(suite_in(folder), suite, "{folder}");
-        };
-        check("dists/bookworm/main/binary-amd64/", Some("dists/bookworm/"));
-        check("debian/dists/bookworm/", Some("debian/dists/bookworm/"));
-        check("dists/", None);
-        check("pool/main/", None);
-        check("mydists/x/", None);
-    }
 }
