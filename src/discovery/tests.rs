@@ -240,17 +240,38 @@ fn an_index_of_products_names_its_builds() {
     let all = format!("{{\"tool\": {product}, \"n\": [1, {{}}], \"b\": null, \"c\": -1.5}}");
     for text in [product, &all] {
         let mut seen = hashicorp::Seen::default();
-        let found =
-            shown(|visit| hashicorp::builds(text.as_bytes(), &bases, visit).map(|its| seen = its));
-        assert_eq!(found.unwrap(), ["tool/1.0.0/tool_1.zip -"]);
+        let found = shown(|visit| {
+            hashicorp::builds(text.as_bytes(), "", &bases, visit).map(|its| seen = its)
+        });
+        assert_eq!(found.unwrap(), ["tool/1.0.0/tool_1.zip -", "tool/1.0.0/x -"]);
         assert_eq!(seen, hashicorp::Seen { lists: 1, outside: 2 });
     }
     let mut ignore = |_| ControlFlow::Continue(());
-    let other = hashicorp::builds(&b"{\"name\": 1}"[..], &bases, &mut ignore).unwrap();
+    let other = hashicorp::builds(&b"{\"name\": 1}"[..], "", &bases, &mut ignore).unwrap();
     assert_eq!(other, hashicorp::Seen::default());
-    assert!(hashicorp::builds(&product.as_bytes()[..99], &bases, &mut ignore).is_err());
+    assert!(hashicorp::builds(&product.as_bytes()[..99], "", &bases, &mut ignore).is_err());
     let deep = "[".repeat(100_000);
-    assert!(hashicorp::builds(deep.as_bytes(), &bases, &mut ignore).is_err());
+    assert!(hashicorp::builds(deep.as_bytes(), "", &bases, &mut ignore).is_err());
+}
+
+#[test]
+fn a_mirrors_index_names_builds_and_checksums_by_product_and_version() {
+    let bases = [Url::parse("https://mirror.example.org/hc/").unwrap()];
+    let version = r#"{"shasums": "t_SUMS", "shasums_signature": "t_SUMS.sig",
+        "shasums_signatures": ["t_SUMS.sig", "t_SUMS.7.sig", 1, {"a": 1}], "builds": [
+        {"filename": "t.zip", "url": "https://releases.example.org/t/1/t.zip"},
+        {"filename": "../up.zip", "url": "https://releases.example.org/t/1/up.zip"}]}"#;
+    let product = format!("{{\"versions\": {{\"1\": {version}}}}}");
+    let all = format!("{{\"t\": {product}}}");
+    for (folder, text) in [("t/1/", version), ("t/", &*product), ("", &*all)] {
+        let mut seen = hashicorp::Seen::default();
+        let found = shown(|visit| {
+            hashicorp::builds(text.as_bytes(), folder, &bases, visit).map(|its| seen = its)
+        });
+        let names = ["t.zip", "t_SUMS", "t_SUMS.sig", "t_SUMS.sig", "t_SUMS.7.sig"];
+        assert_eq!(found.unwrap(), names.map(|name| format!("t/1/{name} -")), "{folder}");
+        assert_eq!(seen, hashicorp::Seen { lists: 1, outside: 1 });
+    }
 }
 
 #[test]
@@ -311,7 +332,7 @@ proptest! {
             }
             let _ = deb::indexes(text, "dists/x/");
             let _ = rpm::metadata(text, "");
-            let _ = hashicorp::builds(text, &base, &mut keep);
+            let _ = hashicorp::builds(text, "d/", &base, &mut keep);
             let _ = github::assets(text, &base, &mut keep);
             let _ = html::links(text, &mut |href| {
                 if let links::Link::File(path) | links::Link::Folder(path) =

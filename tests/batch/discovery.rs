@@ -133,6 +133,27 @@ fn releases_of_products_are_found_by_their_index() {
 }
 
 #[test]
+fn a_mirror_of_products_is_found_with_what_verifies_them() {
+    let upstream = Upstream::start();
+    let files = [
+        "/hc/tool/1.0.0/tool_SHA256SUMS",
+        "/hc/tool/1.0.0/tool_SHA256SUMS.sig",
+        "/hc/tool/1.0.0/tool_linux_amd64.zip",
+    ];
+    serve(&upstream, &files);
+    let index = json!({"name": "tool", "versions": {"1.0.0": {
+        "shasums": "tool_SHA256SUMS", "shasums_signature": "tool_SHA256SUMS.sig",
+        "builds": [{"filename": "tool_linux_amd64.zip", "url": "https://releases.example.org/tool/1.0.0/tool_linux_amd64.zip"}],
+    }}});
+    let index =
+        Answer::file(index.to_string().as_bytes()).header("Content-Type", "application/json");
+    upstream.serve("/hc/tool/index.json", index);
+    let server = Setup::files(Remote::at_url(&format!("{}/hc", upstream.url()))).start();
+    let expected = files.map(|file| file.trim_start_matches("/hc/").to_owned());
+    assert_eq!(found(&server, "^tool/"), expected);
+}
+
+#[test]
 fn releases_of_a_repository_are_found_page_by_page() {
     let (upstream, api) = (Upstream::start(), Upstream::start());
     let asset = |name: &str| {

@@ -75,15 +75,15 @@ impl Survey<'_> {
         if is_html(&head) {
             return Ok(false);
         }
-        let bases = self.bases();
-        match hashicorp::builds(body, bases, &mut |listed| self.keep(listed)) {
+        let (bases, before) = (self.bases(), self.entries);
+        match hashicorp::builds(body, folder, bases, &mut |listed| self.keep(listed)) {
             Ok(seen) => {
                 self.left_out.add_outside(seen.outside);
                 self.check_bounds().map(|()| seen.lists > 0)
             }
             // Some other JSON, or none.
-            Err(ListingError::Malformed(_)) => Ok(false),
-            Err(ListingError::Read(error)) => self.read(&path, Err(ListingError::Read(error))),
+            Err(ListingError::Malformed(_)) if self.entries == before => Ok(false),
+            Err(error) => self.read(&path, Err(error)),
         }
     }
 
