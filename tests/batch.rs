@@ -340,3 +340,4 @@ fn stopping_ends_a_batch_that_is_waited_for() {
 mod debian;
 mod discovery;
 mod incomplete;
+mod named;

@@ -365,6 +365,7 @@ impl Job {
                     let item = |listed: crate::discovery::Listed| Item {
                         target: Arc::clone(&source.target),
                         path: listed.path,
+                        url: None,
                         blob: None,
                         size: listed.size,
                     };

@@ -112,8 +112,10 @@ enum Judged {
     Refused(Done),
 }
 
-fn refused(text: String, why: &str) -> Judged {
-    Judged::Refused(Done::refused(text, why.to_owned()))
+/// A URL that is refused as it stands.
+fn refused(url: String, why: &str) -> Judged {
+    let done = Done::refused(url.clone(), why.to_owned());
+    Judged::Refused(Done { url: Some(url), ..done })
 }
 
 fn fillable<'a>(name: &str, remotes: Remotes<'a>) -> Result<&'a Arc<Target>, PlanError> {
@@ -140,30 +142,85 @@ fn of_path(target: &Arc<Target>, text: String) -> Judged {
 /// `only`: the one remote that it may belong to.
 fn of_url(remotes: Remotes<'_>, only: Option<&str>, text: String) -> Judged {
     let url = match Url::parse(&text) {
+        Ok(url) if !url.username().is_empty() || url.password().is_some() => {
+            let why = "the URL has a credential: leave it out, the remote's auth is sent";
+            return refused(masked(url), why);
+        }
+        Ok(url) if !url.has_host() => return refused(redacted(&text), "it is no URL of a host"),
         Ok(url) if url.fragment().is_none() => url,
-        Ok(_) => return refused(text, "the URL has a fragment"),
-        Err(why) => return refused(text, &format!("it is not a URL: {why}")),
+        Ok(_) => return refused(text, "the URL has a fragment: leave out the # and what follows"),
+        Err(why) => return refused(redacted(&text), &format!("it is not a URL: {why}")),
     };
-    // The remote with the longest base URL: one that is for a part of a host goes first.
-    let wanted = |name: &&Arc<Target>| only.is_none_or(|only| name.remote.name.as_str() == only);
-    let below =
-        remotes.targets.values().filter(wanted).filter_map(|target| match &target.remote.kind {
-            Kind::Remote(origin) if !origin.offline => {
-                let longest = origin.bases.iter().filter_map(|base| {
-                    let path = path_below(&url, std::slice::from_ref(base))?;
-                    Some((base.as_str().len(), path))
-                });
-                longest.max_by_key(|(len, _)| *len).map(|(len, path)| (len, target, path))
+    let owners = owners(remotes, &url);
+    let is_wanted = |owner: &&Owner<'_>| only.is_none_or(|only| only == owner.name());
+    let Some(owner) = owners.iter().find(is_wanted) else {
+        let why = match (only, owners.first()) {
+            (None, _) => "no remote's base_url is the beginning of this URL".to_owned(),
+            (Some(only), None) => format!("the base_url of remote {only} is not its beginning"),
+            (Some(only), Some(other)) => {
+                format!("it is a URL of remote {}, not that of {only}", other.name())
             }
-            _ => None,
-        });
-    let Some((_, target, path)) = below.max_by_key(|(len, ..)| *len) else {
-        return refused(text, "no remote's base_url is the beginning of this URL");
+        };
+        return refused(text, &why);
     };
-    let blob = BlobKey::of_url(&text);
-    match allowed(target, path, blob) {
-        Judged::Refused(done) => Judged::Refused(Done { path: text, ..done }),
-        taken => taken,
+    // Two remotes may share a base URL. The documented key is the first one's, whoever is asked
+    // for: the other's copy lies under its own key, or each would replace what the other has.
+    let blob = BlobKey::of_url(&text).filter(|_| owner.name() == owners[0].name());
+    match allowed(owner.target, owner.path.clone(), blob) {
+        Judged::Refused(done) => {
+            Judged::Refused(Done { path: text.clone(), url: Some(text), ..done })
+        }
+        Judged::Taken(item) => Judged::Taken(Item { url: Some(text), ..item }),
+    }
+}
+
+/// A remote that a URL may belong to.
+struct Owner<'a> {
+    target: &'a Arc<Target>,
+    path: ArtifactPath,
+    /// Whether its patterns allow the path, and how much of the URL its base URL is.
+    rank: (bool, usize),
+}
+
+impl Owner<'_> {
+    fn name(&self) -> &str {
+        self.target.remote.name.as_str()
+    }
+}
+
+/// The remotes below whose base URLs a URL lies, the one that it belongs to first: of those that
+/// allow it the one with the longest base URL, which is for a part of a host; of equal ones the
+/// first by name.
+fn owners<'a>(remotes: Remotes<'a>, url: &Url) -> Vec<Owner<'a>> {
+    let mut owners = Vec::new();
+    for target in remotes.targets.values() {
+        let Kind::Remote(origin) = &target.remote.kind else { continue };
+        for base in origin.bases.iter().filter(|_| !origin.offline) {
+            if let Some(path) = path_below(url, std::slice::from_ref(base)) {
+                let remote = &target.remote;
+                let rank = (remote.patterns.allow(remote.format, &path), base.as_str().len());
+                owners.push(Owner { target, path, rank });
+            }
+        }
+    }
+    // Stable, so that equals stay in the order of their names.
+    owners.sort_by_key(|owner| std::cmp::Reverse(owner.rank));
+    owners
+}
+
+/// A URL without its credential.
+fn masked(mut url: Url) -> String {
+    // Both fail only for URLs without a host, which can't have a credential.
+    let _ = url.set_password(None);
+    let _ = url.set_username("***");
+    url.to_string()
+}
+
+/// A text that is no URL, without what may be meant as a credential.
+fn redacted(text: &str) -> String {
+    match text.rsplit_once('@') {
+        Some((_, behind)) => format!("***@{behind}"),
+        None => text.to_owned(),
     }
 }
 
@@ -171,7 +228,8 @@ fn of_url(remotes: Remotes<'_>, only: Option<&str>, text: String) -> Judged {
 fn allowed(target: &Arc<Target>, path: ArtifactPath, blob: Option<BlobKey>) -> Judged {
     let remote = &target.remote;
     if remote.patterns.allow(remote.format, &path) {
-        return Judged::Taken(Item { target: Arc::clone(target), path, blob, size: None });
+        let target = Arc::clone(target);
+        return Judged::Taken(Item { target, path, url: None, blob, size: None });
     }
     let why = format!("the patterns of remote {} do not allow this path", remote.name);
     Judged::Refused(Done {
