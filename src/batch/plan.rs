@@ -1,6 +1,6 @@
 //! A request, held against the remotes: which artifacts, and what is refused at once.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 
 use regex::Regex;
@@ -8,7 +8,7 @@ use url::Url;
 
 use super::item::{Done, Item, Status};
 use super::request::{Options, Request, What};
-use crate::artifact::{ArtifactPath, BlobKey};
+use crate::artifact::{ArtifactPath, BlobKey, RemoteName};
 use crate::cache::Target;
 use crate::config::Kind;
 use crate::discovery::links::path_below;
@@ -72,20 +72,15 @@ impl Plan {
     /// its own.
     pub fn of(request: Request, remotes: Remotes<'_>) -> Result<Self, PlanError> {
         let options = request.options;
-        let (mut items, mut refused) = (Vec::new(), Vec::new());
-        let mut add = |judged: Judged| match judged {
-            // What is beyond the limit is left for another time, refusals are told.
-            Judged::Taken(_) if items.len() == options.limit => {}
-            Judged::Taken(item) => items.push(item),
-            Judged::Refused(done) => refused.push(done),
-        };
+        let mut sorted = Sorted::default();
+        let mut add = |judged: Judged| sorted.add(judged, options.limit);
         let about = match request.what {
             What::Pattern { remote, include } => {
                 let target = Arc::clone(fillable(&remote, remotes)?);
                 let about = format!("{remote}: {include}");
                 let releases = remotes.releases.get(&remote).cloned();
                 let work = Work::Survey(Source { target, releases, include });
-                return Ok(Self { about, options, is_by_name: false, work, refused });
+                return Ok(Self { about, options, is_by_name: false, work, refused: Vec::new() });
             }
             What::Paths { remote, paths } => {
                 let target = fillable(&remote, remotes)?;
@@ -102,7 +97,36 @@ impl Plan {
                 about
             }
         };
+        let Sorted { items, refused, .. } = sorted;
         Ok(Self { about, options, is_by_name: true, work: Work::Items(items), refused })
+    }
+}
+
+/// What was asked for by name, each once.
+#[derive(Default)]
+struct Sorted {
+    items: Vec<Item>,
+    refused: Vec<Done>,
+    taken: HashSet<(RemoteName, ArtifactPath)>,
+    told: HashSet<String>,
+}
+
+impl Sorted {
+    fn add(&mut self, judged: Judged, limit: usize) {
+        match judged {
+            Judged::Taken(item) => {
+                let key = (item.target.remote.name.clone(), item.path.clone());
+                // What is beyond the limit is left for another time, refusals are told.
+                if self.items.len() < limit && self.taken.insert(key) {
+                    self.items.push(item);
+                }
+            }
+            Judged::Refused(done) => {
+                if self.told.insert(done.path.clone()) {
+                    self.refused.push(done);
+                }
+            }
+        }
     }
 }
 
@@ -127,13 +151,10 @@ fn fillable<'a>(name: &str, remotes: Remotes<'a>) -> Result<&'a Arc<Target>, Pla
     }
 }
 
+/// A path is taken as results print it: nothing in it is decoded, so that what one batch names
+/// another can be given.
 fn of_path(target: &Arc<Target>, text: String) -> Judged {
-    let (path, query) = match text.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (text.as_str(), None),
-    };
-    let path = path.trim_start_matches('/');
-    match ArtifactPath::from_request(path, query) {
+    match ArtifactPath::from_canonical(text.trim_start_matches('/')) {
         Ok(path) => allowed(target, path, None),
         Err(why) => Judged::Refused(Done::refused(text, why.to_string())),
     }

@@ -33,7 +33,7 @@ pub enum What {
         /// Searched in the path.
         include: Regex,
     },
-    /// These paths of a remote, percent-encoded or not, as in a URL.
+    /// These paths of a remote, literally: as results print them, without any encoding.
     Paths {
         /// The remote's name.
         remote: String,

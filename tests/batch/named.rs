@@ -105,3 +105,42 @@ fn warming_says_whose_a_url_is() {
     assert!(out.contains(&cached) && out.contains(&refused), "{out}");
     assert_eq!(other.total(), 0);
 }
+
+#[test]
+fn what_results_print_can_be_given_back() {
+    let upstream = Upstream::start();
+    let names = ["g++_1%3a2_amd64.deb", "v1/100%.tar.gz", "a b.zip", "x?y=1%20z"];
+    let targets = ["/g%2B%2B_1%253a2_amd64.deb", "/v1/100%25.tar.gz", "/a%20b.zip", "/x?y=1%20z"];
+    serve(&upstream, &targets);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    for target in targets {
+        server.get(&format!("/api/files{target}")).expect_status(200);
+    }
+    let printed = server.get("/artifacts/files").json();
+    let artifacts = printed["artifacts"].as_array().expect("a list of artifacts");
+    let mut paths: Vec<&str> = artifacts.iter().map(|a| a["path"].as_str().unwrap()).collect();
+    paths.sort_unstable();
+    let mut expected = names;
+    expected.sort_unstable();
+    assert_eq!(paths, expected);
+    let answer = cache(&server, &json!({"remote": "files", "paths": paths}));
+    assert_eq!(counts(&answer), [4, 0, 4, 0, 0], "{answer}");
+    let out = warm_list(&server, "--paths", &paths.join("\n"));
+    assert!(out.contains("0 of 4 artifacts cached, 4 were cached already"), "{out}");
+    assert_eq!(upstream.total(), 4);
+}
+
+#[test]
+fn what_is_named_twice_is_done_once() {
+    let upstream = Upstream::start();
+    serve(&upstream, &["/a.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let paths = ["a.zip", "/a.zip", "a.zip", "b/../c", "b/../c"];
+    let answer = cache(&server, &json!({"remote": "files", "paths": paths}));
+    assert_eq!(counts(&answer), [1, 1, 0, 0, 1], "{answer}");
+    assert_eq!(answer["fetched_bytes"], 6);
+    let url = format!("{}/a.zip", upstream.url());
+    let encoded = format!("{}/%61.zip", upstream.url());
+    let answer = cache(&server, &json!({"urls": [url, encoded, url]}));
+    assert_eq!(counts(&answer), [1, 0, 1, 0, 0], "{answer}");
+}

@@ -31,7 +31,8 @@ pub struct Warm {
     /// Cache what upstream has and this regular expression finds itself in.
     #[arg(long, value_name = "RE", group = "what")]
     pub pattern: Option<String>,
-    /// Cache the paths that a file lists, one a line; - is standard input.
+    /// Cache the paths that a file lists, one a line, literally as results print them; - is
+    /// standard input.
     #[arg(long, value_name = "FILE", group = "what")]
     pub paths: Option<PathBuf>,
     /// Cache the URLs that a file lists, one a line; - is standard input.
