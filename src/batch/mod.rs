@@ -17,6 +17,7 @@ use crate::cache::Cache;
 
 mod item;
 mod job;
+mod places;
 mod plan;
 mod request;
 mod survey;

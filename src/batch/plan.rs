@@ -7,12 +7,16 @@ use regex::Regex;
 use url::Url;
 
 use super::item::{Done, Item, Status};
+use super::places::Places;
 use super::request::{Options, Request, What};
 use crate::artifact::{ArtifactPath, BlobKey, RemoteName};
 use crate::cache::Target;
 use crate::config::Kind;
 use crate::discovery::links::path_below;
 use crate::upstream::Upstream;
+
+/// The format of remotes that are no package repositories.
+const GENERIC: &str = "generic";
 
 /// The remotes that a batch may be about.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +55,7 @@ pub(super) struct Source {
     pub(super) target: Arc<Target>,
     pub(super) releases: Option<Arc<dyn Upstream>>,
     pub(super) include: Regex,
+    pub(super) places: Places,
 }
 
 /// Why a request makes no plan.
@@ -62,6 +67,11 @@ pub enum PlanError {
     /// It has nothing to fetch from.
     #[error("remote {0:?} has no upstream that may be asked: it is local or offline")]
     NoUpstream(String),
+    /// Nothing says whose releases are meant.
+    #[error(
+        "the releases of which repository? Begin include_pattern, or remote {0:?}'s include_patterns, with owner/repository/"
+    )]
+    NoRepository(String),
 }
 
 impl Plan {
@@ -79,7 +89,8 @@ impl Plan {
                 let target = Arc::clone(fillable(&remote, remotes)?);
                 let about = format!("{remote}: {include}");
                 let releases = remotes.releases.get(&remote).cloned();
-                let work = Work::Survey(Source { target, releases, include });
+                let places = places(&target, releases.as_ref(), include.as_str())?;
+                let work = Work::Survey(Source { target, releases, include, places });
                 return Ok(Self { about, options, is_by_name: false, work, refused: Vec::new() });
             }
             What::Paths { remote, paths } => {
@@ -149,6 +160,27 @@ fn fillable<'a>(name: &str, remotes: Remotes<'a>) -> Result<&'a Arc<Target>, Pla
         Kind::Remote(origin) if !origin.offline => Ok(target),
         _ => Err(PlanError::NoUpstream(name.to_owned())),
     }
+}
+
+/// Where to look for what a pattern can match.
+fn places(
+    target: &Target,
+    releases: Option<&Arc<dyn Upstream>>,
+    include: &str,
+) -> Result<Places, PlanError> {
+    let remote = &target.remote;
+    let own = remote.patterns.include();
+    let origin = match &remote.kind {
+        // A package repository says what it has itself, wherever it lies.
+        Kind::Remote(origin) if releases.is_some() && remote.format.name() == GENERIC => origin,
+        _ => return Ok(Places::folders(include, own)),
+    };
+    // A base URL at GitHub may hold owner and repository itself; the path of any other says
+    // nothing about them.
+    let above = origin.bases.first().filter(|_| origin.is_github());
+    let above = above.map_or("", |base| base.path().trim_start_matches('/'));
+    let places = Places::repositories(include, own, above);
+    places.ok_or_else(|| PlanError::NoRepository(remote.name.to_string()))
 }
 
 /// A path is taken as results print it: nothing in it is decoded, so that what one batch names

@@ -2,8 +2,7 @@
 //!
 //! How depends on what the remote is: a package repository has indexes (`packages`, `debian`), a
 //! host of releases an API (`releases`) or an `index.json`, and everything else may list its folders in
-//! HTML (`folders`). Where a survey begins is told by the literal beginning of the pattern, or
-//! else by those of the remote's own include patterns.
+//! HTML (`folders`). Where a survey begins is the plan's to say ([`Places`]).
 //!
 //! A listing that can't be had costs what it would have named and nothing else: the survey goes
 //! on with the others and tells what it has left out. It fails only where nothing was to be
@@ -21,11 +20,12 @@ use std::time::{Duration, Instant};
 use url::Url;
 
 use super::ARTIFACTS_MAX;
+use super::places::Places;
 use super::plan::Source;
 use crate::artifact::{ArtifactPath, BadPath};
 use crate::chain::chain;
 use crate::config::{Kind, Origin};
-use crate::discovery::{Listed, ListingError, prefix};
+use crate::discovery::{Listed, ListingError};
 use crate::upstream::{Upstream, UpstreamError};
 
 mod ask;
@@ -83,8 +83,10 @@ pub(super) struct Survey<'a> {
     requests: usize,
     entries: u64,
     known: HashSet<ArtifactPath>,
-    /// Folders that were looked at, or will be: each is looked at once.
+    /// Folders whose listing was looked at, or will be: each is looked at once.
     seen: HashSet<String>,
+    /// Folders whose index was read: nothing below one needs a look.
+    repositories: HashSet<String>,
     /// The folders above `dists/` of which a suite was read.
     deb_roots: HashSet<String>,
     left_out: LeftOut,
@@ -104,6 +106,7 @@ impl<'a> Survey<'a> {
             entries: 0,
             known: HashSet::new(),
             seen: HashSet::new(),
+            repositories: HashSet::new(),
             deb_roots: HashSet::new(),
             left_out: LeftOut::default(),
             has_ended: false,
@@ -116,29 +119,80 @@ impl<'a> Survey<'a> {
     /// # Errors
     /// [`SurveyError`] where no place could be looked at and nothing was found.
     pub(super) fn run(mut self) -> Result<Found, SurveyError> {
-        let remote = &self.source.target.remote;
-        let mut folders = prefix::folders([self.source.include.as_str()]);
-        if folders == [""] {
-            folders = prefix::folders(remote.patterns.include().iter().map(String::as_str));
+        let source = self.source;
+        let looked = match &source.places {
+            Places::Folders { guesses, folders } => self.look_in_folders(guesses, folders),
+            Places::Repositories { repositories, are_all } => {
+                if !are_all {
+                    let why = "not every alternative of the patterns begins with owner/repository/";
+                    self.leave_out(why.to_owned());
+                }
+                let look = |survey: &mut Self, at: &(String, String)| survey.releases(&at.0, &at.1);
+                self.look_at_all(repositories, look)
+            }
+        };
+        let has_nothing = self.found.listed.is_empty() && self.found.refused == 0;
+        match looked {
+            Err(error) if has_nothing => return Err(error),
+            Err(error) => self.leave_out(chain(&error)),
+            Ok(()) => {}
         }
+        self.found.incomplete = self.left_out.tell();
+        Ok(self.found)
+    }
+
+    /// Guesses go first, and one that is wrong is no matter, since what is there is found from
+    /// the folders. Where those can't be looked at, the guesses have to do, which is told.
+    fn look_in_folders(
+        &mut self,
+        guesses: &[String],
+        folders: &[String],
+    ) -> Result<(), SurveyError> {
+        let (mut right, mut wrong) = (Vec::new(), None);
+        for guess in guesses {
+            match self.look(guess) {
+                Ok(()) => right.push(guess.as_str()),
+                Err(SurveyError::Ended) => return Ok(()),
+                Err(error) => drop(wrong.get_or_insert(error)),
+            }
+        }
+        let looked = self.look_at_all(folders, |survey, folder| survey.look(folder));
+        match looked {
+            Err(error) if !right.is_empty() => {
+                let places = right.join(", ");
+                self.leave_out(format!(
+                    "only {places} was looked at, though a pattern without ^ at its beginning may match elsewhere: {}",
+                    chain(&error)
+                ));
+                Ok(())
+            }
+            Err(error) => Err(wrong.unwrap_or(error)),
+            Ok(()) => Ok(()),
+        }
+    }
+
+    /// Looks at one place after the other; those that fail are told.
+    ///
+    /// # Errors
+    /// The first failure, where every place failed.
+    fn look_at_all<T>(
+        &mut self,
+        places: &[T],
+        look: impl Fn(&mut Self, &T) -> Result<(), SurveyError>,
+    ) -> Result<(), SurveyError> {
         let mut failed = Vec::new();
-        for folder in &folders {
-            match self.look(folder) {
+        for place in places {
+            match look(self, place) {
                 Ok(()) => {}
                 Err(SurveyError::Ended) => break,
                 Err(error) => failed.push(error),
             }
-            if self.has_ended {
-                break;
-            }
         }
-        let has_nothing = self.found.listed.is_empty() && self.found.refused == 0;
-        if has_nothing && failed.len() == folders.len() && !failed.is_empty() {
+        if failed.len() == places.len() && !failed.is_empty() {
             return Err(failed.swap_remove(0));
         }
         failed.iter().for_each(|error| self.leave_out(chain(error)));
-        self.found.incomplete = self.left_out.tell();
-        Ok(self.found)
+        Ok(())
     }
 
     fn look(&mut self, folder: &str) -> Result<(), SurveyError> {
@@ -146,7 +200,6 @@ impl<'a> Survey<'a> {
             "alpine" => self.apk(folder),
             "rpm" => self.rpm(folder),
             "deb" => self.deb(folder),
-            _ if self.source.releases.is_some() => self.releases(folder),
             _ => self.files(folder),
         }
     }

@@ -294,17 +294,26 @@ fn indexes_are_known_by_their_checksums_and_flat_ones_by_their_name() {
 #[test]
 fn a_page_of_releases_names_its_assets() {
     let bases = [Url::parse("https://github.example.org/").unwrap()];
+    let at = github::Bases { bases: &bases, mirrored: None };
     let page = r#"[{"tag_name": "v1", "author": {"login": "x"}, "assets": [
         {"name": "a.tgz", "size": 12, "browser_download_url": "https://github.example.org/o/r/releases/download/v1/a.tgz"},
         {"name": "b.tgz", "size": null, "browser_download_url": "https://evil.example.org/o/r/b.tgz"}]},
         {"tag_name": "v0"}]"#;
     let mut seen = github::Seen::default();
-    let found = shown(|visit| github::assets(page.as_bytes(), &bases, visit).map(|its| seen = its));
+    let found = shown(|visit| github::assets(page.as_bytes(), at, visit).map(|its| seen = its));
     assert_eq!(found.unwrap(), ["o/r/releases/download/v1/a.tgz 12"]);
     assert_eq!(seen.outside, 1);
     let limited = r#"{"message": "API rate limit exceeded"}"#;
-    let error = shown(|visit| github::assets(limited.as_bytes(), &bases, visit).map(drop));
+    let error = shown(|visit| github::assets(limited.as_bytes(), at, visit).map(drop));
     assert!(error.unwrap_err().to_string().contains("a list of releases"));
+    let elsewhere = [Url::parse("https://mirror.example.org/gh/").unwrap()];
+    let check = |mirrored, expected: &[&str]| {
+        let at = github::Bases { bases: &elsewhere, mirrored: Some(mirrored) };
+        let found = shown(|visit| github::assets(page.as_bytes(), at, visit).map(drop));
+        assert_eq!(found.unwrap(), expected, "{mirrored}");
+    };
+    check("o/r/", &["o/r/releases/download/v1/a.tgz 12"]);
+    check("o/s/", &[]);
     assert_eq!(github::first_page("o", "r").unwrap().as_str(), "repos/o/r/releases?per_page=100");
     assert!(github::first_page("..", "r").is_none() && github::first_page("o", "a?b").is_none());
 }
@@ -333,7 +342,7 @@ proptest! {
             let _ = deb::indexes(text, "dists/x/");
             let _ = rpm::metadata(text, "");
             let _ = hashicorp::builds(text, "d/", &base, &mut keep);
-            let _ = github::assets(text, &base, &mut keep);
+            let _ = github::assets(text, github::Bases { bases: &base, mirrored: Some("d/") }, &mut keep);
             let _ = html::links(text, &mut |href| {
                 if let links::Link::File(path) | links::Link::Folder(path) =
                     links::of_listing(href, "d/", &base)
@@ -349,6 +358,9 @@ proptest! {
     fn no_link_header_and_no_pattern_makes_a_reader_panic(text in "\\PC{0,60}") {
         let _ = github::next_page(&text, &Url::parse("https://api.example.org/").unwrap());
         for folder in prefix::folders([text.as_str()]) {
+            prop_assert!(folder.is_empty() || folder.ends_with('/'));
+        }
+        for folder in prefix::beginnings([text.as_str()]) {
             prop_assert!(folder.is_empty() || folder.ends_with('/'));
         }
     }

@@ -65,7 +65,9 @@ impl BatchApi {
         let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
         let plan = Plan::of(request, remotes).map_err(|error| match error {
             PlanError::UnknownRemote(_) => Problem::new(404, error.to_string()),
-            PlanError::NoUpstream(_) => Problem::new(400, error.to_string()),
+            PlanError::NoUpstream(_) | PlanError::NoRepository(_) => {
+                Problem::new(400, error.to_string())
+            }
         })?;
         let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
         match seat {

@@ -125,7 +125,7 @@ fn releases_of_products_are_found_by_their_index() {
     serve(&upstream, &["/tool/1.0.0/tool_linux_amd64.zip", "/tool/1.1.0/tool_linux_amd64.zip"]);
     let server = Setup::files(Remote::at(&upstream).include(&["linux_amd64"])).start();
     let answer =
-        cache(&server, &json!({"remote": "files", "include_pattern": "tool/.*_linux_amd64"}));
+        cache(&server, &json!({"remote": "files", "include_pattern": "^tool/.*_linux_amd64"}));
     let expected = ["tool/1.0.0/tool_linux_amd64.zip", "tool/1.1.0/tool_linux_amd64.zip"];
     assert_eq!(paths(&answer), expected);
     assert_eq!(answer["incomplete"], "1 link leads out of the remote's base_url");
@@ -185,12 +185,86 @@ fn releases_of_a_repository_are_found_page_by_page() {
     let unknown = json!({"remote": "files", "include_pattern": "o/none/.*"});
     let answer = post(&server, "/cache-artifact", &unknown);
     answer.expect_error(502);
-    api.serve("/v3/repos/o/limited/releases?per_page=100", Answer::status(403));
+    assert!(answer.text().contains("knows no repos/o/none/releases"), "{}", answer.text());
+}
+
+#[test]
+fn a_releases_api_that_refuses_says_why() {
+    let api = Upstream::start();
+    let refusal =
+        |status: u16| Answer::status(status).body("{\"message\": \"API rate limit exceeded\"}");
+    api.serve("/repos/o/limited/releases?per_page=100", refusal(403));
+    let remote = Remote::at(&api).with(&format!("api_url: {}", api.url()));
+    let server = Setup::files(remote).start();
     let limited = json!({"remote": "files", "include_pattern": "o/limited/.*"});
     let refused = post(&server, "/cache-artifact", &limited);
     refused.expect_error(502);
-    assert!(refused.text().contains("answered 403"), "{}", refused.text());
-    assert!(answer.text().contains("knows no repos/o/none/releases"), "{}", answer.text());
+    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+    for part in ["answered 403", "\"API rate limit exceeded\"", "the remote's auth"] {
+        assert!(detail.contains(part), "{detail}");
+    }
+    // A pattern without a repository is the request's fault.
+    let wanted = json!({"remote": "files", "include_pattern": "amd64"});
+    for target in ["/cache-artifact", "/cache-artifact?wait=true"] {
+        let answer = post(&server, target, &wanted);
+        answer.expect_error(400);
+        assert!(answer.text().contains("the releases of which repository?"), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_path_of_the_base_url_is_no_repository() {
+    let upstream = Upstream::start();
+    let path = "/o/r/releases/download/v1/a.tgz";
+    upstream.serve(&format!("/gh/dl{path}"), Answer::file(b"asset"));
+    // The API of a mirror may name the host that it mirrors, or the mirror's own.
+    for (repository, url) in [
+        ("r", format!("https://origin.example.org{path}")),
+        ("s", format!("{}/gh/dl/o/s/x.tgz", upstream.url())),
+    ] {
+        let page = json!([{"assets": [{"browser_download_url": url}]}]).to_string();
+        upstream.serve(
+            &format!("/gh/api/repos/o/{repository}/releases?per_page=100"),
+            Answer::file(page.as_bytes()),
+        );
+    }
+    serve(&upstream, &["/gh/dl/o/s/x.tgz"]);
+    let remote = Remote::at_url(&format!("{}/gh/dl", upstream.url()))
+        .with(&format!("api_url: {}/gh/api", upstream.url()));
+    let server = Setup::files(remote).start();
+    assert_eq!(found(&server, "^o/(r|s)/.*tgz"), [path.trim_start_matches('/'), "o/s/x.tgz"]);
+}
+
+#[test]
+fn a_pattern_that_is_not_anchored_is_looked_for_everywhere() {
+    let upstream = Upstream::start();
+    upstream.serve("/", nginx("/", &["deep/", "sub/"]));
+    upstream.serve("/sub/", nginx("/sub/", &["amd64.zip"]));
+    upstream.serve("/deep/", nginx("/deep/", &["sub/"]));
+    upstream.serve("/deep/sub/", nginx("/deep/sub/", &["amd64.zip"]));
+    serve(&upstream, &["/sub/amd64.zip", "/deep/sub/amd64.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let both = ["deep/sub/amd64.zip", "sub/amd64.zip"];
+    assert_eq!(found(&server, "sub/.*amd64"), both);
+    assert_eq!(upstream.count("/sub/"), 1);
+    assert_eq!(found(&server, "^sub/.*amd64"), both[1..]);
+    // One that no folder of the root is the beginning of.
+    upstream.serve("/sub/", nginx("/sub/", &[]));
+    let inner = json!({"remote": "files", "include_pattern": "nothere/|amd64"});
+    let answer = cache(&server, &inner);
+    assert_eq!((paths(&answer), answer["incomplete"].is_null()), (vec![both[0].to_owned()], true));
+}
+
+#[test]
+fn where_the_root_lists_nothing_a_guess_has_to_do_and_that_is_told() {
+    let upstream = Upstream::start();
+    upstream.serve("/sub/", nginx("/sub/", &["amd64.zip"]));
+    serve(&upstream, &["/sub/amd64.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let answer = cache(&server, &json!({"remote": "files", "include_pattern": "sub/.*amd64"}));
+    assert_eq!(paths(&answer), ["sub/amd64.zip"]);
+    let told = answer["incomplete"].as_str().expect("that more could match");
+    assert!(told.starts_with("only sub/ was looked at, though a pattern without ^"), "{told}");
 }
 
 #[test]

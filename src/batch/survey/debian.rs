@@ -50,7 +50,7 @@ impl Survey<'_> {
     fn known_suites(&mut self, root: &str) -> Result<bool, SurveyError> {
         let include = self.source.target.remote.patterns.include();
         let mut is_known = false;
-        for folder in prefix::folders(include.iter().map(String::as_str)) {
+        for folder in prefix::beginnings(include.iter().map(String::as_str)) {
             let suite = deb::suite_in(&folder).filter(|suite| deb::root_of(suite) == Some(root));
             if let Some(suite) = suite {
                 is_known |= self.deb_suite(suite)?;
@@ -61,11 +61,14 @@ impl Survey<'_> {
 
     /// Reads a suite, or a flat repository, by its Release; `false` where there is none.
     pub(super) fn deb_suite(&mut self, suite: &str) -> Result<bool, SurveyError> {
+        if self.repositories.contains(suite) {
+            return Ok(true);
+        }
         let root = deb::root_of(suite).unwrap_or(suite);
         for name in deb::RELEASES {
             let path = within(suite, name)?;
             let Asked::Given(_, body) = self.ask(&path)? else { continue };
-            self.seen.insert(suite.to_owned());
+            self.repositories.insert(suite.to_owned());
             let indexes = self.read(&path, deb::indexes(BufReader::new(body), suite))?;
             self.keep_path(&path);
             self.deb_roots.insert(root.to_owned());
@@ -89,7 +92,7 @@ impl Survey<'_> {
             let path = within(root, name)?;
             let packing = Packing::of(name).expect("each of these is known");
             if self.packages(&path, packing, None, root)? {
-                self.seen.insert(root.to_owned());
+                self.repositories.insert(root.to_owned());
                 return Ok(true);
             }
         }

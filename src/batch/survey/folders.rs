@@ -98,6 +98,9 @@ impl Survey<'_> {
         }
         let mut todo = vec![(start.to_owned(), 0)];
         while let Some((folder, depth)) = todo.pop() {
+            if self.repositories.contains(&folder) {
+                continue;
+            }
             let looked = self.page(&folder);
             let page = match looked {
                 Ok(Looked::At(page)) => page,

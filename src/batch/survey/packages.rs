@@ -14,9 +14,12 @@ impl Survey<'_> {
     }
 
     pub(super) fn apk_index(&mut self, folder: &str) -> Result<bool, SurveyError> {
+        if self.repositories.contains(folder) {
+            return Ok(true);
+        }
         let path = within(folder, apk::INDEX)?;
         let Asked::Given(_, body) = self.ask(&path)? else { return Ok(false) };
-        self.seen.insert(folder.to_owned());
+        self.repositories.insert(folder.to_owned());
         let read = apk::packages(body, folder, &mut |listed| self.keep(listed));
         self.read(&path, read)?;
         // An index that can't be read is nothing to cache.
@@ -43,9 +46,12 @@ impl Survey<'_> {
     }
 
     pub(super) fn rpm_repository(&mut self, root: &str) -> Result<bool, SurveyError> {
+        if self.repositories.contains(root) {
+            return Ok(true);
+        }
         let path = within(root, "repodata/repomd.xml")?;
         let Asked::Given(_, body) = self.ask(&path)? else { return Ok(false) };
-        self.seen.insert(root.to_owned());
+        self.repositories.insert(root.to_owned());
         let metadata = self.read(&path, rpm::metadata(BufReader::new(body), root))?;
         self.keep_path(&path);
         metadata.iter().for_each(|data| self.keep_path(&data.path));

@@ -2,42 +2,55 @@
 
 use super::ask::Asked;
 use super::{Survey, SurveyError};
-use crate::config::Origin;
+use crate::artifact::ArtifactPath;
 use crate::discovery::github;
+use crate::upstream::UpstreamError;
 
 impl Survey<'_> {
-    pub(super) fn releases(&mut self, folder: &str) -> Result<(), SurveyError> {
-        let bases = self.bases();
-        let (Some(api), Some(upstream), Some(base)) =
-            (self.origin().and_then(Origin::releases_api), &self.source.releases, bases.first())
-        else {
-            return self.files(folder);
+    pub(super) fn releases(&mut self, owner: &str, name: &str) -> Result<(), SurveyError> {
+        let (Some(origin), Some(upstream)) = (self.origin(), &self.source.releases) else {
+            return Err(SurveyError::NotOffered("the remote has no releases API".to_owned()));
         };
-        let whole = format!("{}{folder}", base.path());
-        let mut names = whole.split('/').filter(|name| !name.is_empty());
-        // The last folder of a pattern such as "owner/repo" is not known to be whole.
-        let first = names.next().zip(names.next());
-        let first = first.and_then(|(owner, repository)| github::first_page(owner, repository));
-        let Some(first) = first else {
-            let why = "the releases of which repository? Begin the pattern with owner/repository/";
-            return Err(SurveyError::NotOffered(why.to_owned()));
-        };
-        let mut next = Some(first);
-        let mut is_first = true;
+        let unfit = || SurveyError::NotOffered(format!("{owner}/{name} is no repository's name"));
+        let first = github::first_page(owner, name).ok_or_else(unfit)?;
+        // What mirrors GitHub has its paths, whatever host the API's answers name.
+        let mirrored = (!origin.is_github()).then(|| format!("{owner}/{name}/"));
+        let mut next = Some(first.clone());
         while let Some(page) = next.take() {
-            let Asked::Given(head, body) = self.ask_of(upstream.as_ref(), &page)? else {
-                if is_first {
+            let (head, body) = match self.ask_of(upstream.as_ref(), &page) {
+                Ok(Asked::Given(head, body)) => (head, body),
+                Ok(Asked::Withheld(_)) if page == first => {
                     let why = format!("the releases API knows no {}", page.without_query());
                     return Err(SurveyError::NotOffered(why));
                 }
-                break;
+                Ok(Asked::Withheld(_)) => break,
+                Err(error) => return Err(explained(error, &page)),
             };
+            let bases = github::Bases { bases: &origin.bases, mirrored: mirrored.as_deref() };
             let read = github::assets(body, bases, &mut |listed| self.keep(listed));
             let seen = self.read(&page, read)?;
             self.left_out.add_outside(seen.outside);
-            is_first = false;
-            next = head.link.and_then(|link| github::next_page(&link, &api));
+            let api = origin.releases_api();
+            next = head.link.zip(api).and_then(|(link, api)| github::next_page(&link, &api));
         }
         Ok(())
+    }
+}
+
+/// An API that refuses mostly says why: its limit for who comes without a token is low.
+fn explained(error: SurveyError, page: &ArtifactPath) -> SurveyError {
+    match &error {
+        SurveyError::Upstream {
+            source: UpstreamError::Status { host, status: status @ (403 | 429), said, .. },
+            ..
+        } => {
+            let said = said.as_deref().and_then(github::complaint);
+            let said = said.map(|said| format!(" ({said:?})")).unwrap_or_default();
+            SurveyError::NotOffered(format!(
+                "the releases API at {host} answered {status} to {}{said}: a token in the remote's auth raises its limit",
+                page.without_query()
+            ))
+        }
+        _ => error,
     }
 }
