@@ -196,7 +196,7 @@ fn urls_are_stored_under_their_host_and_served_by_path() {
 
 #[test]
 fn malformed_requests_are_refused_and_name_the_field() {
-    let (_upstream, server) = world(&[]);
+    let (upstream, server) = world(&[]);
     let check = |body: &str, status: u16, part: &str| {
         let answer = post_raw(&server, "/cache-artifact", body.as_bytes());
         answer.expect_error(status);
@@ -213,9 +213,18 @@ fn malformed_requests_are_refused_and_name_the_field() {
     check(r#"{"remote": "files", "paths": ["a"], "limit": 0}"#, 400, "limit");
     check(r#"{"remote": "files", "paths": ["a"], "dry_run": 1}"#, 400, "dry_run");
     check(r#"{"remote": "files", "paths": ["a"], "dry": true}"#, 400, "\"dry\"");
+    let twice = r#"{"remote": "files", "paths": ["a"], "dry_run": true, "dry_run": false}"#;
+    check(twice, 400, "\"dry_run\" is given twice");
     check(r#"{"remote": "none", "paths": ["a"]}"#, 404, "\"none\"");
     check(&format!("[{}]", "1".repeat(17 << 20)), 413, "larger");
     post(&server, "/cache-artifact?wait=maybe", &json!({})).expect_error(400);
+    let wanted = json!({"remote": "files", "paths": ["files/a.zip"]});
+    let unknown = post(&server, "/cache-artifact?dry_run=true", &wanted);
+    unknown.expect_error(400);
+    let text = unknown.text();
+    assert!(text.contains("dry_run") && text.contains("use wait"), "{text}");
+    assert_eq!(upstream.total(), 0);
+    server.get("/jobs/0123?lmit=1").expect_error(400);
     server.get("/cache-artifact").expect_error(405);
     server.get("/jobs/0123").expect_error(404);
 }

@@ -1,6 +1,9 @@
 //! A batch as it is asked for, in JSON.
 
+use std::fmt;
+
 use regex::{Regex, RegexBuilder};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::ARTIFACTS_MAX;
@@ -79,9 +82,9 @@ impl Request {
     /// [`BadRequest`].
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let bad = |why: String| Err(BadRequest(why));
-        let fields = match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => fields,
-            Ok(_) => return bad("the body must be a JSON object".to_owned()),
+        let Fields(fields) = match serde_json::from_slice(body) {
+            Ok(fields) => fields,
+            Err(error) if error.is_data() => return bad(error.to_string()),
             Err(error) => return bad(format!("the body is not JSON: {error}")),
         };
         if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
@@ -119,6 +122,36 @@ impl Request {
             }
         };
         Ok(Self { what, options })
+    }
+}
+
+/// The fields of a request, each once: of two the first would be lost without a word.
+struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_map(Once).map(Self)
+    }
+}
+
+struct Once;
+
+impl<'de> Visitor<'de> for Once {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            if fields.contains_key(&name) {
+                return Err(A::Error::custom(format!("the field {name:?} is given twice")));
+            }
+            fields.insert(name, value);
+        }
+        Ok(fields)
     }
 }
 
