@@ -117,6 +117,28 @@ fn a_dry_run_fetches_nothing_and_a_limit_holds() {
 }
 
 #[test]
+fn a_limit_counts_what_is_to_be_cached() {
+    let names = ["a.zip", "b.zip", "c.zip", "d.zip", "e.zip"];
+    let (upstream, server) = world(&names);
+    let files: Vec<String> = names.iter().map(|name| format!("files/{name}")).collect();
+    let urls: Vec<String> =
+        names.iter().map(|name| format!("{}/files/{name}", upstream.url())).collect();
+    let by_pattern = json!({"remote": "files", "include_pattern": "^files/", "limit": 2});
+    assert_eq!(counts(&cache(&server, &by_pattern)), [2, 2, 0, 0, 0]);
+    assert_eq!(counts(&cache(&server, &by_pattern)), [4, 2, 2, 0, 0]);
+    assert_eq!(counts(&cache(&server, &by_pattern)), [5, 1, 4, 0, 0]);
+
+    let (_upstream, other) = world(&names);
+    let by_path = json!({"remote": "files", "paths": files, "limit": 2});
+    let dry = json!({"remote": "files", "paths": files, "limit": 2, "dry_run": true});
+    assert_eq!(counts(&cache(&other, &by_path)), [2, 2, 0, 0, 0]);
+    assert_eq!(cache(&other, &dry)["would_cache"], 2);
+    assert_eq!(counts(&cache(&other, &by_path)), [4, 2, 2, 0, 0]);
+    let by_url = json!({"urls": urls, "limit": 3, "force": true});
+    assert_eq!(counts(&cache(&server, &by_url))[0], 3);
+}
+
+#[test]
 fn force_asks_upstream_about_what_is_stored() {
     let upstream = Upstream::start();
     upstream.serve("/a.zip", Answer::file(b"one").etag("\"v1\""));

@@ -83,7 +83,7 @@ impl Plan {
     pub fn of(request: Request, remotes: Remotes<'_>) -> Result<Self, PlanError> {
         let options = request.options;
         let mut sorted = Sorted::default();
-        let mut add = |judged: Judged| sorted.add(judged, options.limit);
+        let mut add = |judged: Judged| sorted.add(judged);
         let about = match request.what {
             What::Pattern { remote, include } => {
                 let target = Arc::clone(fillable(&remote, remotes)?);
@@ -123,12 +123,11 @@ struct Sorted {
 }
 
 impl Sorted {
-    fn add(&mut self, judged: Judged, limit: usize) {
+    fn add(&mut self, judged: Judged) {
         match judged {
             Judged::Taken(item) => {
                 let key = (item.target.remote.name.clone(), item.path.clone());
-                // What is beyond the limit is left for another time, refusals are told.
-                if self.items.len() < limit && self.taken.insert(key) {
+                if self.taken.insert(key) {
                     self.items.push(item);
                 }
             }

@@ -7,6 +7,8 @@ use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::ARTIFACTS_MAX;
+use crate::artifact::ArtifactPath;
+use crate::cache::{Cache, Target};
 
 /// Bytes of a request.
 pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
@@ -57,10 +59,19 @@ pub enum What {
 pub struct Options {
     /// Only say what would be cached.
     pub dry_run: bool,
-    /// At most so many artifacts.
+    /// At most so many artifacts, beside those that are stored already.
     pub limit: usize,
     /// Ask upstream about what is stored and fresh, too.
     pub force: bool,
+}
+
+impl Options {
+    /// Whether an artifact is one of those that `limit` counts. What is stored already and needs
+    /// nothing is not: a batch that is run again goes on where the last one ended. Without a
+    /// limit nobody needs to know, and the index is not asked.
+    pub(super) fn counts(&self, cache: &Cache, target: &Target, path: &ArtifactPath) -> bool {
+        self.force || self.limit == ARTIFACTS_MAX || cache.is_filled(target, path).is_none()
+    }
 }
 
 /// Why a request can't be understood; names the field and the fix.

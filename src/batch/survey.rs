@@ -78,6 +78,9 @@ pub(super) struct Survey<'a> {
     source: &'a Source,
     upstream: Option<&'a dyn Upstream>,
     limit: usize,
+    /// Whether an artifact counts against the limit.
+    counts: &'a dyn Fn(&ArtifactPath) -> bool,
+    counted: usize,
     is_cancelled: &'a Arc<AtomicBool>,
     deadline: Instant,
     requests: usize,
@@ -95,11 +98,19 @@ pub(super) struct Survey<'a> {
 }
 
 impl<'a> Survey<'a> {
-    pub(super) fn new(source: &'a Source, limit: usize, is_cancelled: &'a Arc<AtomicBool>) -> Self {
+    /// A survey that ends with the artifact which is the `limit`th of those that count.
+    pub(super) fn new(
+        source: &'a Source,
+        limit: usize,
+        counts: &'a dyn Fn(&ArtifactPath) -> bool,
+        is_cancelled: &'a Arc<AtomicBool>,
+    ) -> Self {
         Self {
             source,
             upstream: source.target.upstream.as_deref(),
             limit: limit.min(ARTIFACTS_MAX),
+            counts,
+            counted: 0,
             is_cancelled,
             deadline: Instant::now() + TIME_MAX,
             requests: 0,
@@ -229,12 +240,13 @@ impl<'a> Survey<'a> {
         if matches && !remote.patterns.allow(remote.format, &listed.path) {
             self.found.refused += 1;
         } else if matches && self.known.insert(listed.path.clone()) {
+            self.counted += usize::from((self.counts)(&listed.path));
             self.found.listed.push(listed);
-            if self.found.listed.len() >= self.limit {
-                if self.limit == ARTIFACTS_MAX {
-                    self.end_early(format!("more than {ARTIFACTS_MAX} artifacts"));
-                }
-                self.has_ended = true;
+            self.has_ended = self.counted >= self.limit && self.limit < ARTIFACTS_MAX;
+            if self.found.listed.len() >= ARTIFACTS_MAX {
+                self.end_early(format!("more than {ARTIFACTS_MAX} artifacts"));
+            }
+            if self.has_ended {
                 return ControlFlow::Break(());
             }
         }

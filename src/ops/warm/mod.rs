@@ -41,7 +41,7 @@ pub struct Warm {
     /// Only say what would be cached.
     #[arg(long)]
     pub dry_run: bool,
-    /// Cache at most so many artifacts.
+    /// Cache at most so many artifacts, beside those that are cached already.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Ask upstream about what is cached already, too.
