@@ -220,6 +220,14 @@ fn listings_of_every_server_are_read() {
 }
 
 #[test]
+fn links_are_relative_to_what_a_page_says() {
+    let page =
+        "<head><base href=\"/pub/d/real/\"><base href=/no/></head><a href=x><a href='..\\y'>";
+    assert_eq!(judged(page, "d/"), ["d/real/x"]);
+    assert_eq!(judged("<base href='https://other.example.org/pub/d/'><a href=x>", "d/").len(), 0);
+}
+
+#[test]
 fn a_comment_or_a_script_without_end_is_malformed() {
     for page in ["<!-- <a href='x'>", "<script> x", "<a href='x", "<![CDATA[ x"] {
         let read = html::links(page.as_bytes(), &mut |_| ControlFlow::Continue(()));
@@ -347,7 +355,7 @@ proptest! {
                 if let links::Link::File(path) | links::Link::Folder(path) =
                     links::of_listing(href, "d/", &base)
                 {
-                    assert!(path.as_str().starts_with("d/"), "{href}");
+                    assert!(path.as_str().starts_with("d/"), "{href:?}");
                 }
                 ControlFlow::Continue(())
             });
