@@ -128,7 +128,7 @@ impl Item {
             Ok(Filled::Fetched(entry)) => stored(Status::Cached, entry),
             Ok(Filled::Already(entry)) => stored(Status::AlreadyCached, entry),
             Ok(Filled::Unstored) => {
-                let why = "it cannot be stored: max_bytes, no room to stage, or see the log";
+                let why = "it cannot be stored: max_bytes, cache.max_bytes or CACHE_MAX_BYTES leaves no room for it, there is none to stage it, or see the log";
                 without(Status::Failed, Some(why))
             }
             Ok(Filled::Cancelled) => without(Status::Cancelled, None),

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::counted;
 use super::item::{Done, Item, Status};
 use super::plan::{Plan, Source, Work};
 use super::request::Options;
 use super::survey::{self, Survey};
+use crate::artifact::RemoteName;
 use crate::cache::Cache;
 use crate::chain::chain;
 
@@ -105,15 +107,41 @@ struct State {
     begun: usize,
     results: Vec<Done>,
     counts: Counts,
-    /// Bytes of everything that has ended, of what of it was fetched, and of everything that
-    /// listings gave a size.
+    /// Of everything that has ended, of what of it was fetched, and of everything that listings
+    /// gave a size.
     bytes: u64,
-    fetched_bytes: u64,
+    fetched: Fetched,
     bytes_listed: u64,
     /// What discovery left out, and why.
     incomplete: Option<String>,
     error: Option<String>,
     ended: Option<Duration>,
+}
+
+/// What was fetched, held against the bounds on what stays.
+#[derive(Debug, Default)]
+struct Fetched {
+    bytes: u64,
+    by_remote: BTreeMap<RemoteName, u64>,
+    /// Whether it is more than can stay all together.
+    is_over_bound: bool,
+}
+
+/// The most that may stay stored, of all remotes and of the one in question.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    all: Option<u64>,
+    own: Option<u64>,
+}
+
+impl Fetched {
+    fn add(&mut self, remote: &RemoteName, bytes: u64, bounds: Bounds) {
+        self.bytes += bytes;
+        let of_remote = self.by_remote.entry(remote.clone()).or_default();
+        *of_remote += bytes;
+        let is_over = |bytes: u64, max: Option<u64>| max.is_some_and(|max| bytes > max);
+        self.is_over_bound |= is_over(self.bytes, bounds.all) || is_over(*of_remote, bounds.own);
+    }
 }
 
 /// What is to be found out before anything can be cached.
@@ -171,7 +199,7 @@ impl Job {
                 results: refused,
                 counts,
                 bytes: 0,
-                fetched_bytes: 0,
+                fetched: Fetched::default(),
                 bytes_listed: 0,
                 incomplete: None,
                 error: None,
@@ -268,7 +296,7 @@ impl Job {
             "refused": counts.refused,
             "cancelled": counts.cancelled,
             "bytes": state.bytes + running,
-            "fetched_bytes": state.fetched_bytes + running,
+            "fetched_bytes": state.fetched.bytes + running,
             "bytes_listed": state.bytes_listed,
             "dry_run": self.options.dry_run,
             "by_name": self.is_by_name,
@@ -332,7 +360,8 @@ impl Job {
             Step::Inquiry(Inquiry::Choice(items)) => self.chosen(cache, items),
             Step::Item(number, item) => {
                 let done = item.run(cache, self.options, &|bytes| self.progress(number, bytes));
-                self.finished(number, done);
+                let own = item.target.remote.keeping.max_bytes;
+                self.finished(number, done, Bounds { all: cache.space().plan().bytes_max, own });
                 false
             }
             Step::Nothing => false,
@@ -347,13 +376,14 @@ impl Job {
         }
     }
 
-    fn finished(&self, number: usize, done: Done) {
+    fn finished(&self, number: usize, done: Done, bounds: Bounds) {
         let mut state = self.state();
         state.running.remove(&number);
         state.counts.add(done.status);
         state.bytes += done.bytes.unwrap_or(0);
-        if done.status == Status::Cached {
-            state.fetched_bytes += done.bytes.unwrap_or(0);
+        if let (Status::Cached, Some(remote), Some(bytes)) = (done.status, &done.remote, done.bytes)
+        {
+            state.fetched.add(remote, bytes, bounds);
         }
         state.results.push(done);
         self.end_if_nothing_is_left(&mut state);
@@ -472,12 +502,14 @@ impl State {
         if let Some(error) = &self.error {
             return error.clone();
         }
+        let all = counted(matched, "artifact");
         let mut message = match options.dry_run {
-            true => format!("{would_cache} of {matched} artifacts would be cached"),
-            false => format!("{cached} of {matched} artifacts cached"),
+            true => format!("{would_cache} of {all} would be cached"),
+            false => format!("{cached} of {all} cached"),
         };
+        let were = if already_cached == 1 { "was cached already" } else { "were cached already" };
         for (count, what) in [
-            (already_cached, "were cached already"),
+            (already_cached, were),
             (failed, "failed"),
             (refused, "refused"),
             (cancelled, "cancelled"),
@@ -485,6 +517,9 @@ impl State {
             if count > 0 {
                 message += &format!(", {count} {what}");
             }
+        }
+        if self.fetched.is_over_bound {
+            message += "; that is more than cache.max_bytes or CACHE_MAX_BYTES lets stay: some of it may be gone again";
         }
         if let Some(why) = &self.incomplete {
             message += &format!("; not everything was looked at: {why}");

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use regex::Regex;
 use url::Url;
 
+use super::counted;
 use super::item::{Done, Item, Status};
 use super::places::Places;
 use super::request::{Options, Request, What};
@@ -95,7 +96,7 @@ impl Plan {
             }
             What::Paths { remote, paths } => {
                 let target = fillable(&remote, remotes)?;
-                let about = format!("{remote}: {} paths", paths.len());
+                let about = format!("{remote}: {}", counted(paths.len(), "path"));
                 paths.into_iter().for_each(|path| add(of_path(target, path)));
                 about
             }
@@ -103,7 +104,7 @@ impl Plan {
                 if let Some(remote) = &remote {
                     fillable(remote, remotes)?;
                 }
-                let about = format!("{} URLs", urls.len());
+                let about = counted(urls.len(), "URL");
                 urls.into_iter().for_each(|url| add(of_url(remotes, remote.as_deref(), url)));
                 about
             }

@@ -340,7 +340,7 @@ fn the_command_line_warms_a_running_server() {
     check(&["files", "--dry-run"], true, "2 of 2 artifacts would be cached");
     check(&["files", "--pattern", "^a", "--limit", "1"], true, "cached 6 a.zip\n");
     check(&["files", "--paths", list], false, "failed - gone.zip: ");
-    check(&["files", "--urls", urls], true, "1 of 1 artifacts cached");
+    check(&["files", "--urls", urls], true, "1 of 1 artifact cached");
     check(&["files"], true, "0 of 2 artifacts cached, 2 were cached already");
     check(&["files", "--force"], true, "2 of 2 artifacts cached");
     check(&["none"], false, "the server refuses (404): there is no remote");

@@ -4,9 +4,10 @@ use serde_json::{Value, json};
 
 use super::discovery::{serve, warm};
 use super::{cache, counts};
+use crate::support::noise;
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
-use crate::support::upstream::Upstream;
+use crate::support::upstream::{Answer, Upstream};
 
 /// The one artifact of an answer.
 #[track_caller]
@@ -143,4 +144,47 @@ fn what_is_named_twice_is_done_once() {
     let encoded = format!("{}/%61.zip", upstream.url());
     let answer = cache(&server, &json!({"urls": [url, encoded, url]}));
     assert_eq!(counts(&answer), [1, 0, 1, 0, 0], "{answer}");
+}
+
+#[test]
+fn messages_count_in_words() {
+    let upstream = Upstream::start();
+    serve(&upstream, &["/a.zip", "/b.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let say = |paths: &[&str], dry_run: bool| {
+        let wanted = json!({"remote": "files", "paths": paths, "dry_run": dry_run});
+        let answer = cache(&server, &wanted);
+        let text = |name: &str| answer[name].as_str().unwrap().to_owned();
+        (text("about"), text("message"))
+    };
+    let check = |said: (String, String), about: &str, message: &str| {
+        assert_eq!((said.0.as_str(), said.1.as_str()), (about, message));
+    };
+    check(say(&["a.zip"], false), "files: 1 path", "1 of 1 artifact cached");
+    let again = "0 of 1 artifact would be cached, 1 was cached already";
+    check(say(&["a.zip"], true), "files: 1 path", again);
+    check(
+        say(&["a.zip", "b.zip"], true),
+        "files: 2 paths",
+        "1 of 2 artifacts would be cached, 1 was cached already",
+    );
+}
+
+#[test]
+fn a_batch_that_cannot_stay_says_so() {
+    let upstream = Upstream::start();
+    let names: Vec<String> = (0..20).map(|number| format!("f{number}")).collect();
+    for name in &names {
+        upstream.serve(&format!("/{name}"), Answer::file(&noise(1, 1000)));
+    }
+    upstream.serve("/large", Answer::file(&noise(2, 20_000)));
+    let server = Setup::files(Remote::at(&upstream)).env("CACHE_MAX_BYTES", 10_000).start();
+    let answer = cache(&server, &json!({"remote": "files", "paths": names}));
+    let message = answer["message"].as_str().unwrap();
+    let expected =
+        "20 of 20 artifacts cached; that is more than cache.max_bytes or CACHE_MAX_BYTES";
+    assert!(message.starts_with(expected), "{answer}");
+    let answer = cache(&server, &json!({"remote": "files", "paths": ["large"]}));
+    let error = only(&answer)["error"].as_str().unwrap();
+    assert!(error.contains("cache.max_bytes or CACHE_MAX_BYTES"), "{error}");
 }
