@@ -5,7 +5,7 @@ use serde_json::json;
 
 use super::discovery::{gzip, serve};
 use super::incomplete::found;
-use super::{nginx, post};
+use super::{html, nginx, post};
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
@@ -75,6 +75,17 @@ fn a_flat_repository_is_read() {
     upstream.serve("/Packages", Answer::file(PACKAGES));
     let bare = server(&upstream, &["deb$"]);
     assert_eq!(found(&bare, "^pool/h/"), (vec![BOTH[0].to_owned()], None));
+}
+
+#[test]
+fn a_page_that_answers_everything_is_no_index() {
+    let upstream = pool();
+    for name in ["InRelease", "Release", "Packages", "Packages.gz", "Packages.xz"] {
+        upstream.serve(&format!("/{name}"), html("<h1>Not here</h1>"));
+    }
+    upstream.serve("/pool/h/", nginx("/pool/h/", &["hello_1_amd64.deb"]));
+    let server = server(&upstream, &["deb$"]);
+    assert_eq!(found(&server, "^pool/h/"), (vec![BOTH[0].to_owned()], None));
 }
 
 #[test]

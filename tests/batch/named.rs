@@ -181,9 +181,9 @@ fn a_batch_that_cannot_stay_says_so() {
     let server = Setup::files(Remote::at(&upstream)).env("CACHE_MAX_BYTES", 10_000).start();
     let answer = cache(&server, &json!({"remote": "files", "paths": names}));
     let message = answer["message"].as_str().unwrap();
-    let expected =
-        "20 of 20 artifacts cached; that is more than cache.max_bytes or CACHE_MAX_BYTES";
-    assert!(message.starts_with(expected), "{answer}");
+    // How many of them find room at once is the keeper's matter.
+    let expected = "; that is more than cache.max_bytes or CACHE_MAX_BYTES lets stay";
+    assert!(message.contains(expected), "{message}");
     let answer = cache(&server, &json!({"remote": "files", "paths": ["large"]}));
     let error = only(&answer)["error"].as_str().unwrap();
     assert!(error.contains("cache.max_bytes or CACHE_MAX_BYTES"), "{error}");

@@ -2,7 +2,7 @@
 
 use std::io::BufReader;
 
-use super::ask::Asked;
+use super::ask::{Asked, is_html};
 use super::folders::Crawl;
 use super::{Survey, SurveyError, ancestors, shown, within};
 use crate::artifact::ArtifactPath;
@@ -32,7 +32,7 @@ impl Survey<'_> {
             }
         }
         for root in &roots {
-            if self.known_suites(root)? || self.deb_suite(root)? || self.deb_flat(root)? {
+            if self.known_suites(root)? || self.flat_repository(root)? {
                 return Ok(());
             }
         }
@@ -57,6 +57,15 @@ impl Survey<'_> {
             }
         }
         Ok(is_known)
+    }
+
+    /// Reads a flat repository that nothing has named; `false` where there is none. Many servers
+    /// answer with a page whatever they are asked: what is no index is none.
+    fn flat_repository(&mut self, root: &str) -> Result<bool, SurveyError> {
+        match self.deb_suite(root) {
+            Ok(false) | Err(SurveyError::Listing { .. }) => self.deb_flat(root),
+            looked => looked,
+        }
     }
 
     /// Reads a suite, or a flat repository, by its Release; `false` where there is none.
@@ -122,7 +131,10 @@ impl Survey<'_> {
         size: Option<u64>,
         root: &str,
     ) -> Result<bool, SurveyError> {
-        let Asked::Given(_, body) = self.ask(path)? else { return Ok(false) };
+        let Asked::Given(head, body) = self.ask(path)? else { return Ok(false) };
+        if is_html(&head) {
+            return Ok(false);
+        }
         let read = deb::packages(body, packing, root, &mut |listed| self.keep(listed));
         self.read(path, read)?;
         let _ = self.keep(Listed { path: path.clone(), size });

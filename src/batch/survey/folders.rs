@@ -130,9 +130,10 @@ impl Survey<'_> {
             }
             // Popped from the end: turned round, so that folders are taken in their order.
             for folder in page.folders.into_iter().rev() {
-                let folder = folder.to_string();
-                if self.seen.len() < REQUESTS_MAX && self.seen.insert(folder.clone()) {
-                    todo.push((folder, depth + 1));
+                if self.seen.len() >= REQUESTS_MAX {
+                    self.left_out.end(format!("more than {REQUESTS_MAX} listings"));
+                } else if self.seen.insert(folder.to_string()) {
+                    todo.push((folder.to_string(), depth + 1));
                 }
             }
         }
