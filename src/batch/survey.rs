@@ -172,7 +172,7 @@ impl<'a> Survey<'a> {
             Err(error) if !right.is_empty() => {
                 let places = right.join(", ");
                 self.leave_out(format!(
-                    "only {places} was looked at, though a pattern without ^ at its beginning may match elsewhere: {}",
+                    "only {places} was looked at, though a pattern without ^ at its beginning may match elsewhere: begin it with ^ ({})",
                     chain(&error)
                 ));
                 Ok(())

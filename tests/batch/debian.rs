@@ -75,6 +75,13 @@ fn a_flat_repository_is_read() {
     upstream.serve("/Packages", Answer::file(PACKAGES));
     let bare = server(&upstream, &["deb$"]);
     assert_eq!(found(&bare, "^pool/h/"), (vec![BOTH[0].to_owned()], None));
+    // A suite without a Release has its packages beside dists/.
+    let upstream = pool();
+    upstream.serve("/dists/", nginx("/dists/", &["s/"]));
+    upstream.serve("/dists/s/", nginx("/dists/s/", &["Packages"]));
+    upstream.serve("/dists/s/Packages", Answer::file(PACKAGES));
+    let unsigned = server(&upstream, &["deb$"]);
+    assert_eq!(found(&unsigned, "deb$"), (BOTH.map(String::from).to_vec(), None));
 }
 
 #[test]

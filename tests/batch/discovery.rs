@@ -195,13 +195,18 @@ fn a_releases_api_that_refuses_says_why() {
         |status: u16| Answer::status(status).body("{\"message\": \"API rate limit exceeded\"}");
     api.serve("/repos/o/limited/releases?per_page=100", refusal(403));
     let remote = Remote::at(&api).with(&format!("api_url: {}", api.url()));
-    let server = Setup::files(remote).start();
-    let limited = json!({"remote": "files", "include_pattern": "o/limited/.*"});
-    let refused = post(&server, "/cache-artifact", &limited);
-    refused.expect_error(502);
-    let detail = refused.json()["detail"].as_str().unwrap().to_owned();
-    for part in ["answered 403", "\"API rate limit exceeded\"", "the remote's auth"] {
-        assert!(detail.contains(part), "{detail}");
+    let server = Setup::new()
+        .remote("files", remote.clone())
+        .remote("known", remote.with("auth: {bearer: \"t0ken\"}"))
+        .start();
+    for (name, fix) in [("files", "a token in the remote's auth raises"), ("known", "used up")] {
+        let limited = json!({"remote": name, "include_pattern": "o/limited/.*"});
+        let refused = post(&server, "/cache-artifact", &limited);
+        refused.expect_error(502);
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        for part in ["answered 403", "\"API rate limit exceeded\"", fix] {
+            assert!(detail.contains(part), "{detail}");
+        }
     }
     // A pattern without a repository is the request's fault.
     let wanted = json!({"remote": "files", "include_pattern": "amd64"});

@@ -95,13 +95,14 @@ impl Survey<'_> {
         Ok(false)
     }
 
-    /// Reads a flat repository without a Release; `false` where there is none.
-    pub(super) fn deb_flat(&mut self, root: &str) -> Result<bool, SurveyError> {
+    /// Reads the index of a folder that has no Release; `false` where there is none.
+    pub(super) fn deb_flat(&mut self, folder: &str) -> Result<bool, SurveyError> {
+        let root = deb::root_of(folder).unwrap_or(folder);
         for name in deb::FLAT_INDEXES {
-            let path = within(root, name)?;
+            let path = within(folder, name)?;
             let packing = Packing::of(name).expect("each of these is known");
             if self.packages(&path, packing, None, root)? {
-                self.repositories.insert(root.to_owned());
+                self.repositories.insert(folder.to_owned());
                 return Ok(true);
             }
         }

@@ -3,6 +3,7 @@
 use super::ask::Asked;
 use super::{Survey, SurveyError};
 use crate::artifact::ArtifactPath;
+use crate::config::Origin;
 use crate::discovery::github;
 use crate::upstream::UpstreamError;
 
@@ -24,7 +25,7 @@ impl Survey<'_> {
                     return Err(SurveyError::NotOffered(why));
                 }
                 Ok(Asked::Withheld(_)) => break,
-                Err(error) => return Err(explained(error, &page)),
+                Err(error) => return Err(explained(error, &page, origin)),
             };
             let bases = github::Bases { bases: &origin.bases, mirrored: mirrored.as_deref() };
             let read = github::assets(body, bases, &mut |listed| self.keep(listed));
@@ -38,19 +39,24 @@ impl Survey<'_> {
 }
 
 /// An API that refuses mostly says why: its limit for who comes without a token is low.
-fn explained(error: SurveyError, page: &ArtifactPath) -> SurveyError {
-    match &error {
-        SurveyError::Upstream {
-            source: UpstreamError::Status { host, status: status @ (403 | 429), said, .. },
-            ..
-        } => {
-            let said = said.as_deref().and_then(github::complaint);
-            let said = said.map(|said| format!(" ({said:?})")).unwrap_or_default();
-            SurveyError::NotOffered(format!(
-                "the releases API at {host} answered {status} to {}{said}: a token in the remote's auth raises its limit",
-                page.without_query()
-            ))
-        }
-        _ => error,
-    }
+fn explained(error: SurveyError, page: &ArtifactPath, origin: &Origin) -> SurveyError {
+    let SurveyError::Upstream {
+        source: UpstreamError::Status { host, status: status @ (403 | 429), retry_after, said },
+        ..
+    } = &error
+    else {
+        return error;
+    };
+    let said = said.as_deref().and_then(github::complaint);
+    let said = said.map(|said| format!(" ({said:?})")).unwrap_or_default();
+    let wait = retry_after.map(|after| format!(" and asks for {} s of patience", after.as_secs()));
+    let fix = match origin.auth {
+        None => "a token in the remote's auth raises its limit",
+        Some(_) => "the remote's auth may have used up its limit, or may not see this repository",
+    };
+    SurveyError::NotOffered(format!(
+        "the releases API at {host} answered {status} to {}{said}{}: {fix}",
+        page.without_query(),
+        wait.unwrap_or_default()
+    ))
 }
