@@ -117,6 +117,28 @@ fn a_dry_run_fetches_nothing_and_a_limit_holds() {
 }
 
 #[test]
+fn a_limit_counts_what_is_to_be_cached() {
+    let names = ["a.zip", "b.zip", "c.zip", "d.zip", "e.zip"];
+    let (upstream, server) = world(&names);
+    let files: Vec<String> = names.iter().map(|name| format!("files/{name}")).collect();
+    let urls: Vec<String> =
+        names.iter().map(|name| format!("{}/files/{name}", upstream.url())).collect();
+    let by_pattern = json!({"remote": "files", "include_pattern": "^files/", "limit": 2});
+    assert_eq!(counts(&cache(&server, &by_pattern)), [2, 2, 0, 0, 0]);
+    assert_eq!(counts(&cache(&server, &by_pattern)), [4, 2, 2, 0, 0]);
+    assert_eq!(counts(&cache(&server, &by_pattern)), [5, 1, 4, 0, 0]);
+
+    let (_upstream, other) = world(&names);
+    let by_path = json!({"remote": "files", "paths": files, "limit": 2});
+    let dry = json!({"remote": "files", "paths": files, "limit": 2, "dry_run": true});
+    assert_eq!(counts(&cache(&other, &by_path)), [2, 2, 0, 0, 0]);
+    assert_eq!(cache(&other, &dry)["would_cache"], 2);
+    assert_eq!(counts(&cache(&other, &by_path)), [4, 2, 2, 0, 0]);
+    let by_url = json!({"urls": urls, "limit": 3, "force": true});
+    assert_eq!(counts(&cache(&server, &by_url))[0], 3);
+}
+
+#[test]
 fn force_asks_upstream_about_what_is_stored() {
     let upstream = Upstream::start();
     upstream.serve("/a.zip", Answer::file(b"one").etag("\"v1\""));
@@ -196,7 +218,7 @@ fn urls_are_stored_under_their_host_and_served_by_path() {
 
 #[test]
 fn malformed_requests_are_refused_and_name_the_field() {
-    let (_upstream, server) = world(&[]);
+    let (upstream, server) = world(&[]);
     let check = |body: &str, status: u16, part: &str| {
         let answer = post_raw(&server, "/cache-artifact", body.as_bytes());
         answer.expect_error(status);
@@ -213,9 +235,18 @@ fn malformed_requests_are_refused_and_name_the_field() {
     check(r#"{"remote": "files", "paths": ["a"], "limit": 0}"#, 400, "limit");
     check(r#"{"remote": "files", "paths": ["a"], "dry_run": 1}"#, 400, "dry_run");
     check(r#"{"remote": "files", "paths": ["a"], "dry": true}"#, 400, "\"dry\"");
+    let twice = r#"{"remote": "files", "paths": ["a"], "dry_run": true, "dry_run": false}"#;
+    check(twice, 400, "\"dry_run\" is given twice");
     check(r#"{"remote": "none", "paths": ["a"]}"#, 404, "\"none\"");
     check(&format!("[{}]", "1".repeat(17 << 20)), 413, "larger");
     post(&server, "/cache-artifact?wait=maybe", &json!({})).expect_error(400);
+    let wanted = json!({"remote": "files", "paths": ["files/a.zip"]});
+    let unknown = post(&server, "/cache-artifact?dry_run=true", &wanted);
+    unknown.expect_error(400);
+    let text = unknown.text();
+    assert!(text.contains("dry_run") && text.contains("use wait"), "{text}");
+    assert_eq!(upstream.total(), 0);
+    server.get("/jobs/0123?lmit=1").expect_error(400);
     server.get("/cache-artifact").expect_error(405);
     server.get("/jobs/0123").expect_error(404);
 }
@@ -337,4 +368,7 @@ fn stopping_ends_a_batch_that_is_waited_for() {
     assert!(server.wait_exit().success());
 }
 
+mod debian;
 mod discovery;
+mod incomplete;
+mod named;

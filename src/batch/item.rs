@@ -15,6 +15,8 @@ use crate::chain::chain;
 pub(super) struct Item {
     pub(super) target: Arc<Target>,
     pub(super) path: ArtifactPath,
+    /// The URL that it was asked for by.
+    pub(super) url: Option<String>,
     /// Where to store it, if not under its usual key.
     pub(super) blob: Option<BlobKey>,
     /// Its length, where a listing told it.
@@ -28,6 +30,8 @@ pub struct Done {
     pub remote: Option<RemoteName>,
     /// Its path inside the remote, or what was asked for where it has none.
     pub path: String,
+    /// The URL that it was asked for by, without any credential.
+    pub url: Option<String>,
     /// How it ended.
     pub status: Status,
     /// Its length in bytes, where that is known.
@@ -72,7 +76,8 @@ impl Status {
 impl Done {
     pub(super) fn refused(path: String, why: String) -> Self {
         let status = Status::Refused;
-        Self { remote: None, path, status, bytes: None, sha256: None, error: Some(why) }
+        let error = Some(why);
+        Self { remote: None, path, url: None, status, bytes: None, sha256: None, error }
     }
 
     /// As `artifacts` lists it.
@@ -80,6 +85,7 @@ impl Done {
         json!({
             "remote": self.remote.as_ref().map(RemoteName::as_str),
             "path": self.path,
+            "url": self.url,
             "status": self.status.as_str(),
             "bytes": self.bytes,
             "sha256": self.sha256.map(|digest| digest.to_string()),
@@ -99,6 +105,7 @@ impl Item {
         let end = |status, bytes, sha256, error| Done {
             remote: Some(self.target.remote.name.clone()),
             path: self.path.to_string(),
+            url: self.url.clone(),
             status,
             bytes,
             sha256,
@@ -121,7 +128,7 @@ impl Item {
             Ok(Filled::Fetched(entry)) => stored(Status::Cached, entry),
             Ok(Filled::Already(entry)) => stored(Status::AlreadyCached, entry),
             Ok(Filled::Unstored) => {
-                let why = "it cannot be stored: max_bytes, no room to stage, or see the log";
+                let why = "it cannot be stored: max_bytes, cache.max_bytes or CACHE_MAX_BYTES leaves no room for it, there is none to stage it, or see the log";
                 without(Status::Failed, Some(why))
             }
             Ok(Filled::Cancelled) => without(Status::Cancelled, None),

@@ -9,10 +9,12 @@ use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
+use super::counted;
 use super::item::{Done, Item, Status};
 use super::plan::{Plan, Source, Work};
 use super::request::Options;
 use super::survey::{self, Survey};
+use crate::artifact::RemoteName;
 use crate::cache::Cache;
 use crate::chain::chain;
 
@@ -65,7 +67,7 @@ impl Phase {
 /// How many artifacts ended how.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Counts {
-    /// What the batch is about: allowed by the remote, within the limit.
+    /// What the batch is about: allowed by the remote, and up to the limit.
     pub matched: usize,
     /// Fetched and stored.
     pub cached: usize,
@@ -98,17 +100,17 @@ impl Counts {
 #[derive(Debug)]
 struct State {
     phase: Phase,
-    survey: Option<Source>,
+    inquiry: Option<Inquiry>,
     left: VecDeque<Item>,
     /// Bytes that have come of what is being fetched, by the item's number.
     running: BTreeMap<usize, u64>,
     begun: usize,
     results: Vec<Done>,
     counts: Counts,
-    /// Bytes of everything that has ended, of what of it was fetched, and of everything that
-    /// listings gave a size.
+    /// Of everything that has ended, of what of it was fetched, and of everything that listings
+    /// gave a size.
     bytes: u64,
-    fetched_bytes: u64,
+    fetched: Fetched,
     bytes_listed: u64,
     /// What discovery left out, and why.
     incomplete: Option<String>,
@@ -116,10 +118,45 @@ struct State {
     ended: Option<Duration>,
 }
 
+/// What was fetched, held against the bounds on what stays.
+#[derive(Debug, Default)]
+struct Fetched {
+    bytes: u64,
+    by_remote: BTreeMap<RemoteName, u64>,
+    /// Whether it is more than can stay all together.
+    is_over_bound: bool,
+}
+
+/// The most that may stay stored, of all remotes and of the one in question.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    all: Option<u64>,
+    own: Option<u64>,
+}
+
+impl Fetched {
+    fn add(&mut self, remote: &RemoteName, bytes: u64, bounds: Bounds) {
+        self.bytes += bytes;
+        let of_remote = self.by_remote.entry(remote.clone()).or_default();
+        *of_remote += bytes;
+        let is_over = |bytes: u64, max: Option<u64>| max.is_some_and(|max| bytes > max);
+        self.is_over_bound |= is_over(self.bytes, bounds.all) || is_over(*of_remote, bounds.own);
+    }
+}
+
+/// What is to be found out before anything can be cached.
+#[derive(Debug)]
+pub(super) enum Inquiry {
+    /// What upstream has.
+    Survey(Source),
+    /// Which of these the limit means.
+    Choice(Vec<Item>),
+}
+
 /// One piece of a job's work.
 #[derive(Debug)]
 pub(super) enum Step {
-    Survey(Source),
+    Inquiry(Inquiry),
     Item(usize, Item),
     Nothing,
 }
@@ -136,8 +173,12 @@ pub struct Page {
 impl Job {
     pub(super) fn new(plan: Plan) -> Self {
         let Plan { about, options, is_by_name, work, refused } = plan;
-        let (survey, left) = match work {
-            Work::Survey(source) => (Some(source), VecDeque::new()),
+        let (inquiry, left) = match work {
+            Work::Survey(source) => (Some(Inquiry::Survey(source)), VecDeque::new()),
+            // Which of them the limit means is the index's to say, which takes its time.
+            Work::Items(items) if items.len() > options.limit => {
+                (Some(Inquiry::Choice(items)), VecDeque::new())
+            }
             Work::Items(items) => (None, VecDeque::from(items)),
         };
         let counts = Counts { matched: left.len(), refused: refused.len(), ..Counts::default() };
@@ -150,15 +191,15 @@ impl Job {
             begun: Instant::now(),
             is_cancelled: Arc::default(),
             state: Mutex::new(State {
-                phase: if survey.is_some() { Phase::Discovering } else { Phase::Running },
-                survey,
+                phase: if inquiry.is_some() { Phase::Discovering } else { Phase::Running },
+                inquiry,
                 left,
                 running: BTreeMap::new(),
                 begun: 0,
                 results: refused,
                 counts,
                 bytes: 0,
-                fetched_bytes: 0,
+                fetched: Fetched::default(),
                 bytes_listed: 0,
                 incomplete: None,
                 error: None,
@@ -202,8 +243,8 @@ impl Job {
         if state.phase.is_end() {
             return;
         }
-        // A survey that runs sees the mark and ends the job.
-        if state.phase == Phase::Running || state.survey.take().is_some() {
+        // An inquiry that runs sees the mark and ends the job.
+        if state.phase == Phase::Running || state.inquiry.take().is_some() {
             let left = state.left.len();
             state.left.clear();
             state.counts.cancelled += left;
@@ -255,7 +296,7 @@ impl Job {
             "refused": counts.refused,
             "cancelled": counts.cancelled,
             "bytes": state.bytes + running,
-            "fetched_bytes": state.fetched_bytes + running,
+            "fetched_bytes": state.fetched.bytes + running,
             "bytes_listed": state.bytes_listed,
             "dry_run": self.options.dry_run,
             "by_name": self.is_by_name,
@@ -286,8 +327,8 @@ impl Job {
     /// Takes the next piece of work.
     pub(super) fn take_step(&self) -> Step {
         let mut state = self.state();
-        if let Some(source) = state.survey.take() {
-            return Step::Survey(source);
+        if let Some(inquiry) = state.inquiry.take() {
+            return Step::Inquiry(inquiry);
         }
         match state.left.pop_front() {
             Some(item) => {
@@ -303,21 +344,24 @@ impl Job {
     /// Whether there is a next piece of work.
     pub(super) fn has_more(&self) -> bool {
         let state = self.state();
-        state.survey.is_some() || !state.left.is_empty()
+        state.inquiry.is_some() || !state.left.is_empty()
     }
 
     /// Does a piece of work. Says whether it has brought further ones, so that the job takes
     /// turns again.
     pub(super) fn run(&self, cache: &Cache, step: Step) -> bool {
         match step {
-            Step::Survey(source) => {
-                let survey = Survey::new(&source, self.options.limit, &self.is_cancelled);
+            Step::Inquiry(Inquiry::Survey(source)) => {
+                let counts = |path: &_| self.options.counts(cache, &source.target, path);
+                let survey = Survey::new(&source, self.options.limit, &counts, &self.is_cancelled);
                 let surveyed = survey.run();
                 self.surveyed(&source, surveyed)
             }
+            Step::Inquiry(Inquiry::Choice(items)) => self.chosen(cache, items),
             Step::Item(number, item) => {
                 let done = item.run(cache, self.options, &|bytes| self.progress(number, bytes));
-                self.finished(number, done);
+                let own = item.target.remote.keeping.max_bytes;
+                self.finished(number, done, Bounds { all: cache.space().plan().bytes_max, own });
                 false
             }
             Step::Nothing => false,
@@ -332,13 +376,14 @@ impl Job {
         }
     }
 
-    fn finished(&self, number: usize, done: Done) {
+    fn finished(&self, number: usize, done: Done, bounds: Bounds) {
         let mut state = self.state();
         state.running.remove(&number);
         state.counts.add(done.status);
         state.bytes += done.bytes.unwrap_or(0);
-        if done.status == Status::Cached {
-            state.fetched_bytes += done.bytes.unwrap_or(0);
+        if let (Status::Cached, Some(remote), Some(bytes)) = (done.status, &done.remote, done.bytes)
+        {
+            state.fetched.add(remote, bytes, bounds);
         }
         state.results.push(done);
         self.end_if_nothing_is_left(&mut state);
@@ -351,31 +396,51 @@ impl Job {
         source: &Source,
         surveyed: Result<survey::Found, survey::SurveyError>,
     ) -> bool {
-        let mut state = self.state();
-        state.phase = Phase::Running;
         match surveyed {
             Ok(found) => {
-                state.counts.matched = found.listed.len();
+                let item = |listed: crate::discovery::Listed| Item {
+                    target: Arc::clone(&source.target),
+                    path: listed.path,
+                    url: None,
+                    blob: None,
+                    size: listed.size,
+                };
+                let mut state = self.state();
                 state.counts.refused += found.refused;
                 state.incomplete = found.incomplete;
                 state.bytes_listed = found.listed.iter().filter_map(|listed| listed.size).sum();
-                if self.is_cancelled.load(Ordering::SeqCst) {
-                    state.counts.cancelled = found.listed.len();
-                } else {
-                    let item = |listed: crate::discovery::Listed| Item {
-                        target: Arc::clone(&source.target),
-                        path: listed.path,
-                        blob: None,
-                        size: listed.size,
-                    };
-                    state.left = found.listed.into_iter().map(item).collect();
-                }
+                self.go_on(state, found.listed.into_iter().map(item).collect())
             }
             Err(error) => {
                 let text = chain(&error);
                 tracing::warn!(job = self.id, error = text, "a batch could not be discovered");
+                let mut state = self.state();
                 state.error = Some(text);
+                self.go_on(state, VecDeque::new())
             }
+        }
+    }
+
+    /// Leaves what is beyond the limit for another time.
+    fn chosen(&self, cache: &Cache, items: Vec<Item>) -> bool {
+        let (mut chosen, mut counted) = (VecDeque::new(), 0);
+        for item in items {
+            if counted == self.options.limit || self.is_cancelled.load(Ordering::SeqCst) {
+                break;
+            }
+            counted += usize::from(self.options.counts(cache, &item.target, &item.path));
+            chosen.push_back(item);
+        }
+        self.go_on(self.state(), chosen)
+    }
+
+    /// Goes on with what was found; says whether there is anything.
+    fn go_on(&self, mut state: MutexGuard<'_, State>, items: VecDeque<Item>) -> bool {
+        state.phase = Phase::Running;
+        state.counts.matched = items.len();
+        match self.is_cancelled.load(Ordering::SeqCst) {
+            true => state.counts.cancelled = items.len(),
+            false => state.left = items,
         }
         self.end_if_nothing_is_left(&mut state);
         let has_more = !state.left.is_empty();
@@ -396,7 +461,7 @@ impl Job {
     }
 
     fn end_if_nothing_is_left(&self, state: &mut State) {
-        let waits = state.survey.is_some() || state.phase.is_end();
+        let waits = state.inquiry.is_some() || state.phase.is_end();
         if waits || !state.left.is_empty() || !state.running.is_empty() {
             return;
         }
@@ -437,12 +502,14 @@ impl State {
         if let Some(error) = &self.error {
             return error.clone();
         }
+        let all = counted(matched, "artifact");
         let mut message = match options.dry_run {
-            true => format!("{would_cache} of {matched} artifacts would be cached"),
-            false => format!("{cached} of {matched} artifacts cached"),
+            true => format!("{would_cache} of {all} would be cached"),
+            false => format!("{cached} of {all} cached"),
         };
+        let were = if already_cached == 1 { "was cached already" } else { "were cached already" };
         for (count, what) in [
-            (already_cached, "were cached already"),
+            (already_cached, were),
             (failed, "failed"),
             (refused, "refused"),
             (cancelled, "cancelled"),
@@ -450,6 +517,9 @@ impl State {
             if count > 0 {
                 message += &format!(", {count} {what}");
             }
+        }
+        if self.fetched.is_over_bound {
+            message += "; that is more than cache.max_bytes or CACHE_MAX_BYTES lets stay: some of it may be gone again";
         }
         if let Some(why) = &self.incomplete {
             message += &format!("; not everything was looked at: {why}");

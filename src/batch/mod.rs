@@ -17,6 +17,7 @@ use crate::cache::Cache;
 
 mod item;
 mod job;
+mod places;
 mod plan;
 mod request;
 mod survey;
@@ -35,6 +36,12 @@ pub const JOBS_RUNNING_MAX: usize = 32;
 pub const JOBS_KEPT_MAX: usize = 200;
 /// Results of ended jobs that are kept, all jobs together; the newest job keeps its own.
 const RESULTS_KEPT_MAX: usize = 200_000;
+
+/// `1 path`, `2 paths`.
+fn counted(count: usize, what: &str) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} {what}{plural}")
+}
 
 /// Runs batches.
 #[derive(Debug)]

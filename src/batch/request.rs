@@ -1,9 +1,14 @@
 //! A batch as it is asked for, in JSON.
 
+use std::fmt;
+
 use regex::{Regex, RegexBuilder};
+use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::ARTIFACTS_MAX;
+use crate::artifact::ArtifactPath;
+use crate::cache::{Cache, Target};
 
 /// Bytes of a request.
 pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
@@ -33,7 +38,7 @@ pub enum What {
         /// Searched in the path.
         include: Regex,
     },
-    /// These paths of a remote, percent-encoded or not, as in a URL.
+    /// These paths of a remote, literally: as results print them, without any encoding.
     Paths {
         /// The remote's name.
         remote: String,
@@ -54,10 +59,19 @@ pub enum What {
 pub struct Options {
     /// Only say what would be cached.
     pub dry_run: bool,
-    /// At most so many artifacts.
+    /// At most so many artifacts, beside those that are stored already.
     pub limit: usize,
     /// Ask upstream about what is stored and fresh, too.
     pub force: bool,
+}
+
+impl Options {
+    /// Whether an artifact is one of those that `limit` counts. What is stored already and needs
+    /// nothing is not: a batch that is run again goes on where the last one ended. Without a
+    /// limit nobody needs to know, and the index is not asked.
+    pub(super) fn counts(&self, cache: &Cache, target: &Target, path: &ArtifactPath) -> bool {
+        self.force || self.limit == ARTIFACTS_MAX || cache.is_filled(target, path).is_none()
+    }
 }
 
 /// Why a request can't be understood; names the field and the fix.
@@ -79,9 +93,9 @@ impl Request {
     /// [`BadRequest`].
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let bad = |why: String| Err(BadRequest(why));
-        let fields = match serde_json::from_slice(body) {
-            Ok(Value::Object(fields)) => fields,
-            Ok(_) => return bad("the body must be a JSON object".to_owned()),
+        let Fields(fields) = match serde_json::from_slice(body) {
+            Ok(fields) => fields,
+            Err(error) if error.is_data() => return bad(error.to_string()),
             Err(error) => return bad(format!("the body is not JSON: {error}")),
         };
         if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
@@ -119,6 +133,36 @@ impl Request {
             }
         };
         Ok(Self { what, options })
+    }
+}
+
+/// The fields of a request, each once: of two the first would be lost without a word.
+struct Fields(Map<String, Value>);
+
+impl<'de> Deserialize<'de> for Fields {
+    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
+        json.deserialize_map(Once).map(Self)
+    }
+}
+
+struct Once;
+
+impl<'de> Visitor<'de> for Once {
+    type Value = Map<String, Value>;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let mut fields = Map::new();
+        while let Some((name, value)) = map.next_entry::<String, Value>()? {
+            if fields.contains_key(&name) {
+                return Err(A::Error::custom(format!("the field {name:?} is given twice")));
+            }
+            fields.insert(name, value);
+        }
+        Ok(fields)
     }
 }
 

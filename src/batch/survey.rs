@@ -1,15 +1,17 @@
 //! Asking upstream what it has.
 //!
-//! How depends on what the remote is: a package repository has indexes, a host of releases an
-//! API or an `index.json`, and everything else may list its folders in HTML. Where a survey
-//! begins is told by the literal beginning of the pattern, or else by those of the remote's own
-//! include patterns.
+//! How depends on what the remote is: a package repository has indexes (`packages`, `debian`), a
+//! host of releases an API (`releases`) or an `index.json`, and everything else may list its folders in
+//! HTML (`folders`). Where a survey begins is the plan's to say ([`Places`]).
+//!
+//! A listing that can't be had costs what it would have named and nothing else: the survey goes
+//! on with the others and tells what it has left out. It fails only where nothing was to be
+//! found anywhere.
 //!
 //! Everything is bounded: requests, bytes, entries, depth, time. A bound that ends a survey
 //! early is told with what was found.
 
 use std::collections::HashSet;
-use std::io::{self, BufRead, BufReader, Read};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -18,15 +20,22 @@ use std::time::{Duration, Instant};
 use url::Url;
 
 use super::ARTIFACTS_MAX;
+use super::places::Places;
 use super::plan::Source;
 use crate::artifact::{ArtifactPath, BadPath};
+use crate::chain::chain;
 use crate::config::{Kind, Origin};
-use crate::discovery::links::{Link, of_listing};
-use crate::discovery::unpack::{Bounded, Packing, unpack};
-use crate::discovery::{Listed, ListingError, apk, deb, github, hashicorp, html, prefix, rpm};
-use crate::upstream::{
-    Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
-};
+use crate::discovery::{Listed, ListingError};
+use crate::upstream::{Upstream, UpstreamError};
+
+mod ask;
+mod debian;
+mod folders;
+mod left_out;
+mod packages;
+mod releases;
+
+use left_out::LeftOut;
 
 /// Questions of one survey.
 const REQUESTS_MAX: usize = 5_000;
@@ -36,10 +45,6 @@ const ENTRIES_MAX: u64 = 5_000_000;
 const DEPTH_MAX: usize = 16;
 /// Time of one survey.
 const TIME_MAX: Duration = Duration::from_secs(900);
-/// Bytes of one listing as it comes.
-const LISTING_BYTES_MAX: u64 = 1 << 30;
-/// Entries of one HTML listing, which are in memory at once.
-const PAGE_ENTRIES_MAX: usize = 100_000;
 
 /// What a survey has found.
 #[derive(Debug, Default)]
@@ -47,7 +52,7 @@ pub(super) struct Found {
     pub(super) listed: Vec<Listed>,
     /// How many matched the pattern, but none of the remote's.
     pub(super) refused: usize,
-    /// Why something was left out.
+    /// What was left out, and why.
     pub(super) incomplete: Option<String>,
 }
 
@@ -73,384 +78,150 @@ pub(super) struct Survey<'a> {
     source: &'a Source,
     upstream: Option<&'a dyn Upstream>,
     limit: usize,
+    /// Whether an artifact counts against the limit.
+    counts: &'a dyn Fn(&ArtifactPath) -> bool,
+    counted: usize,
     is_cancelled: &'a Arc<AtomicBool>,
     deadline: Instant,
     requests: usize,
     entries: u64,
     known: HashSet<ArtifactPath>,
-    outside: u64,
+    /// Folders whose listing was looked at, or will be: each is looked at once.
+    seen: HashSet<String>,
+    /// Folders whose index was read: nothing below one needs a look.
+    repositories: HashSet<String>,
+    /// The folders above `dists/` of which a suite was read.
+    deb_roots: HashSet<String>,
+    left_out: LeftOut,
     has_ended: bool,
     found: Found,
 }
 
-/// What a folder's HTML listing shows.
-#[derive(Debug, Default)]
-struct Page {
-    files: Vec<ArtifactPath>,
-    folders: Vec<ArtifactPath>,
-}
-
-impl Page {
-    fn has_file(&self, names: &[&str]) -> bool {
-        self.files.iter().any(|file| names.contains(&file.file_name()))
-    }
-}
-
-/// What a crawl looks for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Crawl {
-    Files,
-    Apk,
-    Rpm,
-    Deb,
-}
-
-type Answer = (UpstreamHead, Box<dyn Read>);
-
 impl<'a> Survey<'a> {
-    pub(super) fn new(source: &'a Source, limit: usize, is_cancelled: &'a Arc<AtomicBool>) -> Self {
+    /// A survey that ends with the artifact which is the `limit`th of those that count.
+    pub(super) fn new(
+        source: &'a Source,
+        limit: usize,
+        counts: &'a dyn Fn(&ArtifactPath) -> bool,
+        is_cancelled: &'a Arc<AtomicBool>,
+    ) -> Self {
         Self {
             source,
             upstream: source.target.upstream.as_deref(),
             limit: limit.min(ARTIFACTS_MAX),
+            counts,
+            counted: 0,
             is_cancelled,
             deadline: Instant::now() + TIME_MAX,
             requests: 0,
             entries: 0,
             known: HashSet::new(),
-            outside: 0,
+            seen: HashSet::new(),
+            repositories: HashSet::new(),
+            deb_roots: HashSet::new(),
+            left_out: LeftOut::default(),
             has_ended: false,
             found: Found::default(),
         }
     }
 
     /// Asks and gives what matches both the pattern and the remote's own.
+    ///
+    /// # Errors
+    /// [`SurveyError`] where no place could be looked at and nothing was found.
     pub(super) fn run(mut self) -> Result<Found, SurveyError> {
-        let remote = &self.source.target.remote;
-        let mut folders = prefix::folders([self.source.include.as_str()]);
-        if folders == [""] {
-            folders = prefix::folders(remote.patterns.include().iter().map(String::as_str));
-        }
-        let mut missing = Vec::new();
-        for folder in &folders {
-            let looked = match remote.format.name() {
-                "alpine" => self.apk(folder),
-                "rpm" => self.rpm(folder),
-                "deb" => self.deb(folder),
-                _ if self.source.releases.is_some() => self.releases(folder),
-                _ => self.files(folder),
-            };
-            match looked {
-                Ok(()) => {}
-                Err(SurveyError::Ended) => break,
-                Err(SurveyError::NotOffered(why)) => missing.push(why),
-                Err(error) => return Err(error),
+        let source = self.source;
+        let looked = match &source.places {
+            Places::Folders { guesses, folders } => self.look_in_folders(guesses, folders),
+            Places::Repositories { repositories, are_all } => {
+                if !are_all {
+                    let why = "not every alternative of the patterns begins with owner/repository/";
+                    self.leave_out(why.to_owned());
+                }
+                let look = |survey: &mut Self, at: &(String, String)| survey.releases(&at.0, &at.1);
+                self.look_at_all(repositories, look)
             }
-            if self.has_ended {
-                break;
-            }
+        };
+        let has_nothing = self.found.listed.is_empty() && self.found.refused == 0;
+        match looked {
+            Err(error) if has_nothing => return Err(error),
+            Err(error) => self.leave_out(chain(&error)),
+            Ok(()) => {}
         }
-        // One of several places that is not there is told; if none is, there is nothing to do.
-        if let Some(why) = missing.first() {
-            if missing.len() == folders.len() {
-                return Err(SurveyError::NotOffered(why.clone()));
-            }
-            self.leave_out(why.clone());
-        }
-        if self.outside > 0 && self.found.incomplete.is_none() {
-            let why = format!("{} links lead out of the remote's base_url", self.outside);
-            self.found.incomplete = Some(why);
-        }
+        self.found.incomplete = self.left_out.tell();
         Ok(self.found)
     }
 
-    // Kinds of remotes.
-
-    fn apk(&mut self, folder: &str) -> Result<(), SurveyError> {
-        if self.apk_index(folder)? { Ok(()) } else { self.crawl(folder, Crawl::Apk) }
-    }
-
-    fn apk_index(&mut self, folder: &str) -> Result<bool, SurveyError> {
-        let path = within(folder, apk::INDEX)?;
-        let Some((_, body)) = self.ask(&path)? else { return Ok(false) };
-        self.keep_path(&path);
-        let read = apk::packages(body, folder, &mut |listed| self.keep(listed));
-        self.read(&path, read).map(|()| true)
-    }
-
-    fn rpm(&mut self, folder: &str) -> Result<(), SurveyError> {
-        // The pattern may lead deep into a repository, whose root is somewhere above.
-        for root in ancestors(folder) {
-            if self.rpm_repository(root)? {
-                return Ok(());
+    /// Guesses go first, and one that is wrong is no matter, since what is there is found from
+    /// the folders. Where those can't be looked at, the guesses have to do, which is told.
+    fn look_in_folders(
+        &mut self,
+        guesses: &[String],
+        folders: &[String],
+    ) -> Result<(), SurveyError> {
+        let (mut right, mut wrong) = (Vec::new(), None);
+        for guess in guesses {
+            match self.look(guess) {
+                Ok(()) => right.push(guess.as_str()),
+                Err(SurveyError::Ended) => return Ok(()),
+                Err(error) => drop(wrong.get_or_insert(error)),
             }
         }
-        self.crawl(folder, Crawl::Rpm)
-    }
-
-    fn rpm_repository(&mut self, root: &str) -> Result<bool, SurveyError> {
-        let path = within(root, "repodata/repomd.xml")?;
-        let Some((_, body)) = self.ask(&path)? else { return Ok(false) };
-        self.keep_path(&path);
-        let metadata = self.read(&path, rpm::metadata(BufReader::new(body), root))?;
-        metadata.iter().for_each(|data| self.keep_path(&data.path));
-        for data in metadata.iter().filter(|data| data.kind == "primary") {
-            let what = data.path.as_str();
-            let packing = self.read(&data.path, packing_of(what))?;
-            let Some((_, body)) = self.ask(&data.path)? else { continue };
-            let read = rpm::packages(body, packing, root, &mut |listed| self.keep(listed));
-            self.read(&data.path, read)?;
-        }
-        Ok(true)
-    }
-
-    fn deb(&mut self, folder: &str) -> Result<(), SurveyError> {
-        if let Some(suite) = suite_in(folder) {
-            if self.deb_suite(suite)? {
-                return Ok(());
+        let looked = self.look_at_all(folders, |survey, folder| survey.look(folder));
+        match looked {
+            Err(error) if !right.is_empty() => {
+                let places = right.join(", ");
+                self.leave_out(format!(
+                    "only {places} was looked at, though a pattern without ^ at its beginning may match elsewhere: begin it with ^ ({})",
+                    chain(&error)
+                ));
+                Ok(())
             }
-            return self.crawl(folder, Crawl::Deb);
+            Err(error) => Err(wrong.unwrap_or(error)),
+            Ok(()) => Ok(()),
         }
-        let root = folder.find("pool/").filter(|at| *at == 0 || folder[..*at].ends_with('/'));
-        let roots = match root {
-            Some(at) => vec![&folder[..at]],
-            None => ancestors(folder).collect(),
-        };
-        for root in roots {
-            let dists = format!("{root}dists/");
-            if self.page(&dists)?.is_some() {
-                return self.crawl(&dists, Crawl::Deb);
+    }
+
+    /// Looks at one place after the other; those that fail are told.
+    ///
+    /// # Errors
+    /// The first failure, where every place failed.
+    fn look_at_all<T>(
+        &mut self,
+        places: &[T],
+        look: impl Fn(&mut Self, &T) -> Result<(), SurveyError>,
+    ) -> Result<(), SurveyError> {
+        let mut failed = Vec::new();
+        for place in places {
+            match look(self, place) {
+                Ok(()) => {}
+                Err(SurveyError::Ended) => break,
+                Err(error) => failed.push(error),
             }
         }
-        self.crawl(folder, Crawl::Deb)
-    }
-
-    fn deb_suite(&mut self, suite: &str) -> Result<bool, SurveyError> {
-        let root = suite.find("dists/").map_or(suite, |at| &suite[..at]);
-        for name in ["InRelease", "Release"] {
-            let path = within(suite, name)?;
-            let Some((_, body)) = self.ask(&path)? else { continue };
-            self.keep_path(&path);
-            let indexes = self.read(&path, deb::indexes(BufReader::new(body), suite))?;
-            for Listed { path, size } in indexes {
-                let packing = self.read(&path, packing_of(path.as_str()))?;
-                // A Release may name indexes that are not there.
-                let Some((_, body)) = self.ask(&path)? else { continue };
-                let _ = self.keep(Listed { path: path.clone(), size });
-                let read = deb::packages(body, packing, root, &mut |listed| self.keep(listed));
-                self.read(&path, read)?;
-            }
-            return Ok(true);
+        if failed.len() == places.len() && !failed.is_empty() {
+            return Err(failed.swap_remove(0));
         }
-        Ok(false)
-    }
-
-    fn releases(&mut self, folder: &str) -> Result<(), SurveyError> {
-        let bases = self.bases();
-        let (Some(api), Some(upstream), Some(base)) =
-            (self.origin().and_then(Origin::releases_api), &self.source.releases, bases.first())
-        else {
-            return self.files(folder);
-        };
-        let whole = format!("{}{folder}", base.path());
-        let mut names = whole.split('/').filter(|name| !name.is_empty());
-        // The last folder of a pattern such as "owner/repo" is not known to be whole.
-        let first = names.next().zip(names.next());
-        let first = first.and_then(|(owner, repository)| github::first_page(owner, repository));
-        let Some(first) = first else {
-            let why = "the releases of which repository? Begin the pattern with owner/repository/";
-            return Err(SurveyError::NotOffered(why.to_owned()));
-        };
-        let mut next = Some(first);
-        let mut is_first = true;
-        while let Some(page) = next.take() {
-            let Some((head, body)) = self.ask_of(upstream.as_ref(), &page)? else {
-                if is_first {
-                    let why = format!("the releases API knows no {}", page.without_query());
-                    return Err(SurveyError::NotOffered(why));
-                }
-                break;
-            };
-            let read = github::assets(body, bases, &mut |listed| self.keep(listed));
-            self.outside += self.read(&page, read)?.outside;
-            is_first = false;
-            next = head.link.and_then(|link| github::next_page(&link, &api));
-        }
+        failed.iter().for_each(|error| self.leave_out(chain(error)));
         Ok(())
     }
 
-    fn files(&mut self, folder: &str) -> Result<(), SurveyError> {
-        let path = within(folder, hashicorp::INDEX)?;
-        if let Some((head, body)) = self.ask(&path)?
-            && !is_html(&head)
-        {
-            let bases = self.bases();
-            match hashicorp::builds(body, bases, &mut |listed| self.keep(listed)) {
-                Ok(seen) if seen.lists > 0 => {
-                    self.outside += seen.outside;
-                    return self.check_bounds();
-                }
-                // Some other JSON, or none: the folder may be listed all the same.
-                Ok(_) | Err(ListingError::Malformed(_)) => {}
-                Err(ListingError::Read(error)) => {
-                    return self.read(&path, Err(ListingError::Read(error)));
-                }
-            }
+    fn look(&mut self, folder: &str) -> Result<(), SurveyError> {
+        match self.source.target.remote.format.name() {
+            "alpine" => self.apk(folder),
+            "rpm" => self.rpm(folder),
+            "deb" => self.deb(folder),
+            _ => self.files(folder),
         }
-        self.crawl(folder, Crawl::Files)
-    }
-
-    // Folders in HTML.
-
-    fn crawl(&mut self, start: &str, crawl: Crawl) -> Result<(), SurveyError> {
-        let mut todo = vec![(start.to_owned(), 0)];
-        let mut seen = HashSet::from([start.to_owned()]);
-        while let Some((folder, depth)) = todo.pop() {
-            let Some(page) = self.page(&folder)? else {
-                if folder == start {
-                    let shown = if start.is_empty() { "/" } else { start };
-                    return Err(SurveyError::NotOffered(format!(
-                        "upstream offers no index and no listing at {shown}: begin the pattern with a folder that it lists, or name paths"
-                    )));
-                }
-                continue;
-            };
-            let is_repository = match crawl {
-                Crawl::Files => {
-                    page.files.iter().for_each(|file| self.keep_path(file));
-                    false
-                }
-                Crawl::Apk => page.has_file(&[apk::INDEX]) && self.apk_index(&folder)?,
-                Crawl::Rpm => {
-                    let has_metadata = page
-                        .folders
-                        .iter()
-                        .any(|f| f.as_str().ends_with("/repodata/") || f.as_str() == "repodata/");
-                    has_metadata && self.rpm_repository(&folder)?
-                }
-                Crawl::Deb => {
-                    page.has_file(&["InRelease", "Release"]) && self.deb_suite(&folder)?
-                }
-            };
-            self.check_bounds()?;
-            if is_repository {
-                continue;
-            }
-            if depth == DEPTH_MAX && !page.folders.is_empty() {
-                self.leave_out(format!("folders more than {DEPTH_MAX} deep"));
-                continue;
-            }
-            // Popped from the end: turned round, so that folders are taken in their order.
-            for folder in page.folders.into_iter().rev() {
-                let folder = folder.to_string();
-                if seen.len() < REQUESTS_MAX && seen.insert(folder.clone()) {
-                    todo.push((folder, depth + 1));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// The HTML listing of a folder, if there is one.
-    fn page(&mut self, folder: &str) -> Result<Option<Page>, SurveyError> {
-        let path = match folder {
-            "" => ArtifactPath::root(),
-            folder => within(folder, "")?,
-        };
-        let Some((head, body)) = self.ask(&path)? else { return Ok(None) };
-        if !is_html(&head) {
-            return Ok(None);
-        }
-        let (bases, mut page, mut is_full) = (self.bases(), Page::default(), false);
-        let read = html::links(BufReader::new(body), &mut |href| {
-            match of_listing(href, folder, bases) {
-                Link::File(file) => page.files.push(file),
-                Link::Folder(folder) => page.folders.push(folder),
-                Link::Other => {}
-            }
-            is_full = page.files.len() + page.folders.len() >= PAGE_ENTRIES_MAX;
-            if is_full { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
-        });
-        self.read(&path, read)?;
-        if is_full {
-            self.leave_out(format!("{folder} lists more than {PAGE_ENTRIES_MAX} entries"));
-        }
-        Ok(Some(page))
-    }
-
-    // Questions.
-
-    /// Asks for a listing; `None` where there is none, or where upstream means not to give it:
-    /// there may be others.
-    fn ask(&mut self, path: &ArtifactPath) -> Result<Option<Answer>, SurveyError> {
-        let Some(upstream) = self.upstream else { return Ok(None) };
-        match self.ask_of(upstream, path) {
-            Err(SurveyError::Upstream { what, source }) if !source.is_failure() => {
-                tracing::debug!(listing = what, error = %source, "a listing is not given");
-                Ok(None)
-            }
-            answered => answered,
-        }
-    }
-
-    /// Asks; `None` where there is no such thing.
-    fn ask_of(
-        &mut self,
-        upstream: &dyn Upstream,
-        path: &ArtifactPath,
-    ) -> Result<Option<Answer>, SurveyError> {
-        self.requests += 1;
-        if self.requests > REQUESTS_MAX {
-            self.leave_out(format!("more than {REQUESTS_MAX} listings"));
-            self.has_ended = true;
-        }
-        self.check_bounds()?;
-        match upstream.get(&UpstreamRequest { path, unless: None, part: None }) {
-            Ok(UpstreamReply::Found(head, body)) => {
-                let watched = Watched {
-                    body,
-                    is_cancelled: Arc::clone(self.is_cancelled),
-                    deadline: self.deadline,
-                };
-                let mut body: Box<dyn Read> = Box::new(Bounded::new(watched, LISTING_BYTES_MAX));
-                // Some servers compress although they were asked not to.
-                if head.content_encoding.as_deref() == Some("gzip") {
-                    let plain = self.read(path, unpack(body, Packing::Gzip))?;
-                    body = Box::new(AsRead(plain));
-                }
-                Ok(Some((head, body)))
-            }
-            Ok(UpstreamReply::Absent | UpstreamReply::NotModified(_)) => Ok(None),
-            Err(source) => {
-                let what = match path.as_str() {
-                    "" => "/".to_owned(),
-                    path => path.to_owned(),
-                };
-                Err(SurveyError::Upstream { what, source })
-            }
-        }
-    }
-
-    /// Adds the listing's name to an error; one that a bound caused is an early end.
-    fn read<T>(
-        &mut self,
-        path: &ArtifactPath,
-        read: Result<T, ListingError>,
-    ) -> Result<T, SurveyError> {
-        self.check_bounds()?;
-        read.map_err(|source| SurveyError::Listing { what: path.to_string(), source })
     }
 
     fn check_bounds(&mut self) -> Result<(), SurveyError> {
         if Instant::now() >= self.deadline {
-            self.leave_out(format!("it took more than {} s", TIME_MAX.as_secs()));
-            self.has_ended = true;
+            self.end_early(format!("it took more than {} s", TIME_MAX.as_secs()));
         }
         self.has_ended |= self.is_cancelled.load(Ordering::SeqCst);
         if self.has_ended { Err(SurveyError::Ended) } else { Ok(()) }
     }
-
-    // Answers.
 
     fn keep_path(&mut self, path: &ArtifactPath) {
         let _ = self.keep(Listed { path: path.clone(), size: None });
@@ -459,8 +230,7 @@ impl<'a> Survey<'a> {
     fn keep(&mut self, listed: Listed) -> ControlFlow<()> {
         self.entries += 1;
         if self.entries > ENTRIES_MAX {
-            self.leave_out(format!("more than {ENTRIES_MAX} entries"));
-            self.has_ended = true;
+            self.end_early(format!("more than {ENTRIES_MAX} entries"));
         }
         if self.has_ended {
             return ControlFlow::Break(());
@@ -470,20 +240,38 @@ impl<'a> Survey<'a> {
         if matches && !remote.patterns.allow(remote.format, &listed.path) {
             self.found.refused += 1;
         } else if matches && self.known.insert(listed.path.clone()) {
+            self.counted += usize::from((self.counts)(&listed.path));
             self.found.listed.push(listed);
-            if self.found.listed.len() >= self.limit {
-                if self.limit == ARTIFACTS_MAX {
-                    self.leave_out(format!("more than {ARTIFACTS_MAX} artifacts"));
-                }
-                self.has_ended = true;
+            self.has_ended = self.counted >= self.limit && self.limit < ARTIFACTS_MAX;
+            if self.found.listed.len() >= ARTIFACTS_MAX {
+                self.end_early(format!("more than {ARTIFACTS_MAX} artifacts"));
+            }
+            if self.has_ended {
                 return ControlFlow::Break(());
             }
         }
         ControlFlow::Continue(())
     }
 
+    fn end_early(&mut self, bound: String) {
+        self.left_out.end(bound);
+        self.has_ended = true;
+    }
+
     fn leave_out(&mut self, why: String) {
-        self.found.incomplete.get_or_insert(why);
+        self.left_out.add(why);
+    }
+
+    /// Goes on without a listing that can't be had, and tells; an end of the survey stays one.
+    fn tolerate<T>(&mut self, looked: Result<T, SurveyError>) -> Result<Option<T>, SurveyError> {
+        match looked {
+            Ok(value) => Ok(Some(value)),
+            Err(SurveyError::Ended) => Err(SurveyError::Ended),
+            Err(error) => {
+                self.leave_out(chain(&error));
+                Ok(None)
+            }
+        }
     }
 
     fn origin(&self) -> Option<&'a Origin> {
@@ -496,41 +284,6 @@ impl<'a> Survey<'a> {
     fn bases(&self) -> &'a [Url] {
         self.origin().map_or(&[], |origin| &origin.bases)
     }
-}
-
-/// A body that ends with its survey.
-struct Watched {
-    body: Box<dyn UpstreamBody>,
-    is_cancelled: Arc<AtomicBool>,
-    deadline: Instant,
-}
-
-impl Read for Watched {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        if self.is_cancelled.load(Ordering::SeqCst) || Instant::now() >= self.deadline {
-            return Err(io::Error::other("the survey has ended"));
-        }
-        self.body.read(buf)
-    }
-}
-
-struct AsRead(Box<dyn BufRead>);
-
-impl Read for AsRead {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        self.0.read(buf)
-    }
-}
-
-fn is_html(head: &UpstreamHead) -> bool {
-    let kind = head.content_type.as_deref().unwrap_or_default();
-    ["text/html", "application/xhtml"].iter().any(|html| kind.starts_with(html))
-}
-
-fn packing_of(name: &str) -> Result<Packing, ListingError> {
-    Packing::of(name).ok_or_else(|| {
-        ListingError::Malformed("it is compressed in a way that is not supported".to_owned())
-    })
 }
 
 fn within(folder: &str, name: &str) -> Result<ArtifactPath, SurveyError> {
@@ -546,12 +299,9 @@ fn ancestors(folder: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// The folder of the suite that a folder lies in: up to what follows `dists/`.
-fn suite_in(folder: &str) -> Option<&str> {
-    let at = folder.find("dists/").filter(|at| *at == 0 || folder[..*at].ends_with('/'))?;
-    let name = at + "dists/".len();
-    let end = name + folder[name..].find('/')? + 1;
-    Some(&folder[..end])
+/// A folder as messages name it.
+fn shown(folder: &str) -> &str {
+    if folder.is_empty() { "/" } else { folder }
 }
 
 #[cfg(test)]
@@ -566,17 +316,5 @@ mod tests {
         check("", &[""]);
         check("a/", &["a/", ""]);
         check("a/b/", &["a/b/", "a/", ""]);
-    }
-
-    #[test]
-    fn suites_are_found_in_paths() {
-        let check = |folder: &str, suite: Option<&str>| {
-            assert_eq!(suite_in(folder), suite, "{folder}");
-        };
-        check("dists/bookworm/main/binary-amd64/", Some("dists/bookworm/"));
-        check("debian/dists/bookworm/", Some("debian/dists/bookworm/"));
-        check("dists/", None);
-        check("pool/main/", None);
-        check("mydists/x/", None);
     }
 }

@@ -123,9 +123,13 @@ const GITHUB: (&str, &str) = ("github.com", "https://api.github.com/");
 impl Origin {
     /// The address of the releases API: the operator's, or GitHub's for a base URL there.
     pub fn releases_api(&self) -> Option<Url> {
-        let is_github = || self.bases.first().is_some_and(|base| base.host_str() == Some(GITHUB.0));
-        let known = || is_github().then(|| Url::parse(GITHUB.1).expect("a constant URL"));
+        let known = || self.is_github().then(|| Url::parse(GITHUB.1).expect("a constant URL"));
         self.api_url.clone().or_else(known)
+    }
+
+    /// Whether the base URL lies at GitHub itself.
+    pub fn is_github(&self) -> bool {
+        self.bases.first().is_some_and(|base| base.host_str() == Some(GITHUB.0))
     }
 }
 

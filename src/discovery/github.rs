@@ -13,6 +13,10 @@ use crate::artifact::ArtifactPath;
 
 /// Releases of a page: the most that the API gives.
 const PER_PAGE: usize = 100;
+/// Where a repository has the assets of its releases.
+const DOWNLOADS: &str = "releases/download/";
+/// Letters of a complaint that are shown.
+const COMPLAINT_CHARS_MAX: usize = 300;
 
 /// The API's path of the first page of a repository's releases; `None` where owner or
 /// repository are no names.
@@ -80,19 +84,55 @@ struct Asset {
     size: Option<u64>,
 }
 
-/// Shows the assets of one page of releases whose URLs lie below one of `bases`. One release at
-/// a time is in memory.
+/// Where assets may lie.
+#[derive(Debug, Clone, Copy)]
+pub struct Bases<'a> {
+    /// The remote's base URLs.
+    pub bases: &'a [Url],
+    /// `owner/repository/`, where the remote mirrors GitHub: the downloads of that repository
+    /// have their paths in the remote, though the API's answers name another host.
+    pub mirrored: Option<&'a str>,
+}
+
+impl Bases<'_> {
+    fn path_of(&self, url: &str) -> Option<ArtifactPath> {
+        let url = Url::parse(url).ok()?;
+        let below = path_below(&url, self.bases);
+        below.or_else(|| {
+            let path = url.path().strip_prefix('/')?;
+            let inside = path.strip_prefix(self.mirrored?)?;
+            let is_download = inside.starts_with(DOWNLOADS) && url.query().is_none();
+            is_download.then(|| ArtifactPath::from_request(path, None).ok()).flatten()
+        })
+    }
+}
+
+/// What the API says beside a refusal, bounded.
+///
+/// ```
+/// use artifactapi::discovery::github::complaint;
+/// assert_eq!(complaint(r#"{"message": "limit\nexceeded"}"#).unwrap(), "limit exceeded");
+/// assert_eq!(complaint("<html>"), None);
+/// ```
+pub fn complaint(body: &str) -> Option<String> {
+    let told: serde_json::Value = serde_json::from_str(body).ok()?;
+    let printable = |c: char| if c.is_control() { ' ' } else { c };
+    Some(told.get("message")?.as_str()?.chars().take(COMPLAINT_CHARS_MAX).map(printable).collect())
+}
+
+/// Shows the assets of one page of releases that lie in the remote. One release at a time is in
+/// memory.
 ///
 /// # Errors
 /// [`ListingError`] for what is no page of releases.
-pub fn assets(page: impl Read, bases: &[Url], visit: Visit<'_>) -> Result<Seen, ListingError> {
+pub fn assets(page: impl Read, bases: Bases<'_>, visit: Visit<'_>) -> Result<Seen, ListingError> {
     let mut json = serde_json::Deserializer::from_reader(std::io::BufReader::new(page));
     let seen = json.deserialize_seq(Page { bases, visit })?;
     Ok(seen)
 }
 
 struct Page<'a> {
-    bases: &'a [Url],
+    bases: Bases<'a>,
     visit: Visit<'a>,
 }
 
@@ -107,8 +147,7 @@ impl<'de> Visitor<'de> for Page<'_> {
         let mut seen = Seen::default();
         while let Some(release) = releases.next_element::<Release>()? {
             for asset in release.assets {
-                let url = Url::parse(&asset.browser_download_url).ok();
-                match url.and_then(|url| path_below(&url, self.bases)) {
+                match self.bases.path_of(&asset.browser_download_url) {
                     // A visitor can't stop a deserialiser without an error, so it goes on
                     // without effect.
                     _ if seen.has_ended => {}

@@ -2,6 +2,7 @@
 
 use url::Url;
 
+use super::html::Href;
 use crate::artifact::ArtifactPath;
 
 /// What a link means.
@@ -19,18 +20,20 @@ pub enum Link {
 /// the first of `bases` or a mirror of it.
 ///
 /// ```
-/// use artifactapi::discovery::links::{Link, of_listing};
+/// use artifactapi::discovery::{html::Href, links::{Link, of_listing}};
 /// let bases = ["https://files.example.org/pub/".parse().unwrap()];
-/// let judge = |href: &str| of_listing(href, "a/", &bases);
+/// let judge = |target: &str| of_listing(Href { target, base: None }, "a/", &bases);
 /// assert!(matches!(judge("x%20y.zip"), Link::File(path) if path.as_str() == "a/x y.zip"));
 /// assert!(matches!(judge("./b/"), Link::Folder(path) if path.as_str() == "a/b/"));
 /// assert!(matches!(judge("/pub/a/c.zip"), Link::File(_)));
 /// for elsewhere in ["../", "/pub/", "?C=M;O=A", "#top", "https://other.example.org/pub/a/x",
-///                   "/pub/ab/x", "b/../../x", "%2e%2e/x", "mailto:a@example.org"] {
+///                   "/pub/ab/x", "b/../../x", "%2e%2e/x", "mailto:a@example.org", r"b\x"] {
 ///     assert_eq!(judge(elsewhere), Link::Other, "{elsewhere}");
 /// }
+/// let based = Href { target: "x", base: Some("/pub/a/real/") };
+/// assert!(matches!(of_listing(based, "a/", &bases), Link::File(path) if path.as_str() == "a/real/x"));
 /// ```
-pub fn of_listing(href: &str, folder: &str, bases: &[Url]) -> Link {
+pub fn of_listing(href: Href<'_>, folder: &str, bases: &[Url]) -> Link {
     let Some(base) = bases.first() else { return Link::Other };
     let encoded = match folder {
         "" => String::new(),
@@ -40,9 +43,12 @@ pub fn of_listing(href: &str, folder: &str, bases: &[Url]) -> Link {
         },
     };
     let listing = Url::parse(&format!("{base}{encoded}"));
-    // A query on a listing sorts it; on a file it would name something else.
-    let link = listing.and_then(|listing| listing.join(href)).ok();
-    let Some(link) = link.filter(|link| link.query().is_none()) else { return Link::Other };
+    let from = listing.and_then(|listing| listing.join(href.base.unwrap_or_default()));
+    let link = from.and_then(|from| from.join(href.target)).ok();
+    // A query on a listing sorts it; on a file it would name something else. A backslash would
+    // be read as a slash, and name another file than the one that the server means.
+    let is_plain = |link: &Url| link.query().is_none() && !href.target.contains('\\');
+    let Some(link) = link.filter(is_plain) else { return Link::Other };
     match path_below(&link, bases) {
         Some(path) if path.as_str().len() > folder.len() && path.as_str().starts_with(folder) => {
             match path.as_str().ends_with('/') {

@@ -8,7 +8,8 @@
 //!
 //! A listing is a stranger's text. It never leads out of the remote: a name becomes an
 //! [`ArtifactPath`] or is left out, and a URL counts only below one of the remote's base URLs
-//! ([`links`]). Lines, tags and unpacked bytes are bounded; whoever calls bounds the bytes that
+//! ([`links`]); what an index of releases has at another host, as mirrors keep it, is taken for
+//! the file of the same place in the remote. Lines, tags and unpacked bytes are bounded; whoever calls bounds the bytes that
 //! come in, the entries and the time.
 
 use std::io;

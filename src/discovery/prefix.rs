@@ -1,5 +1,6 @@
 //! Where a pattern's matches can lie: the folders that its literal beginnings name.
 
+use regex_syntax::hir::Look;
 use regex_syntax::hir::literal::{ExtractKind, Extractor};
 
 /// Beginnings that one pattern may have before it counts as having none.
@@ -7,23 +8,44 @@ const BEGINNINGS_MAX: usize = 32;
 /// Bytes of a beginning that are looked at.
 const BEGINNING_BYTES_MAX: usize = 512;
 
-/// The folders that patterns' literal beginnings name, each empty or ending in `/`, none below
-/// another. A pattern without a literal beginning leads to the root, the empty folder.
-///
-/// A pattern that is not anchored could match further inside of a path as well; whoever looks
-/// only in these folders goes by what its author most likely means.
+/// The folders that everything lies in which one of the patterns matches, each empty or ending
+/// in `/`, none below another. A pattern is searched anywhere in a path, so only one that is
+/// anchored says where its matches begin; any other leads to the root, the empty folder.
 ///
 /// ```
 /// use artifactapi::discovery::prefix::folders;
-/// assert_eq!(folders(["prometheus/node_exporter/.*linux-amd64"]), ["prometheus/node_exporter/"]);
 /// assert_eq!(folders([r"^terraform/1\.9\.\d+/", "^vault/(1|2)"]), ["terraform/", "vault/"]);
 /// assert_eq!(folders([r"^(main|community)/x86_64/"]), ["community/x86_64/", "main/x86_64/"]);
-/// assert_eq!(folders(["a/b/.*", "a/"]), ["a/"]);
-/// assert_eq!(folders([r".*/x86_64/.*\.apk$"]), [""]);
-/// assert_eq!(folders([r"/x86_64/.*\.apk$"]), [""]);
+/// assert_eq!(folders(["^a/b/.*", "^a/"]), ["a/"]);
+/// for anywhere in ["a/b/.*", r".*/x86_64/.*\.apk$", "^a/|b/", "(?m)^a/", "^[ab]*/", ""] {
+///     assert_eq!(folders([anywhere]), [""], "{anywhere}");
+/// }
 /// ```
 pub fn folders<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Vec<String> {
-    let mut folders: Vec<String> = patterns.into_iter().flat_map(of_one).collect();
+    let of_one = |pattern: &str| match read(pattern) {
+        Some((beginnings, true)) => beginnings,
+        _ => vec![String::new()],
+    };
+    outermost(patterns.into_iter().flat_map(of_one).collect())
+}
+
+/// The folders that patterns begin with, anchored or not, in their order: where their authors
+/// most likely mean matches to lie, which need not be all of them. A pattern, or an alternative
+/// of it, without such a beginning has the empty folder.
+///
+/// ```
+/// use artifactapi::discovery::prefix::beginnings;
+/// assert_eq!(beginnings(["o/r/.*linux-amd64", "^a/(b|c/)", "amd64"]), ["o/r/", "a/", "a/c/", ""]);
+/// assert_eq!(beginnings(["o/r/|amd64"]), ["o/r/", ""]);
+/// assert_eq!(beginnings(["/x86_64/", ".*/a/"]), ["", ""]);
+/// ```
+pub fn beginnings<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+    let of_one = |pattern| read(pattern).map_or(vec![String::new()], |(beginnings, _)| beginnings);
+    patterns.into_iter().flat_map(of_one).collect()
+}
+
+/// Those folders that lie below none of the others, in order.
+pub fn outermost(mut folders: Vec<String>) -> Vec<String> {
     folders.sort();
     let mut kept: Vec<String> = Vec::new();
     for folder in folders {
@@ -35,9 +57,9 @@ pub fn folders<'a>(patterns: impl IntoIterator<Item = &'a str>) -> Vec<String> {
     kept
 }
 
-fn of_one(pattern: &str) -> Vec<String> {
-    let everywhere = || vec![String::new()];
-    let Ok(parsed) = regex_syntax::parse(pattern) else { return everywhere() };
+/// The folders of a pattern's literal beginnings, and whether every match begins with a path.
+fn read(pattern: &str) -> Option<(Vec<String>, bool)> {
+    let parsed = regex_syntax::parse(pattern).ok()?;
     let mut extractor = Extractor::new();
     extractor
         .kind(ExtractKind::Prefix)
@@ -45,7 +67,6 @@ fn of_one(pattern: &str) -> Vec<String> {
         .limit_literal_len(BEGINNING_BYTES_MAX)
         .limit_total(BEGINNINGS_MAX);
     let beginnings = extractor.extract(&parsed);
-    let Some(beginnings) = beginnings.literals() else { return everywhere() };
     let folder = |bytes: &[u8]| {
         let text = String::from_utf8_lossy(bytes);
         match text.rfind('/') {
@@ -54,5 +75,6 @@ fn of_one(pattern: &str) -> Vec<String> {
             _ => String::new(),
         }
     };
-    beginnings.iter().map(|beginning| folder(beginning.as_bytes())).collect()
+    let folders = beginnings.literals()?.iter().map(|literal| folder(literal.as_bytes())).collect();
+    Some((folders, parsed.properties().look_set_prefix().contains(Look::Start)))
 }

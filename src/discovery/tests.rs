@@ -149,8 +149,12 @@ const PACKAGES_XZ: &str = "
 fn a_release_names_indexes_and_these_their_packages() {
     let release = "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\nOrigin: Example\nSuite: stable\nMD5Sum:\n aa 10 main/binary-amd64/Packages.gz\nSHA256:\n bb 99 main/binary-amd64/Packages\n bb 10 main/binary-amd64/Packages.gz\n bb 8 main/binary-amd64/Packages.xz\n bb 9 main/binary-amd64/Release\n bb 9 main/binary-all/Packages.bz2\n bb 5 main/i18n/Translation-en.xz\n bb 5 ../../etc/Packages\nDate: x\n cc 5 contrib/binary-amd64/Packages.gz\n-----BEGIN PGP SIGNATURE-----\n";
     let indexes = deb::indexes(release.as_bytes(), "dists/stable/").unwrap();
-    let named: Vec<_> = indexes.iter().map(|listed| listed.path.as_str()).collect();
-    assert_eq!(named, ["dists/stable/main/binary-amd64/Packages.xz"]);
+    let [index] = &indexes[..] else { panic!("{indexes:?}") };
+    assert_eq!(index.name, "dists/stable/main/binary-amd64/Packages");
+    let files: Vec<_> = index.files.iter().map(|file| (file.path.as_str(), file.size)).collect();
+    let name = |end: &str| format!("dists/stable/main/binary-amd64/Packages{end}");
+    assert_eq!(files, [(&*name(".xz"), 8), (&*name(".gz"), 10), (&*name(""), 99)]);
+    assert!(index.files.iter().all(|file| file.by_hash.is_none()));
     assert!(deb::indexes(&b"<html>not found</html>"[..], "").is_err());
 
     let xz = unhex(PACKAGES_XZ);
@@ -216,6 +220,14 @@ fn listings_of_every_server_are_read() {
 }
 
 #[test]
+fn links_are_relative_to_what_a_page_says() {
+    let page =
+        "<head><base href=\"/pub/d/real/\"><base href=/no/></head><a href=x><a href='..\\y'>";
+    assert_eq!(judged(page, "d/"), ["d/real/x"]);
+    assert_eq!(judged("<base href='https://other.example.org/pub/d/'><a href=x>", "d/").len(), 0);
+}
+
+#[test]
 fn a_comment_or_a_script_without_end_is_malformed() {
     for page in ["<!-- <a href='x'>", "<script> x", "<a href='x", "<![CDATA[ x"] {
         let read = html::links(page.as_bytes(), &mut |_| ControlFlow::Continue(()));
@@ -236,33 +248,80 @@ fn an_index_of_products_names_its_builds() {
     let all = format!("{{\"tool\": {product}, \"n\": [1, {{}}], \"b\": null, \"c\": -1.5}}");
     for text in [product, &all] {
         let mut seen = hashicorp::Seen::default();
-        let found =
-            shown(|visit| hashicorp::builds(text.as_bytes(), &bases, visit).map(|its| seen = its));
-        assert_eq!(found.unwrap(), ["tool/1.0.0/tool_1.zip -"]);
+        let found = shown(|visit| {
+            hashicorp::builds(text.as_bytes(), "", &bases, visit).map(|its| seen = its)
+        });
+        assert_eq!(found.unwrap(), ["tool/1.0.0/tool_1.zip -", "tool/1.0.0/x -"]);
         assert_eq!(seen, hashicorp::Seen { lists: 1, outside: 2 });
     }
     let mut ignore = |_| ControlFlow::Continue(());
-    let other = hashicorp::builds(&b"{\"name\": 1}"[..], &bases, &mut ignore).unwrap();
+    let other = hashicorp::builds(&b"{\"name\": 1}"[..], "", &bases, &mut ignore).unwrap();
     assert_eq!(other, hashicorp::Seen::default());
-    assert!(hashicorp::builds(&product.as_bytes()[..99], &bases, &mut ignore).is_err());
+    assert!(hashicorp::builds(&product.as_bytes()[..99], "", &bases, &mut ignore).is_err());
     let deep = "[".repeat(100_000);
-    assert!(hashicorp::builds(deep.as_bytes(), &bases, &mut ignore).is_err());
+    assert!(hashicorp::builds(deep.as_bytes(), "", &bases, &mut ignore).is_err());
+}
+
+#[test]
+fn a_mirrors_index_names_builds_and_checksums_by_product_and_version() {
+    let bases = [Url::parse("https://mirror.example.org/hc/").unwrap()];
+    let version = r#"{"shasums": "t_SUMS", "shasums_signature": "t_SUMS.sig",
+        "shasums_signatures": ["t_SUMS.sig", "t_SUMS.7.sig", 1, {"a": 1}], "builds": [
+        {"filename": "t.zip", "url": "https://releases.example.org/t/1/t.zip"},
+        {"filename": "../up.zip", "url": "https://releases.example.org/t/1/up.zip"}]}"#;
+    let product = format!("{{\"versions\": {{\"1\": {version}}}}}");
+    let all = format!("{{\"t\": {product}}}");
+    for (folder, text) in [("t/1/", version), ("t/", &*product), ("", &*all)] {
+        let mut seen = hashicorp::Seen::default();
+        let found = shown(|visit| {
+            hashicorp::builds(text.as_bytes(), folder, &bases, visit).map(|its| seen = its)
+        });
+        let names = ["t.zip", "t_SUMS", "t_SUMS.sig", "t_SUMS.sig", "t_SUMS.7.sig"];
+        assert_eq!(found.unwrap(), names.map(|name| format!("t/1/{name} -")), "{folder}");
+        assert_eq!(seen, hashicorp::Seen { lists: 1, outside: 1 });
+    }
+}
+
+#[test]
+fn indexes_are_known_by_their_checksums_and_flat_ones_by_their_name() {
+    let release = "MD5Sum:\n aa 10 ./Packages.gz\nSHA256:\n b0b 10 Packages.gz\n ../x 3 Packages\nAcquire-By-Hash: yes\n";
+    let indexes = deb::indexes(release.as_bytes(), "flat/").unwrap();
+    let [index] = &indexes[..] else { panic!("{indexes:?}") };
+    let files: Vec<_> = index
+        .files
+        .iter()
+        .map(|file| (file.path.as_str(), file.by_hash.as_ref().map(ArtifactPath::as_str)))
+        .collect();
+    let expected = [("flat/Packages.gz", Some("flat/by-hash/SHA256/b0b")), ("flat/Packages", None)];
+    assert_eq!(files, expected);
+    let root = deb::indexes(release.as_bytes(), "").unwrap();
+    let by_hash = root[0].files[0].by_hash.as_ref().unwrap();
+    assert_eq!(by_hash.as_str(), "by-hash/SHA256/b0b");
 }
 
 #[test]
 fn a_page_of_releases_names_its_assets() {
     let bases = [Url::parse("https://github.example.org/").unwrap()];
+    let at = github::Bases { bases: &bases, mirrored: None };
     let page = r#"[{"tag_name": "v1", "author": {"login": "x"}, "assets": [
         {"name": "a.tgz", "size": 12, "browser_download_url": "https://github.example.org/o/r/releases/download/v1/a.tgz"},
         {"name": "b.tgz", "size": null, "browser_download_url": "https://evil.example.org/o/r/b.tgz"}]},
         {"tag_name": "v0"}]"#;
     let mut seen = github::Seen::default();
-    let found = shown(|visit| github::assets(page.as_bytes(), &bases, visit).map(|its| seen = its));
+    let found = shown(|visit| github::assets(page.as_bytes(), at, visit).map(|its| seen = its));
     assert_eq!(found.unwrap(), ["o/r/releases/download/v1/a.tgz 12"]);
     assert_eq!(seen.outside, 1);
     let limited = r#"{"message": "API rate limit exceeded"}"#;
-    let error = shown(|visit| github::assets(limited.as_bytes(), &bases, visit).map(drop));
+    let error = shown(|visit| github::assets(limited.as_bytes(), at, visit).map(drop));
     assert!(error.unwrap_err().to_string().contains("a list of releases"));
+    let elsewhere = [Url::parse("https://mirror.example.org/gh/").unwrap()];
+    let check = |mirrored, expected: &[&str]| {
+        let at = github::Bases { bases: &elsewhere, mirrored: Some(mirrored) };
+        let found = shown(|visit| github::assets(page.as_bytes(), at, visit).map(drop));
+        assert_eq!(found.unwrap(), expected, "{mirrored}");
+    };
+    check("o/r/", &["o/r/releases/download/v1/a.tgz 12"]);
+    check("o/s/", &[]);
     assert_eq!(github::first_page("o", "r").unwrap().as_str(), "repos/o/r/releases?per_page=100");
     assert!(github::first_page("..", "r").is_none() && github::first_page("o", "a?b").is_none());
 }
@@ -290,13 +349,13 @@ proptest! {
             }
             let _ = deb::indexes(text, "dists/x/");
             let _ = rpm::metadata(text, "");
-            let _ = hashicorp::builds(text, &base, &mut keep);
-            let _ = github::assets(text, &base, &mut keep);
+            let _ = hashicorp::builds(text, "d/", &base, &mut keep);
+            let _ = github::assets(text, github::Bases { bases: &base, mirrored: Some("d/") }, &mut keep);
             let _ = html::links(text, &mut |href| {
                 if let links::Link::File(path) | links::Link::Folder(path) =
                     links::of_listing(href, "d/", &base)
                 {
-                    assert!(path.as_str().starts_with("d/"), "{href}");
+                    assert!(path.as_str().starts_with("d/"), "{href:?}");
                 }
                 ControlFlow::Continue(())
             });
@@ -307,6 +366,9 @@ proptest! {
     fn no_link_header_and_no_pattern_makes_a_reader_panic(text in "\\PC{0,60}") {
         let _ = github::next_page(&text, &Url::parse("https://api.example.org/").unwrap());
         for folder in prefix::folders([text.as_str()]) {
+            prop_assert!(folder.is_empty() || folder.ends_with('/'));
+        }
+        for folder in prefix::beginnings([text.as_str()]) {
             prop_assert!(folder.is_empty() || folder.ends_with('/'));
         }
     }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
-use super::route::query_value;
+use super::route::{query_value, unknown_name};
 use super::wire::Reply;
 use crate::batch::watch::Lines;
 use crate::batch::{
@@ -51,6 +51,7 @@ impl BatchApi {
         query: &str,
         body: &mut dyn Read,
     ) -> Result<Reply, Problem> {
+        refuse_others(query, &["wait"])?;
         let wants_lines = match query_value(query, "wait").as_deref() {
             None | Some("false") => false,
             Some("true") => true,
@@ -65,7 +66,9 @@ impl BatchApi {
         let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
         let plan = Plan::of(request, remotes).map_err(|error| match error {
             PlanError::UnknownRemote(_) => Problem::new(404, error.to_string()),
-            PlanError::NoUpstream(_) => Problem::new(400, error.to_string()),
+            PlanError::NoUpstream(_) | PlanError::NoRepository(_) => {
+                Problem::new(400, error.to_string())
+            }
         })?;
         let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
         match seat {
@@ -92,6 +95,7 @@ impl BatchApi {
 
     /// `GET /jobs/{id}`.
     pub(super) fn job(&self, id: &str, query: &str) -> Result<Reply, Problem> {
+        refuse_others(query, &["offset", "limit"])?;
         let number = |name: &str, default: usize, max: usize| match query_value(query, name) {
             None => Ok(default),
             Some(text) => match text.parse() {
@@ -132,6 +136,16 @@ fn ended(job: &Job) -> Reply {
         return reply::json(502, &report);
     }
     reply::json(200, &report)
+}
+
+/// Options of a batch stand in its body: whoever writes `?dry_run=true` must not cache anything.
+fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
+    let Some(name) = unknown_name(query, known) else { return Ok(()) };
+    let known = known.join(", ");
+    let detail = format!(
+        "{name:?} is not a parameter here: use {known}; the options of a batch stand in its JSON"
+    );
+    Err(Problem::new(400, detail))
 }
 
 fn too_many(detail: &str) -> Problem {

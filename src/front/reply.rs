@@ -206,7 +206,13 @@ mod tests {
             None,
         );
         check(
-            UpstreamError::Status { host: host(), status: 429, retry_after: Some(after(7)) }.into(),
+            UpstreamError::Status {
+                host: host(),
+                status: 429,
+                retry_after: Some(after(7)),
+                said: None,
+            }
+            .into(),
             502,
             Some(7),
         );

@@ -153,16 +153,20 @@ impl HttpUpstream {
             Answer::Found(head, framing) => {
                 let reader = unlimited(body);
                 let body = HttpBody::new(reader, framing, head.len, self.timeouts.idle);
-                return Ok(UpstreamReply::Found(head, Box::new(body)));
+                Ok(UpstreamReply::Found(head, Box::new(body)))
             }
-            _ => body::drain(unlimited(body)),
-        }
-        match answer {
-            Answer::NotModified(head) => Ok(UpstreamReply::NotModified(head)),
             Answer::Status(status, retry_after) => {
-                Err(UpstreamError::Status { host: host.to_owned(), status, retry_after })
+                let said = body::drain_and_tell(unlimited(body));
+                Err(UpstreamError::Status { host: host.to_owned(), status, retry_after, said })
             }
-            Answer::Absent | Answer::Found(..) | Answer::Elsewhere(_) => Ok(UpstreamReply::Absent),
+            Answer::NotModified(head) => {
+                body::drain(unlimited(body));
+                Ok(UpstreamReply::NotModified(head))
+            }
+            Answer::Absent | Answer::Elsewhere(_) => {
+                body::drain(unlimited(body));
+                Ok(UpstreamReply::Absent)
+            }
         }
     }
 

@@ -227,6 +227,8 @@ pub enum UpstreamError {
         status: u16,
         /// Its `Retry-After`, if it sent one.
         retry_after: Option<Duration>,
+        /// The beginning of its body, which may say why; a stranger's text.
+        said: Option<String>,
     },
     /// The answer makes no sense, or the connection broke in its head.
     #[error("{host} answered nonsense: {reason}")]

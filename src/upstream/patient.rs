@@ -243,7 +243,7 @@ mod tests {
 
     fn busy(seconds: u64) -> UpstreamError {
         let retry_after = Some(Duration::from_secs(seconds));
-        UpstreamError::Status { host: HOST.to_owned(), status: 429, retry_after }
+        UpstreamError::Status { host: HOST.to_owned(), status: 429, retry_after, said: None }
     }
 
     #[test]

@@ -491,7 +491,7 @@ pub fn found(file: impl Into<File>) -> Result<UpstreamReply, UpstreamError> {
 
 /// A status error.
 pub fn status(status: u16) -> UpstreamError {
-    UpstreamError::Status { host: HOST.to_owned(), status, retry_after: None }
+    UpstreamError::Status { host: HOST.to_owned(), status, retry_after: None, said: None }
 }
 
 /// A refused connection.

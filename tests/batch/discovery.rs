@@ -13,14 +13,14 @@ use crate::support::remotes::Remote;
 use crate::support::server::{PROGRAM, Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
 
-fn gzip(bytes: &[u8]) -> Vec<u8> {
+pub(super) fn gzip(bytes: &[u8]) -> Vec<u8> {
     let mut encoder = GzEncoder::new(Vec::new(), Compression::fast());
     encoder.write_all(bytes).expect("memory takes it");
     encoder.finish().expect("memory takes it")
 }
 
 /// Serves files whose bytes are their own names.
-fn serve(upstream: &Upstream, names: &[&str]) {
+pub(super) fn serve(upstream: &Upstream, names: &[&str]) {
     for name in names {
         upstream.serve(name, Answer::file(name.as_bytes()));
     }
@@ -95,7 +95,7 @@ fn a_debian_repository_is_found_by_its_release() {
     upstream.serve(
         "/debian/dists/stable/InRelease",
         Answer::file(
-            b"SHA256:\n 00 1 main/binary-amd64/Packages.gz\n 00 1 main/binary-arm64/Packages\n",
+            b"SHA256:\n 00 1 main/binary-amd64/Packages\n 00 1 main/binary-amd64/Packages.gz\n",
         ),
     );
     let packages = "Package: g++\nFilename: pool/g/g++_1%3a2_amd64.deb\nSize: 3\n\nFilename: pool/h/h_1_amd64.deb\n";
@@ -125,11 +125,32 @@ fn releases_of_products_are_found_by_their_index() {
     serve(&upstream, &["/tool/1.0.0/tool_linux_amd64.zip", "/tool/1.1.0/tool_linux_amd64.zip"]);
     let server = Setup::files(Remote::at(&upstream).include(&["linux_amd64"])).start();
     let answer =
-        cache(&server, &json!({"remote": "files", "include_pattern": "tool/.*_linux_amd64"}));
+        cache(&server, &json!({"remote": "files", "include_pattern": "^tool/.*_linux_amd64"}));
     let expected = ["tool/1.0.0/tool_linux_amd64.zip", "tool/1.1.0/tool_linux_amd64.zip"];
     assert_eq!(paths(&answer), expected);
-    assert_eq!(answer["incomplete"], "1 links lead out of the remote's base_url");
+    assert_eq!(answer["incomplete"], "1 link leads out of the remote's base_url");
     assert_eq!(upstream.total(), 3);
+}
+
+#[test]
+fn a_mirror_of_products_is_found_with_what_verifies_them() {
+    let upstream = Upstream::start();
+    let files = [
+        "/hc/tool/1.0.0/tool_SHA256SUMS",
+        "/hc/tool/1.0.0/tool_SHA256SUMS.sig",
+        "/hc/tool/1.0.0/tool_linux_amd64.zip",
+    ];
+    serve(&upstream, &files);
+    let index = json!({"name": "tool", "versions": {"1.0.0": {
+        "shasums": "tool_SHA256SUMS", "shasums_signature": "tool_SHA256SUMS.sig",
+        "builds": [{"filename": "tool_linux_amd64.zip", "url": "https://releases.example.org/tool/1.0.0/tool_linux_amd64.zip"}],
+    }}});
+    let index =
+        Answer::file(index.to_string().as_bytes()).header("Content-Type", "application/json");
+    upstream.serve("/hc/tool/index.json", index);
+    let server = Setup::files(Remote::at_url(&format!("{}/hc", upstream.url()))).start();
+    let expected = files.map(|file| file.trim_start_matches("/hc/").to_owned());
+    assert_eq!(found(&server, "^tool/"), expected);
 }
 
 #[test]
@@ -164,12 +185,91 @@ fn releases_of_a_repository_are_found_page_by_page() {
     let unknown = json!({"remote": "files", "include_pattern": "o/none/.*"});
     let answer = post(&server, "/cache-artifact", &unknown);
     answer.expect_error(502);
-    api.serve("/v3/repos/o/limited/releases?per_page=100", Answer::status(403));
-    let limited = json!({"remote": "files", "include_pattern": "o/limited/.*"});
-    let refused = post(&server, "/cache-artifact", &limited);
-    refused.expect_error(502);
-    assert!(refused.text().contains("answered 403"), "{}", refused.text());
     assert!(answer.text().contains("knows no repos/o/none/releases"), "{}", answer.text());
+}
+
+#[test]
+fn a_releases_api_that_refuses_says_why() {
+    let api = Upstream::start();
+    let refusal =
+        |status: u16| Answer::status(status).body("{\"message\": \"API rate limit exceeded\"}");
+    api.serve("/repos/o/limited/releases?per_page=100", refusal(403));
+    let remote = Remote::at(&api).with(&format!("api_url: {}", api.url()));
+    let server = Setup::new()
+        .remote("files", remote.clone())
+        .remote("known", remote.with("auth: {bearer: \"t0ken\"}"))
+        .start();
+    for (name, fix) in [("files", "a token in the remote's auth raises"), ("known", "used up")] {
+        let limited = json!({"remote": name, "include_pattern": "o/limited/.*"});
+        let refused = post(&server, "/cache-artifact", &limited);
+        refused.expect_error(502);
+        let detail = refused.json()["detail"].as_str().unwrap().to_owned();
+        for part in ["answered 403", "\"API rate limit exceeded\"", fix] {
+            assert!(detail.contains(part), "{detail}");
+        }
+    }
+    // A pattern without a repository is the request's fault.
+    let wanted = json!({"remote": "files", "include_pattern": "amd64"});
+    for target in ["/cache-artifact", "/cache-artifact?wait=true"] {
+        let answer = post(&server, target, &wanted);
+        answer.expect_error(400);
+        assert!(answer.text().contains("the releases of which repository?"), "{}", answer.text());
+    }
+}
+
+#[test]
+fn a_path_of_the_base_url_is_no_repository() {
+    let upstream = Upstream::start();
+    let path = "/o/r/releases/download/v1/a.tgz";
+    upstream.serve(&format!("/gh/dl{path}"), Answer::file(b"asset"));
+    // The API of a mirror may name the host that it mirrors, or the mirror's own.
+    for (repository, url) in [
+        ("r", format!("https://origin.example.org{path}")),
+        ("s", format!("{}/gh/dl/o/s/x.tgz", upstream.url())),
+    ] {
+        let page = json!([{"assets": [{"browser_download_url": url}]}]).to_string();
+        upstream.serve(
+            &format!("/gh/api/repos/o/{repository}/releases?per_page=100"),
+            Answer::file(page.as_bytes()),
+        );
+    }
+    serve(&upstream, &["/gh/dl/o/s/x.tgz"]);
+    let remote = Remote::at_url(&format!("{}/gh/dl", upstream.url()))
+        .with(&format!("api_url: {}/gh/api", upstream.url()));
+    let server = Setup::files(remote).start();
+    assert_eq!(found(&server, "^o/(r|s)/.*tgz"), [path.trim_start_matches('/'), "o/s/x.tgz"]);
+}
+
+#[test]
+fn a_pattern_that_is_not_anchored_is_looked_for_everywhere() {
+    let upstream = Upstream::start();
+    upstream.serve("/", nginx("/", &["deep/", "sub/"]));
+    upstream.serve("/sub/", nginx("/sub/", &["amd64.zip"]));
+    upstream.serve("/deep/", nginx("/deep/", &["sub/"]));
+    upstream.serve("/deep/sub/", nginx("/deep/sub/", &["amd64.zip"]));
+    serve(&upstream, &["/sub/amd64.zip", "/deep/sub/amd64.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let both = ["deep/sub/amd64.zip", "sub/amd64.zip"];
+    assert_eq!(found(&server, "sub/.*amd64"), both);
+    assert_eq!(upstream.count("/sub/"), 1);
+    assert_eq!(found(&server, "^sub/.*amd64"), both[1..]);
+    // One that no folder of the root is the beginning of.
+    upstream.serve("/sub/", nginx("/sub/", &[]));
+    let inner = json!({"remote": "files", "include_pattern": "nothere/|amd64"});
+    let answer = cache(&server, &inner);
+    assert_eq!((paths(&answer), answer["incomplete"].is_null()), (vec![both[0].to_owned()], true));
+}
+
+#[test]
+fn where_the_root_lists_nothing_a_guess_has_to_do_and_that_is_told() {
+    let upstream = Upstream::start();
+    upstream.serve("/sub/", nginx("/sub/", &["amd64.zip"]));
+    serve(&upstream, &["/sub/amd64.zip"]);
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let answer = cache(&server, &json!({"remote": "files", "include_pattern": "sub/.*amd64"}));
+    assert_eq!(paths(&answer), ["sub/amd64.zip"]);
+    let told = answer["incomplete"].as_str().expect("that more could match");
+    assert!(told.starts_with("only sub/ was looked at, though a pattern without ^"), "{told}");
 }
 
 #[test]
@@ -184,7 +284,7 @@ fn folders_are_followed_down_and_never_up_or_out() {
         "/pub/a/b/",
         html("<a href=\"y%20z.zip\">y z</a><a href=\"..%2f..%2f..%2fsecret.zip\">no</a>"),
     );
-    upstream.serve("/pub/closed/", Answer::status(403));
+    upstream.serve("/pub/closed/", nginx("/pub/closed/", &[]));
     upstream.serve("/pub/a/b/y%20z.zip", Answer::file(b"y z"));
     serve(&upstream, &["/pub/a/x.zip"]);
     let server = Setup::files(Remote::at_url(&format!("{}/pub/", upstream.url()))).start();
@@ -216,7 +316,7 @@ fn a_listing_that_breaks_off_is_named() {
     assert!(answer.text().contains("main/APKINDEX.tar.gz"), "{}", answer.text());
 }
 
-fn warm(server: &Server, words: &[&str]) -> Output {
+pub(super) fn warm(server: &Server, words: &[&str]) -> Output {
     let address = format!("{}", server.addr());
     let mut command = Command::new(PROGRAM);
     command.env_clear().env("LISTEN_ADDR", address).arg("warm").args(words);
@@ -245,7 +345,7 @@ fn the_command_line_warms_a_running_server() {
     check(&["files", "--dry-run"], true, "2 of 2 artifacts would be cached");
     check(&["files", "--pattern", "^a", "--limit", "1"], true, "cached 6 a.zip\n");
     check(&["files", "--paths", list], false, "failed - gone.zip: ");
-    check(&["files", "--urls", urls], true, "1 of 1 artifacts cached");
+    check(&["files", "--urls", urls], true, "1 of 1 artifact cached");
     check(&["files"], true, "0 of 2 artifacts cached, 2 were cached already");
     check(&["files", "--force"], true, "2 of 2 artifacts cached");
     check(&["none"], false, "the server refuses (404): there is no remote");

@@ -31,7 +31,8 @@ pub struct Warm {
     /// Cache what upstream has and this regular expression finds itself in.
     #[arg(long, value_name = "RE", group = "what")]
     pub pattern: Option<String>,
-    /// Cache the paths that a file lists, one a line; - is standard input.
+    /// Cache the paths that a file lists, one a line, literally as results print them; - is
+    /// standard input.
     #[arg(long, value_name = "FILE", group = "what")]
     pub paths: Option<PathBuf>,
     /// Cache the URLs that a file lists, one a line; - is standard input.
@@ -40,7 +41,7 @@ pub struct Warm {
     /// Only say what would be cached.
     #[arg(long)]
     pub dry_run: bool,
-    /// Cache at most so many artifacts.
+    /// Cache at most so many artifacts, beside those that are cached already.
     #[arg(long, value_name = "N")]
     pub limit: Option<usize>,
     /// Ask upstream about what is cached already, too.

@@ -59,11 +59,13 @@ fn say(line: &str) {
     let _ = writeln!(io::stdout(), "{line}");
 }
 
-/// `cached 1048576 tools/a.zip`, with what went wrong behind it.
+/// `cached 1048576 tools/a.zip`, with what went wrong behind it. What was asked for by its URL is
+/// named by it.
 fn line(told: &Value) -> String {
     let bytes = told["bytes"].as_u64().map_or("-".to_owned(), |bytes| bytes.to_string());
     let error = told["error"].as_str().map(|error| format!(": {error}")).unwrap_or_default();
-    format!("{} {bytes} {}{error}", text(told, "status"), text(told, "path"))
+    let name = if told["url"].is_string() { "url" } else { "path" };
+    format!("{} {bytes} {}{error}", text(told, "status"), text(told, name))
 }
 
 /// A server's text, fit for a terminal: names come from strangers.
@@ -130,6 +132,11 @@ mod tests {
     fn a_line_says_what_became_of_an_artifact() {
         let check = |told: Value, expected: &str| assert_eq!(line(&told), expected);
         check(json!({"status": "cached", "bytes": 5, "path": "a/b"}), "cached 5 a/b");
+        let url = "http://h/a/b";
+        check(
+            json!({"status": "cached", "bytes": 5, "path": "a/b", "url": url}),
+            "cached 5 http://h/a/b",
+        );
         check(
             json!({"status": "failed", "bytes": null, "path": "a\u{1b}[2J", "error": "gone"}),
             "failed - a?[2J: gone",

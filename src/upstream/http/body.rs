@@ -14,6 +14,8 @@ use crate::upstream::UpstreamBody;
 /// What of an unwanted body (an error's, a redirect's) is read so that its connection can be
 /// used again, in bytes; a longer one costs the connection.
 const DRAIN_BYTES_MAX: usize = 64 * 1024;
+/// What of it is told, in bytes.
+const TOLD_BYTES_MAX: usize = 4096;
 /// No further read of an unwanted body is begun after this time.
 const DRAIN_TIME_MAX: Duration = Duration::from_millis(500);
 
@@ -139,15 +141,25 @@ impl UpstreamBody for HttpBody {
 }
 
 /// Reads a body that nobody wants, within bounds, so that its connection can be kept.
-pub(super) fn drain(mut reader: BodyReader<'static>) {
+pub(super) fn drain(reader: BodyReader<'static>) {
+    drop(drain_and_tell(reader));
+}
+
+/// The same, and its beginning as text, which says why a request was refused.
+pub(super) fn drain_and_tell(mut reader: BodyReader<'static>) -> Option<String> {
+    let mut told = Vec::new();
     let begun = Instant::now();
     let mut left = DRAIN_BYTES_MAX;
     let mut buf = [0; 4096];
     while begun.elapsed() < DRAIN_TIME_MAX {
         match reader.read(&mut buf) {
-            Ok(len) if len > 0 && len <= left => left -= len,
+            Ok(len) if len > 0 && len <= left => {
+                left -= len;
+                told.extend_from_slice(&buf[..len.min(TOLD_BYTES_MAX - told.len())]);
+            }
             // The end, too much of it, or an error: the connection is kept or lost.
-            _ => return,
+            _ => break,
         }
     }
+    String::from_utf8(told).ok().filter(|text| !text.is_empty())
 }

@@ -131,6 +131,11 @@ impl Answer {
         Self::whole(status, format!("status {status}\n").into_bytes().into())
     }
 
+    /// The same with another body.
+    pub(crate) fn body(self, text: &str) -> Self {
+        Self { body: text.as_bytes().into(), ..self }
+    }
+
     /// 302 to another URL.
     pub(crate) fn redirect(location: &str) -> Self {
         Self::status(302).header("Location", location)
