@@ -83,12 +83,23 @@ impl Survey<'_> {
             self.deb_roots.insert(root.to_owned());
             if indexes.is_empty() {
                 self.leave_out(format!("{path} names no Packages that can be read"));
+                return Ok(true);
             }
-            for index in indexes {
-                let looked = self.deb_index(&index, root);
-                if self.tolerate(looked)? == Some(false) {
-                    self.leave_out(format!("{}, which {path} names, is not there", index.name));
-                }
+            // A mirror of some architectures keeps the Release that names all of them, so only
+            // a suite of which nothing is there is worth a word.
+            let mut is_any_there = false;
+            for index in &indexes {
+                let looked = self.deb_index(index, root);
+                is_any_there |= self.tolerate(looked)? != Some(false);
+            }
+            if !is_any_there {
+                self.leave_out(match indexes.as_slice() {
+                    [only] => format!("{}, which {path} names, is not there", only.name),
+                    [first, ..] => {
+                        format!("{} and all else that {path} names is not there", first.name)
+                    }
+                    [] => unreachable!("it was looked at above"),
+                });
             }
             return Ok(true);
         }
