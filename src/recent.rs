@@ -4,12 +4,17 @@
 //! [`Recent::forget`], after the change; whoever reads the original draws a [`Ticket`] before,
 //! and can keep what was read only if nothing was forgotten meanwhile. So a copy is never older
 //! than the last change.
+//!
+//! What is read once in a long while is not worth a place, nor the work of giving it one
+//! ([`Recent::keep_if_again`]): a walk through many keys drives out nothing that is in use.
 
 use std::hash::{BuildHasher, Hash, RandomState};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 /// Locks among which keys are spread, so that threads seldom meet.
 const SHARDS: usize = 8;
+/// Keys for each value's place whose last reading is remembered.
+const SEEN_PER_PLACE: usize = 2;
 
 /// Values by their keys; the least recently used make room for others.
 #[derive(Debug)]
@@ -21,8 +26,12 @@ pub struct Recent<K, V> {
 
 #[derive(Debug)]
 struct Shard<K, V> {
-    // The most recently used first. So few that looking at each is quicker than a map.
-    kept: Vec<Kept<K, V>>,
+    // The most recently used first. So few that looking at each is quicker than a map; in
+    // boxes, so that they are moved quickly.
+    kept: Vec<Box<Kept<K, V>>>,
+    // Hashes of keys that were read and not kept, in a ring.
+    seen: Vec<u64>,
+    seen_next: usize,
     // How often something was forgotten.
     forgotten: u64,
 }
@@ -41,12 +50,13 @@ pub struct Ticket(u64);
 impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
     /// Keeps about `max` values: a few less where keys are spread unevenly.
     pub fn new(max: usize) -> Self {
-        let shard = |_| Mutex::new(Shard { kept: Vec::new(), forgotten: 0 });
-        Self {
-            hasher: RandomState::new(),
-            shards: std::array::from_fn(shard),
-            shard_max: max.div_ceil(SHARDS).max(1),
-        }
+        let shard_max = max.div_ceil(SHARDS).max(1);
+        let shard = |_| {
+            let seen = vec![0; shard_max * SEEN_PER_PLACE];
+            Mutex::new(Shard { kept: Vec::new(), seen, seen_next: 0, forgotten: 0 })
+        };
+        let shards = std::array::from_fn(shard);
+        Self { hasher: RandomState::new(), shards, shard_max }
     }
 
     /// The value that is kept for a key.
@@ -64,13 +74,35 @@ impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
 
     /// Keeps what was read, unless something was forgotten since the ticket was drawn.
     pub fn keep(&self, ticket: Ticket, key: &K, value: V) {
+        let (hash, shard) = self.shard(key);
+        self.keep_in(shard, hash, ticket, key, || value);
+    }
+
+    /// Like [`Recent::keep`], if the key was read before, not long ago.
+    pub fn keep_if_again(&self, ticket: Ticket, key: &K, value: impl FnOnce() -> V) {
         let (hash, mut shard) = self.shard(key);
+        if shard.seen.contains(&hash) {
+            return self.keep_in(shard, hash, ticket, key, value);
+        }
+        let next = shard.seen_next;
+        shard.seen[next] = hash;
+        shard.seen_next = (next + 1) % shard.seen.len();
+    }
+
+    fn keep_in(
+        &self,
+        mut shard: MutexGuard<'_, Shard<K, V>>,
+        hash: u64,
+        ticket: Ticket,
+        key: &K,
+        value: impl FnOnce() -> V,
+    ) {
         if shard.forgotten != ticket.0 {
             return;
         }
         shard.kept.retain(|kept| kept.hash != hash || kept.key != *key);
         shard.kept.truncate(self.shard_max - 1);
-        shard.kept.insert(0, Kept { hash, key: key.clone(), value });
+        shard.kept.insert(0, Box::new(Kept { hash, key: key.clone(), value: value() }));
     }
 
     /// Forgets what is kept of a key, because the original was changed.
@@ -133,6 +165,25 @@ mod tests {
         recent.forget_all();
         recent.keep(before, &1, "old");
         assert_eq!(recent.get(&1), None);
+    }
+
+    #[test]
+    fn what_is_read_again_is_kept_and_a_walk_drives_nothing_out() {
+        let recent = Recent::new(2 * SHARDS);
+        let read = |key: u32| {
+            if recent.get(&key).is_none() {
+                recent.keep_if_again(recent.ticket(&key), &key, || "value");
+            }
+        };
+        read(0);
+        assert_eq!(recent.get(&0), None);
+        read(0);
+        assert_eq!(recent.get(&0), Some("value"));
+        (1..1000).for_each(read);
+        assert_eq!(recent.get(&0), Some("value"));
+        recent.forget(&0);
+        read(0);
+        assert_eq!(recent.get(&0), None, "it was not read lately");
     }
 
     #[test]

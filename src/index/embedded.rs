@@ -14,21 +14,21 @@
 mod doubt;
 mod lock;
 mod open;
+mod readers;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::{ControlFlow, Deref};
+use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
 
-use crossbeam_channel::{Receiver, Sender};
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
 
 use self::doubt::{Doubts, span_of};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
+use self::readers::{Reader, Readers};
 use super::micros::{micros_of, time_of};
 use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use crate::artifact::{
@@ -38,8 +38,6 @@ use crate::recent::Recent;
 
 /// Connections that read. A read takes microseconds, so this is about cores, not clients.
 const READERS: usize = 8;
-/// How long a read waits for one of them: longer than any page of a scan takes.
-const READER_WAIT: Duration = Duration::from_secs(5);
 /// Rows that a scan holds in memory. Between pages it holds no connection, so that a slow
 /// visitor neither keeps readers out nor the write-ahead log from being folded back.
 const SCAN_PAGE_ROWS: usize = 256;
@@ -93,7 +91,7 @@ const USAGE: &str = "SELECT remote, artifacts, bytes, hits FROM usage";
 pub struct EmbeddedIndex {
     file: PathBuf,
     doubts: Doubts,
-    readers: (Sender<Connection>, Receiver<Connection>),
+    readers: Readers,
     // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
     recent: Recent<ArtifactKey, Option<Entry>>,
     // Guards the order of generations: drawn and committed under it. `None` once closed.
@@ -137,10 +135,6 @@ impl EmbeddedIndex {
     /// [`OpenIndexError`], which names the file and what to do.
     pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
         let opened = open::open(data_dir, READERS)?;
-        let (give, take) = crossbeam_channel::bounded(READERS);
-        for reader in opened.readers {
-            give.send(reader).expect("there is room for all of them, and the other end is here");
-        }
         let writer = Writer {
             connection: opened.writer,
             run: opened.run,
@@ -150,7 +144,7 @@ impl EmbeddedIndex {
         Ok(Self {
             file: opened.file,
             doubts: opened.doubts,
-            readers: (give, take),
+            readers: Readers::new(opened.readers),
             recent: Recent::new(RECENT_ROWS),
             writer: Mutex::new(Some(writer)),
         })
@@ -217,11 +211,7 @@ impl EmbeddedIndex {
     }
 
     fn reader(&self, operation: &'static str) -> Result<Reader<'_>, IndexError> {
-        let (give_back, take) = &self.readers;
-        match take.recv_timeout(READER_WAIT) {
-            Ok(connection) => Ok(Reader { connection: Some(connection), give_back }),
-            Err(_) => Err(unavailable(operation)(ReadersBusy)),
-        }
+        self.readers.take().ok_or_else(|| unavailable(operation)(ReadersBusy))
     }
 
     fn failed(&self, operation: &'static str) -> impl Fn(rusqlite::Error) -> IndexError {
@@ -377,8 +367,11 @@ impl ArtifactIndex for EmbeddedIndex {
         }
         let ticket = self.recent.ticket(key);
         let found = self.find(&*self.reader(OPERATION)?, key, OPERATION)?;
-        // That there is none is worth keeping: a miss looks three times.
-        self.recent.keep(ticket, key, found.clone());
+        match &found {
+            Some(entry) => self.recent.keep_if_again(ticket, key, || Some(entry.clone())),
+            // A miss looks three times.
+            None => self.recent.keep(ticket, key, None),
+        }
         Ok(found)
     }
 
@@ -563,29 +556,6 @@ struct Page {
     /// How many rows it had, readable or not.
     rows: usize,
     last_path: Option<String>,
-}
-
-/// A reading connection, given back when dropped.
-struct Reader<'a> {
-    connection: Option<Connection>,
-    give_back: &'a Sender<Connection>,
-}
-
-impl Deref for Reader<'_> {
-    type Target = Connection;
-
-    fn deref(&self) -> &Connection {
-        self.connection.as_ref().expect("it is there until the drop")
-    }
-}
-
-impl Drop for Reader<'_> {
-    fn drop(&mut self) {
-        if let Some(connection) = self.connection.take() {
-            let given_back = self.give_back.try_send(connection);
-            debug_assert!(given_back.is_ok(), "there is room: it was taken from here");
-        }
-    }
 }
 
 fn open_writer<'a>(

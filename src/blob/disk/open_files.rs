@@ -1,4 +1,4 @@
-//! The files that were opened last, kept open: opening a small file costs more than sending it.
+//! Files that are opened again and again, kept open: opening a small file costs more than sending it.
 //!
 //! A kept file is looked at again before each use. It is used only while it still has a name,
 //! and still is the version that was asked for, so that what is removed, replaced or written to
@@ -59,7 +59,7 @@ impl OpenFiles {
         self.0.ticket(key)
     }
 
-    /// Keeps a file that was opened after the ticket was drawn.
+    /// Keeps a file that was opened after the ticket was drawn, if it is opened again and again.
     pub(super) fn keep(
         &self,
         ticket: Ticket,
@@ -67,8 +67,10 @@ impl OpenFiles {
         file: &Arc<File>,
         metadata: &Metadata,
     ) {
-        let (version, stamp) = (version_of(metadata), Stamp::of(metadata));
-        self.0.keep(ticket, key, Arc::new(Kept { version, file: Arc::clone(file), stamp }));
+        self.0.keep_if_again(ticket, key, || {
+            let (version, stamp) = (version_of(metadata), Stamp::of(metadata));
+            Arc::new(Kept { version, file: Arc::clone(file), stamp })
+        });
     }
 
     /// Closes the file of a blob that was removed or replaced.

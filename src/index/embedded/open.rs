@@ -20,7 +20,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pages in memory, in KiB, of the writer and of each reader. They hold the upper levels of
 /// the tree; the rest is in the kernel's page cache.
 const WRITER_CACHE_KIB: i64 = 1_024;
-const READER_CACHE_KIB: i64 = 512;
+const READER_CACHE_KIB: i64 = 1_024;
 /// The write-ahead log is cut to this when it was folded back, in bytes.
 const LOG_BYTES_MAX: i64 = 16 << 20;
 
