@@ -32,14 +32,15 @@
 //! | 4 | [`front`] [`ops`] [`batch`] | sockets, routes, replies; what an operator sees; many artifacts at once |
 //! | 5 | [`wiring`], `main.rs` | what is put together with what |
 //!
-//! A room uses lower floors only; sideways, `config` uses `formats` and `policy`, `policy` uses
+//! A room uses lower floors only; sideways, `names` uses `recent`, `config` uses `formats` and `policy`, `policy` uses
 //! `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`. A test holds the
 //! sources against this.
 //!
 //! # Architecture invariants
 //!
 //! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
-//!   `upstream/http*`, `upstream/own.rs`, `names.rs` and `blob/s3` know ureq; only `wiring.rs` names a backend.
+//!   `upstream/http*`, `upstream/own.rs`, `names.rs` and `blob/s3` know ureq; only `wiring.rs`
+//!   names a backend.
 //! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument.
 //!   `config` reads its own file and nothing else.
 //! - No backend knows HTTP status codes; one function maps errors to statuses

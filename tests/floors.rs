@@ -37,6 +37,7 @@ const FLOORS: &[(&str, u32)] = &[
 
 /// Steps on one floor that are allowed: from, to.
 const SIDEWAYS: &[(&str, &str)] = &[
+    ("names", "recent"),
     ("config", "formats"),
     ("config", "policy"),
     // A judgement is about a class, and classes are the formats'.
