@@ -32,9 +32,9 @@
 //! | 4 | [`front`] [`ops`] [`batch`] | sockets, routes, replies; what an operator sees; many artifacts at once |
 //! | 5 | [`wiring`], `main.rs` | what is put together with what |
 //!
-//! A room uses lower floors only; sideways, `names` uses `recent`, `config` uses `formats` and `policy`, `policy` uses
-//! `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`. A test holds the
-//! sources against this.
+//! A room uses lower floors only; sideways, `names` uses `recent`, `config` uses `formats` and
+//! `policy`, `policy` uses `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`.
+//! A test holds the sources against this.
 //!
 //! # Architecture invariants
 //!
