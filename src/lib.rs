@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are; threads that wait |
 //! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
@@ -79,4 +79,5 @@ pub mod staging;
 #[cfg(test)]
 mod test_servers;
 pub mod upstream;
+pub mod waiting;
 pub mod wiring;

@@ -351,3 +351,25 @@ fn what_does_not_fit_into_staging_is_passed_through() {
     server.get("/api/files/small").expect_header("x-artifact-source", "cache");
     assert_eq!(server.blob_files().len(), 1);
 }
+
+#[test]
+fn clients_that_have_gone_leave_their_workers_to_others() {
+    let upstream = Upstream::start();
+    let server =
+        Setup::files(Remote::at(&upstream)).env("WORKERS", 2).env("FETCH_THREADS", 4).start();
+    let bytes = noise(9, 1000);
+    upstream.serve("/hit", Answer::file(&bytes));
+    server.get("/api/files/hit").expect(200, &bytes);
+    let gate = Gate::new();
+    for name in ["one", "two"] {
+        upstream.serve(&format!("/{name}"), Answer::file(&bytes).head_held_by(&gate));
+        let mut client = server.connect();
+        client.send_raw(format!("GET /api/files/{name} HTTP/1.1\r\nHost: a\r\n\r\n").as_bytes());
+        // Kept until the upstream was asked, so that a worker waits for it.
+        eventually("the upstream is asked", || upstream.count(&format!("/{name}")) == 1);
+    }
+    // Both have gone; while nobody needs a worker theirs wait on, and then they don't.
+    server.get("/api/files/hit").expect(200, &bytes);
+    gate.open();
+    eventually("the fetches ended well, though nobody waited", || server.blob_files().len() == 3);
+}

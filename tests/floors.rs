@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("chain", 0),
     ("recent", 0),
     ("names", 0),
+    ("waiting", 0),
     ("clock", 0),
     ("test_servers", 0),
     ("config", 1),

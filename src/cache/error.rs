@@ -70,6 +70,9 @@ pub enum FetchError {
     /// Too many fetches wait already.
     #[error("too many fetches are waiting")]
     Overloaded,
+    /// Nobody wants the answer any more, and others need the thread that waits for it.
+    #[error("the client has gone")]
+    InVain,
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
@@ -108,6 +111,7 @@ impl FetchError {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
             Self::Staging(_) | Self::Unproven(_) | Self::Lost(_) | Self::Abandoned => true,
+            Self::InVain => false,
         }
     }
 }

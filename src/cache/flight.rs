@@ -16,6 +16,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::FetchError;
 use crate::artifact::{ArtifactKey, Entry, Validators};
 use crate::body::{BodyError, Piece, Source};
+use crate::waiting;
 
 /// How much of the end is held back while a body's checksum is not yet known to be right. Small
 /// bodies are held back whole, which lets a wrong one be answered with an error.
@@ -211,7 +212,10 @@ impl FlightReader {
             if left == Duration::ZERO {
                 return Begun::TimedOut;
             }
-            state = wait_timeout(&self.flight.changed, state, left);
+            state = match self.wait(state, left) {
+                Some(state) => state,
+                None => return Begun::Ended(End::Failed(Arc::new(FetchError::InVain))),
+            };
         }
     }
 
@@ -232,7 +236,10 @@ impl FlightReader {
             if let Some(end) = &state.end {
                 return end.clone();
             }
-            state = wait(&self.flight.changed, state);
+            state = match self.wait(state, Duration::MAX) {
+                Some(state) => state,
+                None => return End::Failed(Arc::new(FetchError::InVain)),
+            };
         }
     }
 
@@ -252,7 +259,10 @@ impl FlightReader {
             if left == Duration::ZERO {
                 return false;
             }
-            state = wait_timeout(&self.flight.changed, state, left);
+            state = match self.wait(state, left) {
+                Some(state) => state,
+                None => return false,
+            };
         }
         true
     }
@@ -299,21 +309,27 @@ impl FlightReader {
                 Some(_) => return Ok(offset),
                 None => {}
             }
-            state = wait(&self.flight.changed, state);
+            state = self.wait(state, Duration::MAX).ok_or(FetchError::InVain)?;
         }
     }
-}
 
-fn wait<'a>(changed: &Condvar, state: MutexGuard<'a, State>) -> MutexGuard<'a, State> {
-    changed.wait(state).unwrap_or_else(std::sync::PoisonError::into_inner)
-}
-
-fn wait_timeout<'a>(
-    changed: &Condvar,
-    state: MutexGuard<'a, State>,
-    left: Duration,
-) -> MutexGuard<'a, State> {
-    changed.wait_timeout(state, left).unwrap_or_else(std::sync::PoisonError::into_inner).0
+    /// Waits for a change, at most for `left` and not for long; `None` where it is in vain.
+    fn wait<'a>(
+        &'a self,
+        state: MutexGuard<'a, State>,
+        left: Duration,
+    ) -> Option<MutexGuard<'a, State>> {
+        let left = left.min(waiting::LOOK_EVERY);
+        let wait = || self.flight.changed.wait_timeout(state, left);
+        let (state, waited) =
+            waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner);
+        if !waited.timed_out() {
+            return Some(state);
+        }
+        // Nobody who writes is to wait for this look.
+        drop(state);
+        (!waiting::is_in_vain()).then(|| lock(&self.flight.state))
+    }
 }
 
 impl State {
@@ -404,6 +420,33 @@ mod tests {
         writer.end(End::Absent);
         assert_eq!(flights.count(), 0);
         assert!(matches!(flights.join(&key()), Joined::Lead(_)));
+    }
+
+    #[test]
+    fn nobody_waits_in_vain() {
+        struct Gone;
+        impl waiting::Waits for Gone {
+            fn is_in_vain(&self) -> bool {
+                true
+            }
+        }
+        let flights = Arc::new(Flights::default());
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        let _known = waiting::on_this_thread(std::rc::Rc::new(Gone));
+        let is_in_vain = |why: &FetchError| matches!(why, FetchError::InVain);
+        match reader.head(soon()) {
+            Begun::Ended(End::Failed(why)) => assert!(is_in_vain(&why)),
+            other => panic!("{other:?}"),
+        }
+        assert!(is_in_vain(&reader.wait_for(0).unwrap_err()));
+        assert!(matches!(reader.landing(), End::Failed(why) if is_in_vain(&why)));
+        // What is there already is given all the same.
+        let file = tempfile::tempfile().unwrap();
+        writer.start(head(&file, Some(1), false));
+        writer.grew(1);
+        assert!(matches!(reader.head(soon()), Begun::Head(_)));
+        assert!(reader.wait_for(0).is_ok());
     }
 
     #[test]

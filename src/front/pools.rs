@@ -8,6 +8,7 @@
 //! for work there before it sleeps, and a busy client costs no change of threads.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
@@ -15,10 +16,11 @@ use std::time::{Duration, Instant};
 use threadpool::ThreadPool;
 
 use super::wire::Lane;
+use crate::waiting;
 
 mod queue;
 
-use queue::Queue;
+use queue::{PoolThread, Queue};
 
 /// Threads of the fast lane.
 const FAST_THREADS: usize = 2;
@@ -86,9 +88,15 @@ impl Pools {
         self.main.queue.look_out(lookout);
     }
 
-    /// Wakes workers for jobs that wait behind workers who wait themselves.
-    pub fn tick(&self, now: Instant) {
-        self.main.queue.tick(now);
+    /// Wakes workers for jobs that wait behind workers who are blocked. Gives whether another
+    /// tick is needed, though nothing else happens.
+    pub fn tick(&self, now: Instant) -> bool {
+        self.main.queue.tick(now)
+    }
+
+    /// Whether requests wait and no worker is left for them.
+    pub fn is_short(&self) -> bool {
+        self.main.queue.is_short()
     }
 
     /// Ends what [`Pools::look_out`] began.
@@ -165,7 +173,9 @@ impl Drop for Pool {
     }
 }
 
-fn run_jobs(worker: usize, queue: &Queue, pending: &AtomicUsize, running: &AtomicUsize) {
+fn run_jobs(worker: usize, queue: &Arc<Queue>, pending: &AtomicUsize, running: &AtomicUsize) {
+    let thread = PoolThread { queue: Arc::clone(queue), number: worker };
+    let _known = waiting::on_this_thread(Rc::new(thread));
     while let Some(job) = queue.take(worker, pending) {
         running.fetch_add(1, Ordering::Relaxed);
         // A bug in one request must not cost a worker; the panic hook has logged it.
@@ -304,6 +314,83 @@ mod tests {
         // Far more than the machine can run, but all of them do nothing but wait.
         ticking(&pools, "every worker has a job", || pools.busy() == WORKERS);
         (0..WORKERS).for_each(|_| release.send(()).unwrap());
+        assert!(pools.drain(PATIENCE));
+    }
+
+    #[test]
+    fn whoever_says_that_it_waits_makes_room_at_once() {
+        const WORKERS: usize = 16;
+        let (pools, _outlook, _put) = with_lookout(WORKERS);
+        let (release, gate) = bounded::<()>(WORKERS);
+        for _ in 0..WORKERS {
+            let gate = gate.clone();
+            let job = move || waiting::wait(|| gate.recv().unwrap());
+            assert!(pools.submit(Lane::Main, Box::new(job)).is_ok());
+        }
+        // Without a tick.
+        let end = Instant::now() + PATIENCE;
+        while pools.busy() < WORKERS {
+            assert!(Instant::now() < end, "every worker has a job");
+            std::thread::yield_now();
+        }
+        assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
+        assert!(pools.is_short());
+        (0..WORKERS).for_each(|_| release.send(()).unwrap());
+        assert!(pools.drain(PATIENCE));
+        assert!(!pools.is_short());
+    }
+
+    /// Finds something that is no job a number of times, and then a job.
+    struct Crowd {
+        looks: AtomicUsize,
+        panics_at: Option<usize>,
+        job: std::sync::Mutex<Option<Job>>,
+    }
+
+    impl Lookout for Crowd {
+        fn look(&self, found: &mut dyn FnMut()) -> Option<Job> {
+            let look = self.looks.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(Some(look), self.panics_at, "on purpose");
+            if look < 100 {
+                found();
+                return None;
+            }
+            self.job.lock().unwrap().take()
+        }
+    }
+
+    /// A pool of one worker in front of a crowd, and what tells that the job behind it ran.
+    fn before_a_crowd(
+        panics_at: Option<usize>,
+    ) -> (Pools, Arc<dyn Lookout>, crossbeam_channel::Receiver<()>) {
+        let pools = Pools::new(1, 64);
+        let (tell, told) = bounded(1);
+        let job: Job = Box::new(move || tell.send(()).unwrap());
+        let (looks, job) = (AtomicUsize::new(0), std::sync::Mutex::new(Some(job)));
+        let crowd: Arc<dyn Lookout> = Arc::new(Crowd { looks, panics_at, job });
+        pools.look_out(Arc::downgrade(&crowd));
+        // Whoever sleeps does not look.
+        assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
+        (pools, crowd, told)
+    }
+
+    #[test]
+    fn a_worker_looks_on_while_there_is_something_though_it_is_no_job() {
+        let (pools, _crowd, told) = before_a_crowd(None);
+        told.recv_timeout(PATIENCE).unwrap();
+        assert!(pools.drain(PATIENCE));
+    }
+
+    #[test]
+    fn a_panic_while_looking_costs_no_worker_and_no_look() {
+        let (pools, _crowd, told) = before_a_crowd(Some(7));
+        let end = Instant::now() + PATIENCE;
+        while told.try_recv().is_err() {
+            assert!(Instant::now() < end, "the job behind the crowd runs");
+            // The panic has ended that look; the next job has the worker look again.
+            let _full = pools.submit(Lane::Main, Box::new(|| ()));
+            std::thread::yield_now();
+        }
         assert!(pools.drain(PATIENCE));
     }
 

@@ -6,20 +6,24 @@
 //!
 //! With a [`Lookout`] it goes further. One thread at a time looks out for work instead of
 //! sleeping, and a thread is woken only while fewer are *active* than the machine can run:
-//! awake, and not blocked. A thread counts as blocked once it has had its job for
-//! [`BLOCKED_AFTER`]; [`Queue::tick`] finds those, and wakes others in their place. So hits are
-//! served by as many threads as there are processors, however many clients ask, and a job
-//! that waits behind blocked threads waits for no more than that and a tick.
+//! awake, and not blocked. A thread that waits for a fetch says so ([`crate::waiting`]), and
+//! another is woken in its place at once. Any other counts as blocked once it has had its job
+//! for [`BLOCKED_AFTER`]; [`Queue::tick`] finds those. So hits are served by as many threads as
+//! there are processors, however many clients ask, and a job that waits behind blocked threads
+//! waits for no more than that and a tick.
 
 use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError, Weak};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use super::{Job, Lookout};
+use crate::waiting::Waits;
 
-/// How long a job runs before its thread counts as blocked: many times what a hit takes.
-const BLOCKED_AFTER: Duration = Duration::from_millis(2);
+/// How long a job runs before its thread counts as blocked: many times what a hit takes, and
+/// longer than a busy machine leaves a thread without a processor.
+const BLOCKED_AFTER: Duration = Duration::from_millis(4);
 
 /// The jobs that wait for a thread.
 #[derive(Debug)]
@@ -33,11 +37,13 @@ pub(super) struct Queue {
     wake: Condvar,
     // The number of jobs, to be read without the lock.
     len: AtomicUsize,
-    // When each thread began its job, in milliseconds since `began` and one more; 0: it has none.
+    // When each thread began its job, or went on with it behind a wait, in milliseconds since
+    // `began` and one more; 0: it has none, or waits.
     since: Vec<AtomicU64>,
     began: Instant,
-    // Threads that the last tick found blocked.
+    // Threads that the last tick found blocked, and those that have said that they wait.
     blocked: AtomicUsize,
+    told: AtomicUsize,
 }
 
 #[derive(Default)]
@@ -78,6 +84,7 @@ impl Queue {
             since: (0..threads).map(|_| AtomicU64::new(0)).collect(),
             began: Instant::now(),
             blocked: AtomicUsize::new(0),
+            told: AtomicUsize::new(0),
         }
     }
 
@@ -93,7 +100,7 @@ impl Queue {
             return Err(job);
         }
         waiting.jobs.push_back(job);
-        self.len.store(waiting.jobs.len(), Ordering::Relaxed);
+        self.len.store(waiting.jobs.len(), Ordering::SeqCst);
         self.wake_one(waiting);
         Ok(())
     }
@@ -105,7 +112,7 @@ impl Queue {
         let mut may_look = true;
         let job = loop {
             if let Some(job) = waiting.jobs.pop_front() {
-                self.len.store(waiting.jobs.len(), Ordering::Relaxed);
+                self.len.store(waiting.jobs.len(), Ordering::SeqCst);
                 self.wake_one(waiting);
                 break job;
             }
@@ -122,18 +129,26 @@ impl Queue {
                 // Counted before it is known to be a job, so that no drain looks in between.
                 pending.fetch_add(1, Ordering::SeqCst);
                 let mut has_found = false;
-                let job = lookout.look(&mut || {
-                    has_found = true;
-                    self.lock().is_looking = false;
+                let look = AssertUnwindSafe(|| {
+                    lookout.look(&mut || {
+                        has_found = true;
+                        self.lock().is_looking = false;
+                    })
+                });
+                // A bug in one look must not cost the thread, nor the look of others.
+                let job = catch_unwind(look).unwrap_or_else(|_| {
+                    tracing::error!("looking out panicked; going on");
+                    None
                 });
                 if let Some(job) = job {
                     break job;
                 }
                 pending.fetch_sub(1, Ordering::SeqCst);
                 waiting = self.lock();
-                // Once something was found, another thread may be looking.
+                // Once something was found, another thread may be looking; and there may be
+                // more of it, though it was no job.
                 waiting.is_looking &= has_found;
-                may_look = false;
+                may_look = has_found;
                 continue;
             }
             waiting.sleepers += 1;
@@ -142,8 +157,12 @@ impl Queue {
             waiting.waking = waiting.waking.saturating_sub(1);
             may_look = true;
         };
-        self.since[thread].store(self.millis(Instant::now()), Ordering::Relaxed);
+        self.begins(thread);
         Some(job)
+    }
+
+    fn begins(&self, thread: usize) {
+        self.since[thread].store(self.millis(Instant::now()), Ordering::Relaxed);
     }
 
     /// Notes that a thread's job has ended.
@@ -161,13 +180,21 @@ impl Queue {
         self.wake_one(waiting);
     }
 
-    /// Looks which threads are blocked, and wakes as many as may run in their place.
-    pub(super) fn tick(&self, now: Instant) {
+    /// Looks which threads are blocked, and wakes as many as may run in their place. Gives
+    /// whether that may soon be otherwise, so that another tick is needed.
+    pub(super) fn tick(&self, now: Instant) -> bool {
         let late = self.millis(now).saturating_sub(BLOCKED_AFTER.as_millis() as u64);
-        let is_blocked = |since: &&AtomicU64| (1..late).contains(&since.load(Ordering::Relaxed));
-        self.blocked.store(self.since.iter().filter(is_blocked).count(), Ordering::Relaxed);
+        let (mut blocked, mut running) = (0, 0);
+        for since in &self.since {
+            match since.load(Ordering::Relaxed) {
+                0 => {}
+                since if since < late => blocked += 1,
+                _ => running += 1,
+            }
+        }
+        self.blocked.store(blocked, Ordering::Relaxed);
         if self.len() == 0 {
-            return;
+            return running > 0;
         }
         let mut waiting = self.lock();
         let wanted = match self.active(&waiting) {
@@ -179,6 +206,13 @@ impl Queue {
         waiting.waking += woken;
         drop(waiting);
         (0..woken).for_each(|_| self.wake.notify_one());
+        true
+    }
+
+    /// Whether jobs wait and no thread is left for them.
+    pub(super) fn is_short(&self) -> bool {
+        let waiting = self.lock();
+        !waiting.jobs.is_empty() && waiting.asleep() == 0 && !waiting.is_looking
     }
 
     pub(super) fn close(&self) {
@@ -187,13 +221,14 @@ impl Queue {
     }
 
     pub(super) fn len(&self) -> usize {
-        self.len.load(Ordering::Relaxed)
+        self.len.load(Ordering::SeqCst)
     }
 
     /// Threads that are, or are about to be, at work and not blocked.
     fn active(&self, waiting: &Waiting) -> usize {
         let idle = waiting.asleep() + usize::from(waiting.is_looking);
-        self.threads.saturating_sub(idle + self.blocked.load(Ordering::Relaxed))
+        let told = self.told.load(Ordering::SeqCst);
+        self.threads.saturating_sub(idle + told + self.blocked.load(Ordering::Relaxed))
     }
 
     /// Wakes a thread for the jobs that are left, if one is to be woken.
@@ -213,5 +248,24 @@ impl Queue {
     fn lock(&self) -> MutexGuard<'_, Waiting> {
         // Jobs run outside the lock, so nothing panics while it is held.
         self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// A thread of a pool, whose waits make room for another.
+pub(super) struct PoolThread {
+    pub(super) queue: Arc<Queue>,
+    pub(super) number: usize,
+}
+
+impl Waits for PoolThread {
+    fn begins(&self) {
+        self.queue.done(self.number);
+        self.queue.told.fetch_add(1, Ordering::SeqCst);
+        self.queue.wake_one(self.queue.lock());
+    }
+
+    fn has_ended(&self) {
+        self.queue.told.fetch_sub(1, Ordering::SeqCst);
+        self.queue.begins(self.number);
     }
 }

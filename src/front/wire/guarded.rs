@@ -195,8 +195,7 @@ impl Listener for Guarded {
 
     fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
-        // It can only fail where it has been written 2^64 times.
-        let _ = rustix::io::write(&self.shared.wake, &1_u64.to_ne_bytes());
+        self.shared.wake_watcher();
     }
 }
 
@@ -234,6 +233,11 @@ pub(crate) struct Shared {
 }
 
 impl Shared {
+    fn wake_watcher(&self) {
+        // It can only fail where it has been written 2^64 times.
+        let _ = rustix::io::write(&self.wake, &1_u64.to_ne_bytes());
+    }
+
     fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }

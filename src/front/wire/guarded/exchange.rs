@@ -5,6 +5,7 @@
 //! hand-over.
 
 use std::cell::{Cell, RefCell};
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,12 +16,13 @@ use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
 use super::refusal::Refusal;
 use super::reply::{Asked, Ending, Pending, Writer};
-use super::stream::Pace;
+use super::stream::{Pace, Peer, Stream};
 use super::table::Watch;
 use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Shared};
-use crate::front::pools::Job;
+use crate::front::pools::{Job, Pools};
 use crate::front::wire::{Lane, Request};
+use crate::waiting::{self, Waits};
 
 /// Requests of one connection that a worker answers in a row while other jobs wait.
 const IN_A_ROW_MAX: usize = 16;
@@ -107,6 +109,10 @@ pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
         true => Err(job as _),
         false => shared.pools.submit(lane, job),
     };
+    // It may wait behind workers that are blocked without anybody's knowing yet.
+    if shared.duty.must_be_woken() {
+        shared.wake_watcher();
+    }
     if let Err(job) = refused {
         no_room.store(true, Ordering::Relaxed);
         if let Err(job) = shared.pools.submit_shed(job) {
@@ -204,6 +210,24 @@ fn go_on(
     }
 }
 
+/// Who waits for a reply.
+struct Client {
+    stream: Stream,
+    pools: Arc<Pools>,
+}
+
+impl Waits for Client {
+    /// A client that has closed its side may still read, and is waited for as long as there are
+    /// workers to spare.
+    fn is_in_vain(&self) -> bool {
+        match self.stream.peer() {
+            Peer::Here => false,
+            Peer::Silent => self.pools.is_short(),
+            Peer::Gone => true,
+        }
+    }
+}
+
 /// What to do with a connection behind a reply.
 enum After {
     /// Look for its next request.
@@ -253,6 +277,8 @@ fn answer(
         (BodyFraming::Chunked, false) => Unread::Chunks,
     });
     let bytes_max = shared.bounds.body_bytes_max;
+    let client = Client { stream: conn.stream.again(), pools: Arc::clone(&shared.pools) };
+    let _known = waiting::on_this_thread(Rc::new(client));
     let (stream, input) = (&conn.stream, &mut conn.input);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
     let mut writer =

@@ -40,6 +40,8 @@ pub(super) struct Duty {
     // Workers that are waiting now, and looks that were taken so far.
     looking: AtomicUsize,
     looks: AtomicU64,
+    // The watcher sleeps until an event, without ticks.
+    sleeps_long: AtomicBool,
 }
 
 impl Duty {
@@ -51,6 +53,17 @@ impl Duty {
     /// Gives the duty to the workers, or takes it from them.
     pub(super) fn give_to_workers(&self, is_workers: bool) {
         self.is_workers.store(is_workers, Ordering::SeqCst);
+    }
+
+    /// Says that the watcher is about to sleep without ticks, or has woken. Whatever would keep
+    /// it from such a sleep is to be looked at after this.
+    pub(super) fn sleep_long(&self, sleeps_long: bool) {
+        self.sleeps_long.store(sleeps_long, Ordering::SeqCst);
+    }
+
+    /// Whether the watcher must be woken for a job that was handed over; once for each sleep.
+    pub(super) fn must_be_woken(&self) -> bool {
+        self.sleeps_long.load(Ordering::SeqCst) && self.sleeps_long.swap(false, Ordering::SeqCst)
     }
 
     /// How many looks workers have taken, or `None` while one is at it.

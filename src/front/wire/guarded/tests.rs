@@ -260,6 +260,23 @@ fn the_oldest_idle_connection_makes_room() {
 }
 
 #[test]
+fn silent_connections_make_room_although_they_have_the_reserved_seats() {
+    let guarded =
+        GuardedBounds { connections_max: 12, connections_reserved: 6, ..GuardedBounds::default() };
+    let server = start_with(Shelf::service(), bounds(), guarded);
+    // Those that are young are not closed, so they take every seat there is.
+    let mut silent: Vec<Client> = (0..20).map(|_| Client::connect(server.address)).collect();
+    for round in 0..5 {
+        within("a client is let in", || {
+            // Whoever is turned away meanwhile is replaced.
+            silent.push(Client::connect(server.address));
+            get(server.address, "/hello").status == 200
+        });
+        assert!(silent.len() < 1000, "round {round}");
+    }
+}
+
+#[test]
 fn reserved_connections_answer_health_when_all_others_are_at_work() {
     let gate = Gate::new();
     let guarded =

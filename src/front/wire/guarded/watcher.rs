@@ -11,6 +11,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -45,8 +46,13 @@ const HEAD_GRACE: Duration = Duration::from_millis(500);
 const LINGER: Duration = Duration::from_secs(2);
 /// Connections that a stop still takes from each listener's backlog.
 const LAST_ACCEPTS: usize = 1024;
-/// Rounds of events that a stop still handles.
-const LAST_LOOKS: usize = 64;
+/// Looks that the watcher takes in a row before it accepts, where no worker takes any.
+const LOOKS_IN_A_ROW: usize = 32;
+/// Looks at ready connections that a stop still takes: each finds a few, and together they find
+/// more than there can be.
+const LAST_LOOKS: usize = 16_384;
+/// How long they wait all in all for the workers to keep up.
+const LAST_LOOKS_PATIENCE: Duration = Duration::from_secs(2);
 /// How often trouble with accepting is told at most.
 const TELL_EVERY: Duration = Duration::from_secs(60);
 
@@ -103,32 +109,57 @@ impl<'a> Watcher<'a> {
     pub(super) fn run(mut self) -> io::Result<()> {
         let outlook: Arc<dyn Lookout> = Arc::new(Outlook(Arc::downgrade(self.shared)));
         self.shared.pools.look_out(Arc::downgrade(&outlook));
-        while !self.shared.is_stopping() {
-            let mut sleep = self.lapse(Instant::now());
-            if self.shared.duty.is_workers() || self.shared.pools.queued() > 0 {
-                sleep = sleep.min(TICK);
-            }
-            self.look(sleep)?;
-            if self.shared.duty.is_workers() {
-                self.watch_the_watch(Instant::now())?;
-            }
-        }
+        let watched = self.watch();
         self.shared.pools.stop_looking();
+        // If it has failed, nobody accepts any more; who is here is served all the same.
+        self.shared.stopping.store(true, Ordering::SeqCst);
         // Who is in the backlog was promised an answer by the kernel; who has sent a whole
         // request by now gets one.
         for index in 0..self.listeners.len() {
             self.accept(index, LAST_ACCEPTS);
         }
-        let mut looks = 0;
-        while look_around(self.shared) > 0 && looks < LAST_LOOKS {
-            looks += 1;
+        let until = Instant::now() + LAST_LOOKS_PATIENCE;
+        for _ in 0..LAST_LOOKS {
+            // What is shed now finds no other server of ours, so the workers are given a moment.
+            while self.shared.pools.queued() > self.shared.bounds.queue_max / 2
+                && Instant::now() < until
+            {
+                std::thread::sleep(TICK);
+            }
+            if look_around(self.shared) == 0 {
+                break;
+            }
         }
         while let Some(mut conn) = self.shared.unpark() {
             if let Some(pending) = conn.pending.take() {
                 exchange::hand_over(self.shared, Due::reply(conn, pending));
             }
         }
+        watched
+    }
+
+    fn watch(&mut self) -> io::Result<()> {
+        let mut is_behind = false;
+        while !self.shared.is_stopping() {
+            let lapses_in = self.lapse(Instant::now());
+            let sleep = match is_behind {
+                true => Duration::ZERO,
+                false if self.may_sleep_long() => lapses_in,
+                false => lapses_in.min(TICK),
+            };
+            self.look(sleep)?;
+            is_behind = self.shared.duty.is_workers() && self.watch_the_watch(Instant::now())?;
+        }
         Ok(())
+    }
+
+    /// Whether nothing need be done before the next event: the workers do not watch, and no job
+    /// waits behind them or may come to. Whoever hands a job over from now on wakes us.
+    fn may_sleep_long(&self) -> bool {
+        self.shared.duty.sleep_long(true);
+        let may = !self.shared.duty.is_workers() && !self.shared.pools.tick(Instant::now());
+        self.shared.duty.sleep_long(may);
+        may
     }
 
     /// Handles what is ready, or becomes so within `patience`.
@@ -142,6 +173,7 @@ impl<'a> Watcher<'a> {
             Ok(_) | Err(Errno::INTR) => {}
             Err(error) => return Err(error.into()),
         }
+        self.shared.duty.sleep_long(false);
         // Before the events, so that their jobs find out which workers are blocked.
         self.shared.pools.tick(Instant::now());
         let events = std::mem::take(&mut self.events);
@@ -171,19 +203,24 @@ impl<'a> Watcher<'a> {
     }
 
     /// Sees to it that somebody looks after the connections: where no worker has looked for a
-    /// while, this thread does, and watches them again once nothing is ready.
-    fn watch_the_watch(&mut self, now: Instant) -> io::Result<()> {
+    /// while, this thread does, and watches them again once nothing is ready. Gives whether more
+    /// may be.
+    fn watch_the_watch(&mut self, now: Instant) -> io::Result<bool> {
         let looks = self.shared.duty.looks();
         if looks != Some(self.looks) {
             (self.looks, self.looked) = (looks.unwrap_or(self.looks), now);
         }
-        if now.duration_since(self.looked) >= TICK && look_around(self.shared) == 0 {
-            self.shared.duty.give_to_workers(false);
-            let data = epoll::EventData::new_u64(CONNECTIONS);
-            let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
-            epoll::modify(&self.epoll, &self.shared.epoll, data, flags)?;
+        if now.duration_since(self.looked) < TICK {
+            return Ok(false);
         }
-        Ok(())
+        if (0..LOOKS_IN_A_ROW).all(|_| look_around(self.shared) > 0) {
+            return Ok(true);
+        }
+        self.shared.duty.give_to_workers(false);
+        let data = epoll::EventData::new_u64(CONNECTIONS);
+        let flags = epoll::EventFlags::IN | epoll::EventFlags::ONESHOT;
+        epoll::modify(&self.epoll, &self.shared.epoll, data, flags)?;
+        Ok(false)
     }
 
     /// Accepts at most `most` connections.
@@ -229,7 +266,8 @@ impl<'a> Watcher<'a> {
         let census = &self.shared.census;
         let counted_as = peer.filter(|peer| !self.shared.trusted.contains(*peer));
         let mut seat = census.seat(Kind::Ordinary, counted_as);
-        if matches!(seat, Err(Full::InAll)) && self.make_room(Instant::now()) {
+        // Reserved seats that are taken have to be made up for too.
+        while matches!(seat, Err(Full::InAll)) && self.make_room(Instant::now()) {
             seat = census.seat(Kind::Ordinary, counted_as);
         }
         // What made room may have had a reserved seat itself, which is no ordinary one now.

@@ -1,0 +1,102 @@
+//! Threads of a pool that wait for what other threads do.
+//!
+//! Whoever counts threads wants to know which of them only wait: another can run meanwhile. And
+//! whoever waits for long wants to know whether anybody still wants the outcome. Both are of
+//! the thread, not of the call, so they stand beside it: a pool and a listener say with
+//! [`on_this_thread`] what they know, and [`wait`] is put around what blocks.
+
+use std::cell::RefCell;
+use std::rc::Rc;
+use std::time::Duration;
+
+/// How long to wait before asking again whether it is in vain.
+pub const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What is known about a thread that may wait.
+pub trait Waits {
+    /// It begins to wait.
+    fn begins(&self) {}
+    /// It has waited.
+    fn has_ended(&self) {}
+    /// Whether nobody wants any more what it waits for.
+    fn is_in_vain(&self) -> bool {
+        false
+    }
+}
+
+thread_local! {
+    static KNOWN: RefCell<Vec<Rc<dyn Waits>>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Lets this thread's waits be known to `waits` until the guard is dropped.
+pub fn on_this_thread(waits: Rc<dyn Waits>) -> Known {
+    KNOWN.with_borrow_mut(|known| known.push(waits));
+    Known(())
+}
+
+/// See [`on_this_thread`]; dropped in the order opposite to that of their making.
+#[derive(Debug)]
+pub struct Known(());
+
+impl Drop for Known {
+    fn drop(&mut self) {
+        KNOWN.with_borrow_mut(|known| drop(known.pop()));
+    }
+}
+
+/// Runs what may block for long.
+pub fn wait<T>(block: impl FnOnce() -> T) -> T {
+    let tell = |what: fn(&dyn Waits)| {
+        KNOWN.with_borrow(|known| known.iter().for_each(|waits| what(&**waits)));
+    };
+    tell(|waits| waits.begins());
+    let outcome = block();
+    tell(|waits| waits.has_ended());
+    outcome
+}
+
+/// Whether nobody wants any more what this thread waits for.
+pub fn is_in_vain() -> bool {
+    KNOWN.with_borrow(|known| known.iter().any(|waits| waits.is_in_vain()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Counted {
+        waiting: Cell<i32>,
+        is_in_vain: Cell<bool>,
+    }
+
+    impl Waits for Counted {
+        fn begins(&self) {
+            self.waiting.set(self.waiting.get() + 1);
+        }
+
+        fn has_ended(&self) {
+            self.waiting.set(self.waiting.get() - 1);
+        }
+
+        fn is_in_vain(&self) -> bool {
+            self.is_in_vain.get()
+        }
+    }
+
+    #[test]
+    fn waits_are_known_to_all_who_asked_and_only_as_long() {
+        let (outer, inner) = (Rc::new(Counted::default()), Rc::new(Counted::default()));
+        let _outer = on_this_thread(Rc::clone(&outer) as _);
+        let inner_known = on_this_thread(Rc::clone(&inner) as _);
+        assert_eq!(wait(|| (outer.waiting.get(), inner.waiting.get())), (1, 1));
+        inner.is_in_vain.set(true);
+        assert!(is_in_vain());
+        drop(inner_known);
+        assert!(!is_in_vain());
+        assert_eq!(wait(|| (outer.waiting.get(), inner.waiting.get())), (1, 0));
+        assert_eq!(outer.waiting.get(), 0);
+    }
+}
