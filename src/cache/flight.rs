@@ -21,6 +21,10 @@ use crate::waiting;
 /// How much of the end is held back while a body's checksum is not yet known to be right. Small
 /// bodies are held back whole, which lets a wrong one be answered with an error.
 pub const HOLD_BACK_BYTES: u64 = 64 << 10;
+/// How much a reader lets come together, and for how long at most, while upstream is quick: so
+/// that the reader and the writer wake each other a quarter as often.
+const GATHER_BYTES: u64 = 256 << 10;
+const GATHER_WAIT: Duration = Duration::from_millis(1);
 
 /// The flights in the air.
 #[derive(Debug, Default)]
@@ -79,6 +83,9 @@ struct Flight {
 struct State {
     head: Option<Arc<FlightHead>>,
     written: u64,
+    // The least number of readable bytes that a reader waits for; others than readers of bytes
+    // wait for no growth.
+    awaited: Option<u64>,
     whole: bool,
     end: Option<End>,
 }
@@ -143,7 +150,13 @@ impl FlightWriter {
 
     /// The file has `written` bytes now.
     pub fn grew(&self, written: u64) {
-        self.update(|state| state.written = written);
+        let mut state = lock(&self.flight.state);
+        state.written = written;
+        let readable = state.readable();
+        if state.awaited.take_if(|awaited| *awaited <= readable).is_some() {
+            drop(state);
+            self.flight.changed.notify_all();
+        }
     }
 
     /// Every byte is there and right: nothing is held back any longer.
@@ -226,7 +239,7 @@ impl FlightReader {
     /// # Errors
     /// Why the fetch failed.
     pub fn wait_for(&self, offset: u64) -> Result<(), Arc<FetchError>> {
-        self.readable_from(offset).map(drop)
+        self.readable_from(offset, Duration::ZERO).map(drop)
     }
 
     /// Waits for the end of the flight, which always comes: see [`FlightReader::wait_for`].
@@ -289,16 +302,24 @@ impl FlightReader {
 
     /// The bytes from `from` on, up to `to` or the end, as they come.
     pub fn follow(&self, head: Arc<FlightHead>, from: u64, to: Option<u64>) -> FlightSource {
-        FlightSource { reader: self.clone(), head, offset: from, to }
+        FlightSource { reader: self.clone(), head, offset: from, to, is_quick: false }
     }
 
     /// Waits for bytes behind `offset` and says where they end now; `offset` itself where the
-    /// body ends there.
-    fn readable_from(&self, offset: u64) -> Result<u64, Arc<FetchError>> {
+    /// body ends there. Where there are none yet, lets [`GATHER_BYTES`] of them come together
+    /// for as long as `gather`.
+    fn readable_from(&self, offset: u64, gather: Duration) -> Result<u64, Arc<FetchError>> {
         let mut state = lock(&self.flight.state);
+        if state.readable() > offset {
+            return Ok(state.readable());
+        }
+        let gathered_at = Instant::now() + gather;
         loop {
-            let readable = state.readable();
-            if readable > offset {
+            let (readable, gather) =
+                (state.readable(), gathered_at.saturating_duration_since(Instant::now()));
+            let is_over = state.whole || state.end.is_some();
+            let wanted = offset + if gather.is_zero() || is_over { 1 } else { GATHER_BYTES };
+            if readable >= wanted {
                 return Ok(readable);
             }
             if state.whole {
@@ -309,7 +330,9 @@ impl FlightReader {
                 Some(_) => return Ok(offset),
                 None => {}
             }
-            state = self.wait(state, Duration::MAX).ok_or(FetchError::InVain)?;
+            state.awaited = Some(state.awaited.map_or(wanted, |awaited| awaited.min(wanted)));
+            let left = if gather.is_zero() { Duration::MAX } else { gather };
+            state = self.wait(state, left).ok_or(FetchError::InVain)?;
         }
     }
 
@@ -350,6 +373,8 @@ pub struct FlightSource {
     head: Arc<FlightHead>,
     offset: u64,
     to: Option<u64>,
+    // Whether the last bytes came fast enough to gather the next.
+    is_quick: bool,
 }
 
 impl Source for FlightSource {
@@ -357,10 +382,14 @@ impl Source for FlightSource {
         if self.to.is_some_and(|to| self.offset >= to) {
             return Ok(None);
         }
+        let began = Instant::now();
+        let gather = if self.is_quick { GATHER_WAIT } else { Duration::ZERO };
         let readable = self
             .reader
-            .readable_from(self.offset)
+            .readable_from(self.offset, gather)
             .map_err(|why| BodyError::Cut(format!("the fetch failed: {why}")))?;
+        let has_much = readable - self.offset >= GATHER_BYTES / 4;
+        self.is_quick = has_much && began.elapsed() < GATHER_WAIT;
         let end = self.to.map_or(readable, |to| readable.min(to));
         let (offset, len) = (self.offset, end - self.offset);
         self.offset = end;
@@ -480,6 +509,48 @@ mod tests {
             let (from, got) = reader.join().unwrap();
             assert!(got == bytes[from as usize..], "the reader from {from}");
         }
+    }
+
+    /// What a reader at 0 that gathers for longer than a test takes is given.
+    fn gathered(grow: impl FnOnce(&FlightWriter)) -> u64 {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        writer.start(head(&file, None, false));
+        let reader = writer.reader();
+        let gather = soon() - Instant::now();
+        let waiting = std::thread::spawn(move || reader.readable_from(0, gather).unwrap());
+        while lock(&writer.flight.state).awaited != Some(GATHER_BYTES) {
+            assert!(!waiting.is_finished());
+            std::thread::yield_now();
+        }
+        writer.grew(1);
+        assert_eq!(lock(&writer.flight.state).awaited, Some(GATHER_BYTES), "it was woken");
+        grow(&writer);
+        waiting.join().unwrap()
+    }
+
+    #[test]
+    fn a_quick_reader_is_woken_by_much_or_by_the_end() {
+        assert_eq!(gathered(|writer| writer.grew(GATHER_BYTES + 1)), GATHER_BYTES + 1);
+        assert_eq!(gathered(FlightWriter::whole), 1);
+        assert_eq!(gathered(|writer| writer.land(End::Unstored)), 1);
+    }
+
+    #[test]
+    fn who_does_not_gather_is_woken_by_every_byte() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        writer.start(head(&file, None, false));
+        let reader = writer.reader();
+        let waiting = std::thread::spawn(move || reader.wait_for(0));
+        while lock(&writer.flight.state).awaited != Some(1) {
+            assert!(!waiting.is_finished());
+            std::thread::yield_now();
+        }
+        writer.grew(1);
+        waiting.join().unwrap().unwrap();
     }
 
     #[test]
