@@ -21,8 +21,10 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// the tree; the rest is in the kernel's page cache.
 const WRITER_CACHE_KIB: i64 = 1_024;
 const READER_CACHE_KIB: i64 = 1_024;
-/// The write-ahead log is cut to this when it was folded back, in bytes.
-const LOG_BYTES_MAX: i64 = 16 << 20;
+/// The write-ahead log is folded back when it has so many pages of 4 KiB: writers wait for the
+/// two syncs of that. It is cut to the bytes of so many then.
+const LOG_PAGES: i64 = 4_096;
+const LOG_BYTES_MAX: i64 = LOG_PAGES * (4 << 10);
 
 /// Why the index can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -146,6 +148,7 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))?;
     connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES_MAX, |_| Ok(()))
 }
 
