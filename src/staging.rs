@@ -9,11 +9,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use sha2::{Digest as _, Sha256, Sha512};
+use sha2::Digest as _;
 
+use self::hashing::Hashing;
 use crate::artifact::{Checksum, Digest};
+
+mod hashing;
 
 /// How much a file of unknown length reserves at first, and at most at a time. In between, as
 /// much again as it has: small files hold up nobody, and large ones ask seldom.
@@ -130,12 +133,11 @@ impl Staging {
             .open(&path)
             .map_err(|source| self.io_error(source))?;
         Ok(StagedFile {
-            scratch: Scratch { path, reservation },
+            scratch: Scratch { path, is_moved: AtomicBool::new(false), reservation },
             file: Arc::new(file),
             written: 0,
             expect,
-            sha256: Sha256::new(),
-            sha512: matches!(expect.checksum, Some(Checksum::Sha512(_))).then(Sha512::new),
+            hashing: Hashing::begin(matches!(expect.checksum, Some(Checksum::Sha512(_)))),
         })
     }
 
@@ -213,15 +215,20 @@ impl Drop for Reservation {
     }
 }
 
-/// The name of a scratch file, removed when dropped. Whoever has the file open keeps it.
+/// The name of a scratch file, removed when dropped unless it was moved. Whoever has the file
+/// open keeps it.
 #[derive(Debug)]
 struct Scratch {
     path: PathBuf,
+    is_moved: AtomicBool,
     reservation: Reservation,
 }
 
 impl Drop for Scratch {
     fn drop(&mut self) {
+        if *self.is_moved.get_mut() {
+            return;
+        }
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!(path = %self.path.display(), %error, "cannot remove a scratch file; the next start will");
         }
@@ -235,8 +242,7 @@ pub struct StagedFile {
     file: Arc<File>,
     written: u64,
     expect: Expect,
-    sha256: Sha256,
-    sha512: Option<Sha512>,
+    hashing: Hashing,
 }
 
 impl StagedFile {
@@ -255,25 +261,29 @@ impl StagedFile {
         self.expect
     }
 
-    /// Appends bytes and hashes them.
+    /// Appends the first `len` bytes of a buffer. It may be another buffer afterwards, as long:
+    /// a large file is hashed on a thread of its own, which takes what is written.
     ///
     /// # Errors
     /// [`StagingError`]: the quota, the announced length or the file system ended.
-    pub fn append(&mut self, bytes: &[u8]) -> Result<(), StagingError> {
-        let end = self.written + bytes.len() as u64;
+    pub fn append(&mut self, buffer: &mut Vec<u8>, len: usize) -> Result<(), StagingError> {
+        let end = self.written + len as u64;
         match self.expect.len {
             Some(len) if end > len => return Err(StagingError::TooLong(len)),
             Some(_) => {}
             None => self.scratch.reservation.grow_on_to(end)?,
         }
         let staging = &self.scratch.reservation.staging;
-        (&*self.file).write_all(bytes).map_err(|source| staging.io_error(source))?;
-        self.sha256.update(bytes);
-        if let Some(sha512) = &mut self.sha512 {
-            sha512.update(bytes);
-        }
+        (&*self.file).write_all(&buffer[..len]).map_err(|source| staging.io_error(source))?;
+        self.hashing.add(buffer, len);
         self.written = end;
         Ok(())
+    }
+
+    /// Appends these bytes.
+    #[cfg(test)]
+    pub fn append_bytes(&mut self, bytes: &[u8]) -> Result<(), StagingError> {
+        self.append(&mut bytes.to_vec(), bytes.len())
     }
 
     /// Ends the file, if it is what was expected.
@@ -284,9 +294,10 @@ impl StagedFile {
         if let Some(expected) = self.expect.len.filter(|len| *len != self.written) {
             return Err(SealError::Short { written: self.written, expected });
         }
-        let digest = Digest(self.sha256.finalize().into());
+        let sums = self.hashing.finish();
+        let digest = Digest(sums.sha256.finalize().into());
         if let Some(expected) = self.expect.checksum {
-            let found = match self.sha512 {
+            let found = match sums.sha512 {
                 Some(sha512) => Checksum::Sha512(sha512.finalize().into()),
                 None => Checksum::Sha256(digest),
             };
@@ -316,7 +327,24 @@ impl SealedFile {
         &self.file
     }
 
-    /// Where they lie, for a store that links them.
+    /// Moves the scratch file to `path`, over what is there, for a store that keeps it as it is.
+    /// From then on it is the store's; [`SealedFile::file`] stays open.
+    ///
+    /// # Errors
+    /// What the file system says; the scratch file is where it was then.
+    pub fn move_to(&self, path: &Path) -> io::Result<()> {
+        fs::rename(&self.scratch.path, path)?;
+        self.scratch.is_moved.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Whether it was moved.
+    pub fn is_moved(&self) -> bool {
+        self.scratch.is_moved.load(Ordering::Relaxed)
+    }
+
+    /// Where the scratch file lies.
+    #[cfg(test)]
     pub fn path(&self) -> &Path {
         &self.scratch.path
     }
@@ -339,6 +367,8 @@ impl SealedFile {
 
 #[cfg(test)]
 mod tests {
+    use sha2::Sha512;
+
     use super::*;
 
     fn staging(bytes_max: u64) -> (tempfile::TempDir, Staging) {
@@ -359,18 +389,18 @@ mod tests {
     fn only_what_was_promised_is_sealed() {
         let (folder, staging) = staging(100);
         let mut whole = staging.begin(expecting(4)).unwrap();
-        whole.append(b"ab").unwrap();
-        whole.append(b"cd").unwrap();
+        whole.append_bytes(b"ab").unwrap();
+        whole.append_bytes(b"cd").unwrap();
         let sealed = whole.seal().unwrap();
         assert_eq!((sealed.len(), sealed.digest()), (4, Digest::of(b"abcd")));
         drop(sealed);
 
         let mut short = staging.begin(expecting(4)).unwrap();
-        short.append(b"abc").unwrap();
+        short.append_bytes(b"abc").unwrap();
         assert_eq!(short.seal().unwrap_err(), SealError::Short { written: 3, expected: 4 });
 
         let mut long = staging.begin(expecting(4)).unwrap();
-        assert!(matches!(long.append(b"abcde"), Err(StagingError::TooLong(4))));
+        assert!(matches!(long.append_bytes(b"abcde"), Err(StagingError::TooLong(4))));
         drop(long);
         assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
     }
@@ -387,7 +417,7 @@ mod tests {
             (sha256, b"abd", false),
         ] {
             let mut staged = staging.begin(Expect { len: None, checksum: Some(checksum) }).unwrap();
-            staged.append(bytes).unwrap();
+            staged.append_bytes(bytes).unwrap();
             assert_eq!(staged.seal().is_ok(), fits, "{checksum}");
         }
     }
@@ -401,13 +431,13 @@ mod tests {
         assert!(refused.to_string().contains("STAGING_BYTES_MAX"), "{refused}");
         // What does not find room for a step gets what it needs, and not a byte beyond the quota.
         let mut unannounced = staging.begin(Expect::default()).unwrap();
-        unannounced.append(b"x").unwrap();
+        unannounced.append_bytes(b"x").unwrap();
         assert_eq!(staging.reserved_bytes(), 12);
         let rest = vec![0; RESERVATION_MIN_BYTES as usize - 12];
-        unannounced.append(&rest).unwrap();
-        assert!(matches!(unannounced.append(b"x"), Err(StagingError::Full { .. })));
+        unannounced.append_bytes(&rest).unwrap();
+        assert!(matches!(unannounced.append_bytes(b"x"), Err(StagingError::Full { .. })));
         drop(held);
-        unannounced.append(b"x").unwrap();
+        unannounced.append_bytes(b"x").unwrap();
         drop(unannounced);
         assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
     }
@@ -416,12 +446,12 @@ mod tests {
     fn what_is_unannounced_reserves_little_for_a_small_file_and_steps_for_a_large_one() {
         let (_folder, staging) = staging(1 << 30);
         let mut growing = staging.begin(Expect::default()).unwrap();
-        growing.append(b"small").unwrap();
+        growing.append_bytes(b"small").unwrap();
         assert_eq!(staging.reserved_bytes(), RESERVATION_MIN_BYTES);
         let mut reservations = 1;
         while growing.written() < 24 << 20 {
             let before = staging.reserved_bytes();
-            growing.append(&[0; 128 << 10]).unwrap();
+            growing.append_bytes(&[0; 128 << 10]).unwrap();
             let after = staging.reserved_bytes();
             assert!(after - growing.written() <= RESERVATION_STEP_BYTES);
             reservations += usize::from(after > before);

@@ -96,7 +96,7 @@ impl Scratch {
     fn sealed(&self, bytes: &[u8]) -> SealedFile {
         let expect = Expect { len: Some(bytes.len() as u64), checksum: None };
         let mut staged = self.staging.begin(expect).expect("there is room to stage");
-        staged.append(bytes).expect("there is room to stage");
+        staged.append_bytes(bytes).expect("there is room to stage");
         staged.seal().expect("every promised byte came")
     }
 

@@ -1,8 +1,8 @@
 //! Blobs as files: `DATA_DIR/blobs/{remote}/{path_hash}/{filename}`, for `ls` and `sha256sum`.
 //!
-//! Publishing links the sealed scratch file, so a blob is never copied and never seen half
+//! Publishing moves the sealed scratch file, so a blob is never copied and never seen half
 //! written: a name leads to a whole file or to none. A file is not written again once it is
-//! linked; replacing a blob moves another file over its name, and whoever has opened the
+//! published; replacing a blob moves another file over its name, and whoever has opened the
 //! earlier one keeps it.
 //!
 //! A version is the file's size and the time of its last change, as
@@ -130,34 +130,16 @@ impl DiskBlobs {
         self.folder.join(key.as_str())
     }
 
-    fn link_in(&self, path: &Path, sealed: &SealedFile, about: &About) -> io::Result<BlobVersion> {
-        let file = sealed.file();
-        // A file that has a second name is a blob already, maybe because publishing is being
-        // repeated: another time would make that blob another version under its row.
-        let is_new = file.metadata()?.nlink() == 1;
-        if is_new {
-            file.set_modified(next_stamp())?;
-        }
-        let version = version_of(&file.metadata()?);
-        if is_new {
-            self.describe(file, about, &version);
-        }
-        self.place(path, || match fs::hard_link(sealed.path(), path) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let incoming = Incoming::new(&self.folder);
-                in_folder(&incoming.path, || fs::hard_link(sealed.path(), &incoming.path))?;
-                // If both names lead to one file already, this does nothing and leaves both:
-                // `incoming` goes when it is dropped.
-                fs::rename(&incoming.path, path)
-            }
-            linked_or_failed => linked_or_failed,
-        })?;
+    fn move_in(&self, path: &Path, sealed: &SealedFile, about: &About) -> io::Result<BlobVersion> {
+        let version = self.stamp(sealed.file(), about)?;
+        self.place(path, || sealed.move_to(path))?;
         Ok(version)
     }
 
     fn copy_in(&self, path: &Path, sealed: &SealedFile, about: &About) -> io::Result<BlobVersion> {
         let incoming = Incoming::new(&self.folder);
-        let copy = in_folder(&incoming.path, || File::create_new(&incoming.path))?;
+        make_parent(&incoming.path)?;
+        let copy = File::create_new(&incoming.path)?;
         let mut buffer = vec![0; COPY_BUFFER_BYTES];
         let mut copied = 0;
         while copied < sealed.len() {
@@ -166,10 +148,16 @@ impl DiskBlobs {
             copy.write_all_at(&buffer[..len], copied)?;
             copied += len as u64;
         }
-        copy.set_modified(next_stamp())?;
-        let version = version_of(&copy.metadata()?);
-        self.describe(&copy, about, &version);
+        let version = self.stamp(&copy, about)?;
         self.place(path, || fs::rename(&incoming.path, path))?;
+        Ok(version)
+    }
+
+    /// Makes a file that is not published yet a version of its own, which describes itself.
+    fn stamp(&self, file: &File, about: &About) -> io::Result<BlobVersion> {
+        file.set_modified(next_stamp())?;
+        let version = version_of(&file.metadata()?);
+        self.describe(file, about, &version);
         Ok(version)
     }
 
@@ -231,7 +219,8 @@ impl DiskBlobs {
         match name_it() {
             Err(error) if error.kind() == io::ErrorKind::NotFound => {
                 let _kept = self.folders.read().unwrap_or_else(PoisonError::into_inner);
-                in_folder(path, name_it)
+                make_parent(path)?;
+                name_it()
             }
             named_or_failed => named_or_failed,
         }
@@ -265,7 +254,8 @@ impl DiskBlobs {
 }
 
 impl BlobStore for DiskBlobs {
-    /// As the port says; one thread at a time publishes a given sealed file.
+    /// As the port says. A sealed file that was published already is copied: moving it once more
+    /// would take that blob away.
     fn publish(
         &self,
         key: &BlobKey,
@@ -273,9 +263,14 @@ impl BlobStore for DiskBlobs {
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
         let path = self.path(key);
-        let published = match self.link_in(&path, sealed, about) {
-            Err(error) if cannot_link(&error) => self.copy_in(&path, sealed, about),
-            linked_or_failed => linked_or_failed,
+        let published = match sealed.is_moved() {
+            true => self.copy_in(&path, sealed, about),
+            false => match self.move_in(&path, sealed, about) {
+                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
+                    self.copy_in(&path, sealed, about)
+                }
+                moved_or_failed => moved_or_failed,
+            },
         };
         self.open_files.forget(key);
         published.map_err(|error| failed("publish", key, error))
@@ -440,23 +435,6 @@ fn meta_of(key: BlobKey, metadata: &Metadata) -> io::Result<BlobMeta> {
 /// nearly always.
 fn make_parent(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path.parent().expect("it lies in the store's folder"))
-}
-
-/// Does `make` again with a new folder around `path` if that was gone.
-fn in_folder<T>(path: &Path, make: impl Fn() -> io::Result<T>) -> io::Result<T> {
-    match make() {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            make_parent(path)?;
-            make()
-        }
-        made_or_failed => made_or_failed,
-    }
-}
-
-/// Whether a link can't be had where a copy can: across file systems, or on one without links.
-fn cannot_link(error: &io::Error) -> bool {
-    use io::ErrorKind::{CrossesDevices, PermissionDenied, TooManyLinks, Unsupported};
-    matches!(error.kind(), CrossesDevices | PermissionDenied | TooManyLinks | Unsupported)
 }
 
 fn is_missing(error: &io::Error) -> bool {

@@ -300,7 +300,7 @@ impl Fetcher {
                     });
                 }
             };
-            staged.append(&buffer[..read])?;
+            staged.append(buffer, read)?;
             fetched.inc_by(read as u64);
             fetch.writer.grew(staged.written());
             self.keep_lease(fetch);

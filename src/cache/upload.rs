@@ -161,7 +161,7 @@ impl Cache {
                 Ok(read) if staged.written() + read as u64 > bytes_max => {
                     return Err(ChangeError::TooLarge { bytes_max });
                 }
-                Ok(read) => staged.append(&buffer[..read])?,
+                Ok(read) => staged.append(&mut buffer, read)?,
                 Err(error) if error.kind() == ErrorKind::Interrupted => {}
                 Err(error) if error.kind() == ErrorKind::FileTooLarge => {
                     return Err(ChangeError::TooLarge { bytes_max: staged.written() });

@@ -100,7 +100,7 @@ impl Bench {
     ) -> (BlobKey, BlobVersion) {
         let staging = Staging::open(&self.folder.path().join("staging"), 1 << 30).unwrap();
         let mut staged = staging.begin(Expect::default()).unwrap();
-        staged.append(bytes).unwrap();
+        staged.append_bytes(bytes).unwrap();
         let sealed = staged.seal().unwrap();
         let artifact = ArtifactKey {
             remote: "r".parse().unwrap(),

@@ -52,7 +52,7 @@ impl Drop for Bucket {
 pub(crate) fn sealed(folder: &tempfile::TempDir, bytes: &[u8]) -> SealedFile {
     let staging = Staging::open(folder.path(), 1 << 30).unwrap();
     let mut staged = staging.begin(Expect::default()).unwrap();
-    staged.append(bytes).unwrap();
+    staged.append_bytes(bytes).unwrap();
     staged.seal().unwrap()
 }
 

@@ -100,7 +100,7 @@ impl Shelf {
     /// Puts a blob without a row, under the usual key of its artifact or under another one.
     fn orphan(&self, remote: &str, under: Option<BlobKey>) -> BlobKey {
         let mut staged = self.ports.staging.begin(Expect::default()).unwrap();
-        staged.append(b"bytes").unwrap();
+        staged.append_bytes(b"bytes").unwrap();
         let about = About {
             artifact: key(remote, "orphan"),
             digest: Digest::of(b"bytes"),

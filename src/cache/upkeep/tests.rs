@@ -221,7 +221,7 @@ impl World {
     fn publish_at(&self, blob: &BlobKey, key: &ArtifactKey, bytes: &[u8], second: u64) -> Entry {
         let expect = Expect { len: Some(bytes.len() as u64), checksum: None };
         let mut staged = self.ports.staging.begin(expect).unwrap();
-        staged.append(bytes).unwrap();
+        staged.append_bytes(bytes).unwrap();
         let sealed = staged.seal().unwrap();
         let stored_at = at(second);
         let about = About {

@@ -309,7 +309,7 @@ fn bytes_that_nobody_uploaded_are_served_to_nobody() {
         // Another artifact's bytes under the key, and bytes that are not what they say they are.
         for (artifact, digest) in [("dir/b", b"bad"), ("dir/a", b"one")] {
             let mut staged = world.staging.begin(Expect::default()).unwrap();
-            staged.append(b"bad").unwrap();
+            staged.append_bytes(b"bad").unwrap();
             let about = About {
                 artifact: ArtifactKey {
                     path: ArtifactPath::from_canonical(artifact).unwrap(),
