@@ -35,7 +35,8 @@ pub enum Filled {
     Fetched(Entry),
     /// It was fetched but can't be stored: too large, without framing, or the store failed.
     Unstored,
-    /// Whoever asked does not want it any more. A fetch that has begun goes on.
+    /// Whoever asked does not want it any more. A fetch that has begun goes on;
+    /// one that waits for a thread is withdrawn.
     Cancelled,
 }
 
@@ -64,18 +65,23 @@ impl Cache {
                 Due::Pass => return Ok(Filled::Unstored),
                 Due::Task(task) => task,
             };
-            let reader = match self.flights.join(&key) {
-                Joined::Follow(reader) => reader,
+            let (reader, is_lead) = match self.flights.join(&key) {
+                Joined::Follow(reader) => (reader, false),
                 Joined::Lead(writer) => {
                     let blob = blob.cloned().unwrap_or_else(|| BlobKey::of(&key));
                     match self.depart(target, &key, blob, task, writer, Urgency::Batch) {
-                        Some(reader) => reader,
+                        Some(reader) => (reader, true),
                         None => continue,
                     }
                 }
             };
             match landing(&reader, report) {
-                None => return Ok(Filled::Cancelled),
+                None => {
+                    if is_lead {
+                        self.fetches.withdraw(&key);
+                    }
+                    return Ok(Filled::Cancelled);
+                }
                 Some(End::Stored(entry)) => return Ok(Filled::Fetched(entry)),
                 Some(End::Confirmed(entry) | End::Already(entry)) => {
                     return Ok(Filled::Already(entry));

@@ -779,3 +779,81 @@ fn a_cancelled_fill_is_left_alone_and_lands_by_itself() {
     world.settle();
     world.check("a", Outcome::Hit, b"late");
 }
+
+/// A world in which the two fills that can run at once are held at upstream, and `count` more
+/// wait for a thread, each until `report` ends it.
+fn queued_fills(
+    gate: &Gate,
+    count: usize,
+    report: impl Fn(u64) -> std::ops::ControlFlow<()> + Clone + Send + 'static,
+) -> (World, Vec<thread::JoinHandle<Result<Filled, CacheError>>>) {
+    let mut upstream = Scripted::new();
+    for n in 0..2 + count {
+        upstream = upstream.file(&n.to_string(), File::of("x").head_held_by(gate));
+    }
+    let world = World::new(upstream);
+    let fills = (0..2 + count)
+        .map(|n| {
+            let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+            let report = report.clone();
+            let path = World::path(&n.to_string());
+            let filling =
+                thread::spawn(move || cache.fill(&target, &path, None, Wish::Fresh, &report));
+            wait_until(|| world.cache.flight_count() == n + 1);
+            if n < 2 {
+                world.upstream.wait_for(&n.to_string(), 1);
+            }
+            filling
+        })
+        .collect();
+    (world, fills)
+}
+
+#[test]
+fn a_fill_that_finds_no_room_in_the_queue_takes_no_turn_of_another() {
+    let gate = Gate::at(0);
+    let (world, fills) = queued_fills(&gate, 4, |_| std::ops::ControlFlow::Continue(()));
+    let impatient = |_| std::ops::ControlFlow::Break(());
+    let path = World::path("one more");
+    for _ in 0..4 {
+        match world.cache.fill(&world.target, &path, None, Wish::Fresh, &impatient) {
+            Err(CacheError::Fetch(why)) => assert!(matches!(*why, FetchError::Overloaded), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    gate.open();
+    world.settle();
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Ok(Filled::Fetched(_))));
+    }
+}
+
+#[test]
+fn a_cancelled_fill_that_waits_for_a_thread_is_not_fetched() {
+    use std::ops::ControlFlow;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (gate, is_cancelled) = (Gate::at(0), Arc::new(AtomicBool::new(false)));
+    let report = {
+        let is_cancelled = Arc::clone(&is_cancelled);
+        move |_| match is_cancelled.load(Ordering::SeqCst) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let (world, fills) = queued_fills(&gate, 4, report);
+    // Somebody else waits for one of them, and is not cancelled.
+    let other = {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        let patient = |_| ControlFlow::Continue(());
+        thread::spawn(move || cache.fill(&target, &World::path("5"), None, Wish::Fresh, &patient))
+    };
+    is_cancelled.store(true, Ordering::SeqCst);
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Ok(Filled::Cancelled)));
+    }
+    gate.open();
+    assert!(matches!(other.join().unwrap(), Ok(Filled::Fetched(_))));
+    world.settle();
+    let counts = ["0", "1", "2", "3", "4", "5"].map(|path| world.upstream.count(path));
+    assert_eq!(counts, [1, 1, 0, 0, 0, 1]);
+}
