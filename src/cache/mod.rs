@@ -433,12 +433,9 @@ impl Cache {
                 self.after_failure(target, key, late).map(Some)
             }
             Begun::Ended(End::Confirmed(entry)) => {
+                // Whoever asked: its bytes come from the store.
                 let left = self.freshness_left(target, key);
-                let outcome = match outcome {
-                    Outcome::Miss => Outcome::Revalidated,
-                    other => other,
-                };
-                Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
+                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Revalidated, left)))
             }
             Begun::Ended(End::Already(entry)) => {
                 let left = self.freshness_left(target, key);

@@ -218,6 +218,33 @@ fn a_mutable_file_is_revalidated_once_its_time_is_over() {
 }
 
 #[test]
+fn who_joins_a_revalidation_is_served_from_the_store_too() {
+    let file = File::of("one").etag("\"1\"");
+    let world = World::new(Scripted::new().file("index/a", file.clone()));
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(101));
+    let gate = Gate::at(0);
+    world.upstream.put("index/a", file.head_held_by(&gate));
+    let client = || {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, "index/a").unwrap())
+    };
+    let leads = client();
+    world.upstream.wait_for("index/a", 2);
+    let follows = client();
+    let key =
+        ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("index/a") };
+    let Joined::Follow(reader) = world.cache.flights.join(&key) else { panic!("nobody leads") };
+    wait_until(|| reader.is_urgent());
+    gate.open();
+    for client in [leads, follows] {
+        assert_eq!(client.join().unwrap(), (Outcome::Revalidated, b"one".to_vec()));
+    }
+    assert_eq!(world.upstream.count("index/a"), 2);
+}
+
+#[test]
 fn a_stale_copy_stands_in_for_an_upstream_that_fails_but_not_for_one_that_means_it() {
     let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
     world.check("index/a", Outcome::Miss, b"one");
