@@ -884,3 +884,37 @@ fn a_cancelled_fill_that_waits_for_a_thread_is_not_fetched() {
     let counts = ["0", "1", "2", "3", "4", "5"].map(|path| world.upstream.count(path));
     assert_eq!(counts, [1, 1, 0, 0, 0, 1]);
 }
+
+#[test]
+fn fills_that_find_no_room_to_stage_wait_for_it_unless_it_can_never_be_enough() {
+    let body = bytes(MIB);
+    let gate = Gate::at(1000);
+    let upstream = Scripted::new()
+        .file("first", File::of(body.clone()).held_by(&gate))
+        .file("announced", File::of(body.clone()))
+        .file("unannounced", File::of(body.clone()).chunked())
+        .file("too large", File::of(bytes(3 * MIB)));
+    // Room for one of them and a little.
+    let world = World::with(upstream, GENERIC, 3 * MIB as u64 / 2);
+    let filling = |path: &'static str| {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        let patient = |_| std::ops::ControlFlow::Continue(());
+        thread::spawn(move || {
+            cache.fill(&target, &World::path(path), None, Wish::Fresh, &patient).unwrap()
+        })
+    };
+    let first = filling("first");
+    gate.wait_until_held();
+    let others = [filling("announced"), filling("unannounced")];
+    world.upstream.wait_for("announced", 1);
+    world.upstream.wait_for("unannounced", 1);
+    wait_until(|| world.cache.flight_count() == 1);
+    assert!(matches!(fill(&world, "too large", Wish::Fresh), Ok(Filled::Unstored)));
+    assert_eq!(world.upstream.count("too large"), 1);
+    gate.open();
+    for fill in others.into_iter().chain([first]) {
+        assert!(matches!(fill.join().unwrap(), Filled::Fetched(_)));
+    }
+    world.settle();
+    world.check("unannounced", Outcome::Hit, &body);
+}
