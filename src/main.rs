@@ -1,11 +1,12 @@
 //! The `artifactapi` command: arguments, run, exit code.
 
+use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 
 use artifactapi::artifact::RemoteName;
-use artifactapi::cache::upkeep::{self, Reindex, UpkeepError, Verify};
+use artifactapi::cache::upkeep::{self, Reindex, Verify};
 use artifactapi::chain::chain;
 use artifactapi::clock::Clock;
 use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
@@ -29,16 +30,21 @@ fn main() -> ExitCode {
         Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),
         Command::Reindex { dry_run, json } => {
             let writes = cli::writes(dry_run);
-            run_upkeep("reindex", cli::form(json), |opened, report| {
+            run_upkeep("reindex", cli::form(json), |_, opened, report| {
                 let how = Reindex { writes, trust: opened.trust };
                 let done = upkeep::reindex(&opened.ports, how, report)?;
                 Ok(Summary::Reindexed(done, writes))
             })
         }
         Command::Verify { remote, repair, json } => {
-            let what = Verify { remote, repair: cli::repair(repair) };
-            run_upkeep("verify", cli::form(json), |opened, report| {
-                upkeep::verify(&opened.ports, &what, report).map(Summary::Verified)
+            run_upkeep("verify", cli::form(json), |settings, opened, report| {
+                // Who names a local repository means that.
+                let fetchable = match (&remote, repair) {
+                    (None, true) => Some(wiring::fetchable(settings)?),
+                    _ => None,
+                };
+                let what = Verify { remote, repair: cli::repair(repair), fetchable };
+                Ok(Summary::Verified(upkeep::verify(&opened.ports, &what, report)?))
             })
         }
         Command::Warm(what) => with_settings(|settings, _| warm_up(&settings, &what)),
@@ -82,7 +88,7 @@ fn health(settings: &Settings) -> ExitCode {
 fn run_upkeep(
     name: &'static str,
     form: Form,
-    run: impl FnOnce(&OpenedPorts, &mut Report) -> Result<Summary, UpkeepError>,
+    run: impl FnOnce(&Settings, &OpenedPorts, &mut Report) -> Result<Summary, Box<dyn Error>>,
 ) -> ExitCode {
     with_settings(|settings, engines| {
         start_logs(&settings);
@@ -91,7 +97,7 @@ fn run_upkeep(
             Err(error) => return refuse(&error),
         };
         let mut report = Report::to_terminal(name, form);
-        let done = run(&opened, &mut report);
+        let done = run(&settings, &opened, &mut report);
         // Before the summary: whoever reads that may rely on it.
         opened.close();
         match done {
@@ -100,7 +106,7 @@ fn run_upkeep(
             Err(error) => {
                 // Takes the bar off the line.
                 drop(report);
-                refuse(&error)
+                refuse(&*error)
             }
         }
     })

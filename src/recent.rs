@@ -36,6 +36,13 @@ struct Shard<K, V> {
     forgotten: u64,
 }
 
+impl<K: Eq, V> Shard<K, V> {
+    fn remove(&mut self, hash: u64, key: &K) -> Option<Box<Kept<K, V>>> {
+        let at = self.kept.iter().position(|kept| kept.hash == hash && kept.key == *key)?;
+        Some(self.kept.remove(at))
+    }
+}
+
 #[derive(Debug)]
 struct Kept<K, V> {
     hash: u64,
@@ -98,18 +105,23 @@ impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
         value: impl FnOnce() -> V,
     ) {
         if shard.forgotten != ticket.0 {
-            return;
+            // Otherwise the value, a later argument, would go first.
+            return drop(shard);
         }
-        shard.kept.retain(|kept| kept.hash != hash || kept.key != *key);
-        shard.kept.truncate(self.shard_max - 1);
+        let replaced = shard.remove(hash, key);
+        let least = if shard.kept.len() < self.shard_max { None } else { shard.kept.pop() };
         shard.kept.insert(0, Box::new(Kept { hash, key: key.clone(), value: value() }));
+        drop(shard);
+        drop((replaced, least));
     }
 
     /// Forgets what is kept of a key, because the original was changed.
     pub fn forget(&self, key: &K) {
         let (hash, mut shard) = self.shard(key);
         shard.forgotten += 1;
-        shard.kept.retain(|kept| kept.hash != hash || kept.key != *key);
+        let removed = shard.remove(hash, key);
+        drop(shard);
+        drop(removed);
     }
 
     /// Forgets everything.
@@ -117,7 +129,9 @@ impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
         for shard in &self.shards {
             let mut shard = lock(shard);
             shard.forgotten += 1;
-            shard.kept.clear();
+            let removed = std::mem::take(&mut shard.kept);
+            drop(shard);
+            drop(removed);
         }
     }
 
@@ -128,12 +142,16 @@ impl<K: Hash + Eq + Clone, V: Clone> Recent<K, V> {
 }
 
 fn lock<T>(shard: &Mutex<T>) -> MutexGuard<'_, T> {
-    // Guards single steps; nothing else is taken under it.
+    // Guards single steps; nothing else is taken under it. A value may be an open file, which
+    // takes its time to close: what is removed is dropped behind the lock.
     shard.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
     use super::*;
 
     fn keep(recent: &Recent<u32, &'static str>, key: u32, value: &'static str) {
@@ -184,6 +202,37 @@ mod tests {
         recent.forget(&0);
         read(0);
         assert_eq!(recent.get(&0), None, "it was not read lately");
+    }
+
+    #[test]
+    fn what_is_removed_is_dropped_behind_the_lock() {
+        /// Notes whether any lock was held when it was dropped.
+        #[derive(Clone)]
+        struct Noting(Arc<Recent<u32, Noting>>, Arc<AtomicBool>);
+        impl Drop for Noting {
+            fn drop(&mut self) {
+                if self.0.shards.iter().any(|shard| shard.try_lock().is_err()) {
+                    self.1.store(true, Ordering::SeqCst);
+                }
+            }
+        }
+        let (recent, was_locked) = (Arc::new(Recent::new(1)), Arc::default());
+        let value = || Noting(Arc::clone(&recent), Arc::clone(&was_locked));
+        let check = |what: &str| assert!(!was_locked.load(Ordering::SeqCst), "{what}");
+        // Each shard has one place.
+        for key in 0..100 {
+            recent.keep(recent.ticket(&key), &key, value());
+        }
+        check("it made room");
+        recent.keep(recent.ticket(&99), &99, value());
+        check("it was replaced");
+        let before = recent.ticket(&99);
+        recent.forget(&99);
+        check("it was forgotten");
+        recent.keep(before, &99, value());
+        check("it came too late");
+        recent.forget_all();
+        check("all was forgotten");
     }
 
     #[test]

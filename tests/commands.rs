@@ -7,12 +7,13 @@ use std::process::Output;
 use rustix::process::Signal;
 use serde_json::Value;
 
-use crate::support::client::Received;
+use crate::support::client::{Ask, Received};
 use crate::support::noise;
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
 
+const ADMIN: &str = "a-token-of-the-tests";
 const DATE: &str = "Wed, 01 Jan 2025 00:00:00 GMT";
 
 /// The header fields by which a client recognises what it has.
@@ -180,6 +181,23 @@ fn a_flipped_bit_is_found_dropped_and_healed() {
         stop(&mut server);
         assert_eq!(run(&server, &["verify"]).2["right"], 2);
     }
+}
+
+#[test]
+fn a_damaged_upload_is_kept_unless_its_repository_is_named() {
+    let setup = Setup::new().remote("own", Remote::local()).env("ADMIN_TOKEN", ADMIN);
+    let mut server = setup.start();
+    server.ask(&Ask::put("/api/own/a.bin", b"whole").token(ADMIN)).expect_status(201);
+    stop(&mut server);
+    flip_bit(&blob_of(&server, "a.bin"), true);
+    let (code, findings, summary) = run(&server, &["verify", "--repair"]);
+    assert_eq!((code, &summary["damaged"], &summary["dropped"]), (1, &1.into(), &0.into()));
+    assert_eq!(findings[0]["mended"], false);
+    blob_of(&server, "a.bin");
+    let (code, _, summary) = run(&server, &["verify", "--repair", "--remote", "own"]);
+    assert_eq!((code, &summary["dropped"]), (0, &1.into()));
+    server.start_again();
+    server.get("/api/own/a.bin").expect_status(404);
 }
 
 #[test]

@@ -1,9 +1,11 @@
 //! Filling the cache for its own sake: nobody waits for the bytes.
 //!
 //! A fill is judged and fetched as a client's request is, through the same flights, but at a
-//! batch's urgency, and it is over when its flight has landed.
+//! batch's urgency, and it is over when its flight has landed. Where a client's request would be
+//! passed through because there is no room to stage, a fill waits for what takes it up to end.
 
 use std::ops::ControlFlow;
+use std::sync::{MutexGuard, TryLockError};
 use std::time::Duration;
 
 use super::fetch::Task;
@@ -16,6 +18,9 @@ use crate::staging::StagingError;
 
 /// How often whoever asked for a fill hears of its progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+/// How often a fill is fetched that found no room to stage. Others are quicker now and then, and
+/// a length that was not announced can be too much for any wait.
+const ROOM_TRIES_MAX: usize = 4;
 
 /// What a fill is to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -35,7 +40,8 @@ pub enum Filled {
     Fetched(Entry),
     /// It was fetched but can't be stored: too large, without framing, or the store failed.
     Unstored,
-    /// Whoever asked does not want it any more. A fetch that has begun goes on.
+    /// Whoever asked does not want it any more. A fetch that has begun goes on;
+    /// one that waits for a thread is withdrawn.
     Cancelled,
 }
 
@@ -57,34 +63,90 @@ impl Cache {
         wish: Wish,
         report: Reporter<'_>,
     ) -> Result<Filled, CacheError> {
+        let mut turn = None;
+        for tries in 1.. {
+            let tried = self.try_fill(target, path, blob, wish, report)?;
+            drop(turn.take());
+            let wanted = match tried {
+                Tried::Ended(filled) => return Ok(filled),
+                Tried::NoRoom(wanted) => wanted,
+            };
+            if tries == ROOM_TRIES_MAX || wanted > self.ports.staging.bytes_max() {
+                break;
+            }
+            turn = match self.room_to_stage(wanted, report) {
+                Some(turn) => Some(turn),
+                None => return Ok(Filled::Cancelled),
+            };
+        }
+        Ok(Filled::Unstored)
+    }
+
+    /// Waits until so much can be staged, which running fetches and uploads bring about when they
+    /// end; `None` where the reporter wants no more. Gives the turn to try: fills that wait do not
+    /// take the room from each other.
+    fn room_to_stage(&self, bytes: u64, report: Reporter<'_>) -> Option<MutexGuard<'_, ()>> {
+        let staging = &self.ports.staging;
+        loop {
+            // In any case: what is full may be the disk, of which nothing is known.
+            std::thread::sleep(REPORT_INTERVAL);
+            if report(0).is_break() {
+                return None;
+            }
+            if bytes > staging.bytes_max().saturating_sub(staging.reserved_bytes()) {
+                continue;
+            }
+            match self.room_turn.try_lock() {
+                Ok(turn) => return Some(turn),
+                Err(TryLockError::Poisoned(turn)) => return Some(turn.into_inner()),
+                Err(TryLockError::WouldBlock) => {}
+            }
+        }
+    }
+
+    fn try_fill(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        blob: Option<&BlobKey>,
+        wish: Wish,
+        report: Reporter<'_>,
+    ) -> Result<Tried, CacheError> {
         let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
         for _ in 0..ROUNDS_MAX {
             let task = match self.fill_task(target, &key, wish)? {
-                Due::Nothing(entry) => return Ok(Filled::Already(entry)),
-                Due::Pass => return Ok(Filled::Unstored),
+                Due::Nothing(entry) => return Ok(Tried::Ended(Filled::Already(entry))),
+                Due::Pass => return Ok(Tried::Ended(Filled::Unstored)),
                 Due::Task(task) => task,
             };
-            let reader = match self.flights.join(&key) {
-                Joined::Follow(reader) => reader,
+            let (reader, is_lead) = match self.flights.join(&key) {
+                Joined::Follow(reader) => (reader, false),
                 Joined::Lead(writer) => {
                     let blob = blob.cloned().unwrap_or_else(|| BlobKey::of(&key));
                     match self.depart(target, &key, blob, task, writer, Urgency::Batch) {
-                        Some(reader) => reader,
+                        Some(reader) => (reader, true),
                         None => continue,
                     }
                 }
             };
             match landing(&reader, report) {
-                None => return Ok(Filled::Cancelled),
-                Some(End::Stored(entry)) => return Ok(Filled::Fetched(entry)),
-                Some(End::Confirmed(entry) | End::Already(entry)) => {
-                    return Ok(Filled::Already(entry));
+                None => {
+                    if is_lead {
+                        self.fetches.withdraw(&key);
+                    }
+                    return Ok(Tried::Ended(Filled::Cancelled));
                 }
-                Some(End::Unstored) => return Ok(Filled::Unstored),
+                Some(End::Stored(entry)) => return Ok(Tried::Ended(Filled::Fetched(entry))),
+                Some(End::Confirmed(entry) | End::Already(entry)) => {
+                    return Ok(Tried::Ended(Filled::Already(entry)));
+                }
+                Some(End::Unstored) => return Ok(Tried::Ended(Filled::Unstored)),
                 Some(End::Absent) => return Err(CacheError::Absent),
                 Some(End::Failed(why)) => match *why {
                     FetchError::Abandoned => {}
-                    FetchError::Staging(StagingError::Full { .. }) => return Ok(Filled::Unstored),
+                    FetchError::Staging(StagingError::Full { wanted, .. }) => {
+                        return Ok(Tried::NoRoom(reader.written() + wanted));
+                    }
                     _ => return Err(CacheError::Fetch(why)),
                 },
             }
@@ -118,6 +180,13 @@ impl Cache {
             _ => return Err(CacheError::Absent),
         })
     }
+}
+
+/// What became of one try.
+enum Tried {
+    Ended(Filled),
+    /// There was no room to stage the file, of which so many bytes are known.
+    NoRoom(u64),
 }
 
 enum Due {

@@ -5,7 +5,9 @@
 //! or abort the fetch. Every end, a dropped writer included, takes the flight out of the table
 //! first and wakes the readers then: a newcomer finds the flight, or what it left behind.
 //!
-//! Locks: the table's and a flight's own, never one inside the other, none across I/O.
+//! Locks: the table's and a flight's own, never one inside the other, none across I/O. Who begins
+//! or ends a wait tells so while it holds the flight's ([`waiting::wait`]), and a pool's queue
+//! takes its own lock to hear it: first a flight's lock, then a queue's, never the other way.
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -72,7 +74,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[derive(Debug, Default)]
 struct Flight {
-    // Guards the state below; nothing else is taken while it is held.
+    // Guards the state below; what hears of waits may take its own lock while it is held.
     state: Mutex<State>,
     changed: Condvar,
     // Whether a client reads along; never taken back.
@@ -213,6 +215,7 @@ pub enum Begun {
 impl FlightReader {
     /// Waits for upstream's answer, at most until `deadline`.
     pub fn head(&self, deadline: Instant) -> Begun {
+        let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
             match (&state.head, &state.end) {
@@ -225,7 +228,7 @@ impl FlightReader {
             if left == Duration::ZERO {
                 return Begun::TimedOut;
             }
-            state = match self.wait(state, left) {
+            state = match self.wait(state, left, &mut look) {
                 Some(state) => state,
                 None => return Begun::Ended(End::Failed(Arc::new(FetchError::InVain))),
             };
@@ -244,12 +247,13 @@ impl FlightReader {
 
     /// Waits for the end of the flight, which always comes: see [`FlightReader::wait_for`].
     pub fn landing(&self) -> End {
+        let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
             if let Some(end) = &state.end {
                 return end.clone();
             }
-            state = match self.wait(state, Duration::MAX) {
+            state = match self.wait(state, Duration::MAX, &mut look) {
                 Some(state) => state,
                 None => return End::Failed(Arc::new(FetchError::InVain)),
             };
@@ -266,13 +270,14 @@ impl FlightReader {
     /// Waits until the flight has landed, at most for `patience`; says whether it has.
     pub fn has_landed_within(&self, patience: Duration) -> bool {
         let deadline = Instant::now() + patience;
+        let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         while state.end.is_none() {
             let left = deadline.saturating_duration_since(Instant::now());
             if left == Duration::ZERO {
                 return false;
             }
-            state = match self.wait(state, left) {
+            state = match self.wait(state, left, &mut look) {
                 Some(state) => state,
                 None => return false,
             };
@@ -314,6 +319,7 @@ impl FlightReader {
             return Ok(state.readable());
         }
         let gathered_at = Instant::now() + gather;
+        let mut look = Look::later();
         loop {
             let (readable, gather) =
                 (state.readable(), gathered_at.saturating_duration_since(Instant::now()));
@@ -332,26 +338,44 @@ impl FlightReader {
             }
             state.awaited = Some(state.awaited.map_or(wanted, |awaited| awaited.min(wanted)));
             let left = if gather.is_zero() { Duration::MAX } else { gather };
-            state = self.wait(state, left).ok_or(FetchError::InVain)?;
+            state = self.wait(state, left, &mut look).ok_or(FetchError::InVain)?;
         }
     }
 
-    /// Waits for a change, at most for `left` and not for long; `None` where it is in vain.
+    /// Waits for a change, at most for `left` and until the next look, or looks if that is due;
+    /// `None` where the last look said that it is in vain. So the caller, who holds the state
+    /// against what it waits for before each call, is given what came before a look or during it.
     fn wait<'a>(
         &'a self,
         state: MutexGuard<'a, State>,
         left: Duration,
+        look: &mut Look,
     ) -> Option<MutexGuard<'a, State>> {
-        let left = left.min(waiting::LOOK_EVERY);
-        let wait = || self.flight.changed.wait_timeout(state, left);
-        let (state, waited) =
-            waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner);
-        if !waited.timed_out() {
-            return Some(state);
+        if look.is_in_vain {
+            return None;
+        }
+        let now = Instant::now();
+        if now < look.due {
+            let wait = || self.flight.changed.wait_timeout(state, left.min(look.due - now));
+            return Some(waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner).0);
         }
         // Nobody who writes is to wait for this look.
         drop(state);
-        (!waiting::is_in_vain()).then(|| lock(&self.flight.state))
+        *look = Look { is_in_vain: waiting::is_in_vain(), ..Look::later() };
+        Some(lock(&self.flight.state))
+    }
+}
+
+/// When a reader that waits looks whether that is in vain, however often it is woken meanwhile,
+/// and what it saw last.
+struct Look {
+    due: Instant,
+    is_in_vain: bool,
+}
+
+impl Look {
+    fn later() -> Self {
+        Self { due: Instant::now() + waiting::LOOK_EVERY, is_in_vain: false }
     }
 }
 
@@ -476,6 +500,50 @@ mod tests {
         writer.grew(1);
         assert!(matches!(reader.head(soon()), Begun::Head(_)));
         assert!(reader.wait_for(0).is_ok());
+    }
+
+    /// Whether a wait is in vain, asked on this thread; tells when it was asked.
+    struct Asked<F>(F);
+
+    impl<F: Fn(Instant) -> bool> waiting::Waits for Asked<F> {
+        fn is_in_vain(&self) -> bool {
+            self.0(Instant::now())
+        }
+    }
+
+    #[test]
+    fn who_is_woken_for_others_still_asks_whether_it_waits_in_vain() {
+        let flights = Arc::new(Flights::default());
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        let waiting = std::thread::spawn(move || {
+            let _known = waiting::on_this_thread(std::rc::Rc::new(Asked(|_| true)));
+            reader.landing()
+        });
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while !waiting.is_finished() {
+            assert!(Instant::now() < deadline, "it was never asked");
+            writer.flight.changed.notify_all();
+            std::thread::yield_now();
+        }
+        assert!(matches!(waiting.join().unwrap(), End::Failed(_)));
+    }
+
+    #[test]
+    fn who_gathers_is_not_asked_early_and_is_given_what_comes_meanwhile() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        writer.start(head(&file, None, false));
+        let reader = writer.reader();
+        let began = Instant::now();
+        let asked = Asked(move |now| {
+            assert!(now >= began + waiting::LOOK_EVERY, "{:?}", now - began);
+            writer.grew(1);
+            true
+        });
+        let _known = waiting::on_this_thread(std::rc::Rc::new(asked));
+        assert_eq!(reader.readable_from(0, GATHER_WAIT).unwrap(), 1);
     }
 
     #[test]

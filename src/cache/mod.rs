@@ -5,7 +5,7 @@
 //! knows no HTTP towards clients and no backend by name.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
@@ -136,6 +136,9 @@ pub struct Cache {
     space: Arc<Space>,
     counters: Arc<Counters>,
     claims: Claims,
+    // Whose turn it is among fills that found no room to stage: held while that one is fetched,
+    // and only ever tried.
+    room_turn: Mutex<()>,
     lease_ttl: Duration,
 }
 
@@ -172,6 +175,7 @@ impl Cache {
             space,
             counters,
             claims: Claims::default(),
+            room_turn: Mutex::default(),
             lease_ttl: bounds.lease_ttl,
         }
     }
@@ -433,12 +437,9 @@ impl Cache {
                 self.after_failure(target, key, late).map(Some)
             }
             Begun::Ended(End::Confirmed(entry)) => {
+                // Whoever asked: its bytes come from the store.
                 let left = self.freshness_left(target, key);
-                let outcome = match outcome {
-                    Outcome::Miss => Outcome::Revalidated,
-                    other => other,
-                };
-                Ok(Some(self.found_stored(key.clone(), entry, outcome, left)))
+                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Revalidated, left)))
             }
             Begun::Ended(End::Already(entry)) => {
                 let left = self.freshness_left(target, key);

@@ -50,24 +50,43 @@ pub(super) struct FetchPool {
 struct BatchQueue {
     tokens: Sender<()>,
     given: Receiver<()>,
-    // Guards the jobs that no thread has begun, at most one for each token; nothing else is
-    // taken while it is held.
+    // Guards the jobs that no thread has begun, and that each of them has a token, in the channel
+    // or in a thread's hand; nothing else is taken while it is held.
     waiting: Mutex<VecDeque<Job>>,
 }
 
 impl BatchQueue {
+    fn new(jobs_max: usize) -> Self {
+        let (tokens, given) = bounded(jobs_max);
+        Self { tokens, given, waiting: Mutex::default() }
+    }
+
     fn waiting(&self) -> MutexGuard<'_, VecDeque<Job>> {
         self.waiting.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
+    /// Queues a job; gives it back where there is no room.
+    fn push(&self, job: Job) -> Option<Job> {
+        let mut waiting = self.waiting();
+        // Whoever takes this token needs the lock to find the job.
+        if self.tokens.try_send(()).is_err() {
+            return Some(job);
+        }
+        waiting.push_back(job);
+        None
+    }
+
+    /// The next job for who has taken a token; none where it was withdrawn meanwhile.
+    fn pop(&self) -> Option<Job> {
+        self.waiting().pop_front()
     }
 
     fn withdraw(&self, key: &ArtifactKey) -> Option<Job> {
         let mut waiting = self.waiting();
         let at = waiting.iter().position(|job| job.key == *key)?;
-        let job = waiting.remove(at);
-        drop(waiting);
-        // Where a thread has taken the token already, it finds another job, or none.
+        // Where threads have taken every token, one of them finds no job.
         let _ = self.given.try_recv();
-        job
+        waiting.remove(at)
     }
 }
 
@@ -85,8 +104,7 @@ impl FetchPool {
     ) -> Self {
         let (jobs, waiting) = bounded(bounds.fetch_queue_max);
         let shared = batch_threads(bounds.fetch_threads);
-        let (tokens, given) = bounded(bounds.fetch_queue_max.max(shared));
-        let batch = Arc::new(BatchQueue { tokens, given, waiting: Mutex::default() });
+        let batch = Arc::new(BatchQueue::new(bounds.fetch_queue_max.max(shared)));
         // One thread alone would have to serve both; a second one keeps the promise.
         let clients_only = (bounds.fetch_threads - shared).max(1);
         let threads = threadpool::Builder::new()
@@ -125,13 +143,8 @@ impl FetchPool {
             }
             Urgency::Batch => {
                 let (key, reader) = (job.key.clone(), job.writer.reader());
-                // Job first, token second: whoever takes a token finds a job, unless a client
-                // was first.
-                self.batch.waiting().push_back(job);
-                if self.batch.tokens.try_send(()).is_err()
-                    && let Some(job) = self.batch.withdraw(&key)
-                {
-                    refuse(job);
+                if let Some(job) = self.batch.push(job) {
+                    return refuse(job);
                 }
                 // A client that joined before the job was in the table could not move it.
                 if reader.is_urgent() {
@@ -141,12 +154,18 @@ impl FetchPool {
         }
     }
 
-    /// A client waits for this fetch now, and has told its flight to hurry: if a batch queued it and no thread has begun it, it
-    /// becomes a client's.
+    /// A client waits for this fetch now, and has told its flight to hurry: if a batch queued it
+    /// and no thread has begun it, it becomes a client's.
     pub(super) fn promote(&self, key: &ArtifactKey) {
         if let Some(job) = self.batch.withdraw(key) {
             self.submit(job, Urgency::Client);
         }
+    }
+
+    /// The batch that queued this fetch does not want it any more: if no thread has begun it,
+    /// it is abandoned, and whoever else waits for it begins it anew.
+    pub(super) fn withdraw(&self, key: &ArtifactKey) {
+        drop(self.batch.withdraw(key));
     }
 
     /// Clients' fetches that wait for a thread.
@@ -180,7 +199,7 @@ fn run_both(fetcher: &Fetcher, clients: &Receiver<Job>, batch: &BatchQueue, pace
                 },
                 recv(batch.given) -> token => token
                     .ok()
-                    .and_then(|()| batch.waiting().pop_front())
+                    .and_then(|()| batch.pop())
                     .map(|job| (job, Urgency::Batch)),
             },
         };

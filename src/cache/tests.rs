@@ -218,6 +218,33 @@ fn a_mutable_file_is_revalidated_once_its_time_is_over() {
 }
 
 #[test]
+fn who_joins_a_revalidation_is_served_from_the_store_too() {
+    let file = File::of("one").etag("\"1\"");
+    let world = World::new(Scripted::new().file("index/a", file.clone()));
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(101));
+    let gate = Gate::at(0);
+    world.upstream.put("index/a", file.head_held_by(&gate));
+    let client = || {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, "index/a").unwrap())
+    };
+    let leads = client();
+    world.upstream.wait_for("index/a", 2);
+    let follows = client();
+    let key =
+        ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("index/a") };
+    let Joined::Follow(reader) = world.cache.flights.join(&key) else { panic!("nobody leads") };
+    wait_until(|| reader.is_urgent());
+    gate.open();
+    for client in [leads, follows] {
+        assert_eq!(client.join().unwrap(), (Outcome::Revalidated, b"one".to_vec()));
+    }
+    assert_eq!(world.upstream.count("index/a"), 2);
+}
+
+#[test]
 fn a_stale_copy_stands_in_for_an_upstream_that_fails_but_not_for_one_that_means_it() {
     let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
     world.check("index/a", Outcome::Miss, b"one");
@@ -778,4 +805,116 @@ fn a_cancelled_fill_is_left_alone_and_lands_by_itself() {
     gate.open();
     world.settle();
     world.check("a", Outcome::Hit, b"late");
+}
+
+/// A world in which the two fills that can run at once are held at upstream, and `count` more
+/// wait for a thread, each until `report` ends it.
+fn queued_fills(
+    gate: &Gate,
+    count: usize,
+    report: impl Fn(u64) -> std::ops::ControlFlow<()> + Clone + Send + 'static,
+) -> (World, Vec<thread::JoinHandle<Result<Filled, CacheError>>>) {
+    let mut upstream = Scripted::new();
+    for n in 0..2 + count {
+        upstream = upstream.file(&n.to_string(), File::of("x").head_held_by(gate));
+    }
+    let world = World::new(upstream);
+    let fills = (0..2 + count)
+        .map(|n| {
+            let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+            let report = report.clone();
+            let path = World::path(&n.to_string());
+            let filling =
+                thread::spawn(move || cache.fill(&target, &path, None, Wish::Fresh, &report));
+            wait_until(|| world.cache.flight_count() == n + 1);
+            if n < 2 {
+                world.upstream.wait_for(&n.to_string(), 1);
+            }
+            filling
+        })
+        .collect();
+    (world, fills)
+}
+
+#[test]
+fn a_fill_that_finds_no_room_in_the_queue_takes_no_turn_of_another() {
+    let gate = Gate::at(0);
+    let (world, fills) = queued_fills(&gate, 4, |_| std::ops::ControlFlow::Continue(()));
+    let impatient = |_| std::ops::ControlFlow::Break(());
+    let path = World::path("one more");
+    for _ in 0..4 {
+        match world.cache.fill(&world.target, &path, None, Wish::Fresh, &impatient) {
+            Err(CacheError::Fetch(why)) => assert!(matches!(*why, FetchError::Overloaded), "{why}"),
+            other => panic!("{other:?}"),
+        }
+    }
+    gate.open();
+    world.settle();
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Ok(Filled::Fetched(_))));
+    }
+}
+
+#[test]
+fn a_cancelled_fill_that_waits_for_a_thread_is_not_fetched() {
+    use std::ops::ControlFlow;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    let (gate, is_cancelled) = (Gate::at(0), Arc::new(AtomicBool::new(false)));
+    let report = {
+        let is_cancelled = Arc::clone(&is_cancelled);
+        move |_| match is_cancelled.load(Ordering::SeqCst) {
+            true => ControlFlow::Break(()),
+            false => ControlFlow::Continue(()),
+        }
+    };
+    let (world, fills) = queued_fills(&gate, 4, report);
+    // Somebody else waits for one of them, and is not cancelled.
+    let other = {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        let patient = |_| ControlFlow::Continue(());
+        thread::spawn(move || cache.fill(&target, &World::path("5"), None, Wish::Fresh, &patient))
+    };
+    is_cancelled.store(true, Ordering::SeqCst);
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Ok(Filled::Cancelled)));
+    }
+    gate.open();
+    assert!(matches!(other.join().unwrap(), Ok(Filled::Fetched(_))));
+    world.settle();
+    let counts = ["0", "1", "2", "3", "4", "5"].map(|path| world.upstream.count(path));
+    assert_eq!(counts, [1, 1, 0, 0, 0, 1]);
+}
+
+#[test]
+fn fills_that_find_no_room_to_stage_wait_for_it_unless_it_can_never_be_enough() {
+    let body = bytes(MIB);
+    let gate = Gate::at(1000);
+    let upstream = Scripted::new()
+        .file("first", File::of(body.clone()).held_by(&gate))
+        .file("announced", File::of(body.clone()))
+        .file("unannounced", File::of(body.clone()).chunked())
+        .file("too large", File::of(bytes(3 * MIB)));
+    // Room for one of them and a little.
+    let world = World::with(upstream, GENERIC, 3 * MIB as u64 / 2);
+    let filling = |path: &'static str| {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        let patient = |_| std::ops::ControlFlow::Continue(());
+        thread::spawn(move || {
+            cache.fill(&target, &World::path(path), None, Wish::Fresh, &patient).unwrap()
+        })
+    };
+    let first = filling("first");
+    gate.wait_until_held();
+    let others = [filling("announced"), filling("unannounced")];
+    world.upstream.wait_for("announced", 1);
+    world.upstream.wait_for("unannounced", 1);
+    wait_until(|| world.cache.flight_count() == 1);
+    assert!(matches!(fill(&world, "too large", Wish::Fresh), Ok(Filled::Unstored)));
+    assert_eq!(world.upstream.count("too large"), 1);
+    gate.open();
+    for fill in others.into_iter().chain([first]) {
+        assert!(matches!(fill.join().unwrap(), Filled::Fetched(_)));
+    }
+    world.settle();
+    world.check("unannounced", Outcome::Hit, &body);
 }

@@ -5,8 +5,9 @@
 //! which costs refetches; the file stays whole. Uploads ask for more ([`ArtifactIndex::persist`]). What the blobs may have lost by the same
 //! power failure is the affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
 //!
-//! The rows that were looked up last are kept in memory too, exactly: a look-up of the file costs
-//! more than all else that judges a hit.
+//! The rows that were looked up last are kept in memory too: a look-up of the file costs more than
+//! all else that judges a hit. They are exact because nobody else writes: other artifactapi
+//! processes are kept out by [`lock_data_dir`]. `sqlite3` is not, and may only read meanwhile.
 //!
 //! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
 //! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).
@@ -369,7 +370,7 @@ impl ArtifactIndex for EmbeddedIndex {
         let found = self.find(&*self.reader(OPERATION)?, key, OPERATION)?;
         match &found {
             Some(entry) => self.recent.keep_if_again(ticket, key, || Some(entry.clone())),
-            // A miss looks three times.
+            // Who finds no row looks again before and after taking the lead of a fetch.
             None => self.recent.keep(ticket, key, None),
         }
         Ok(found)

@@ -1,5 +1,5 @@
 -- The embedded index, version 1. Read it with: sqlite3 index.sqlite
--- Writing to it while artifactapi runs is safe for SQLite, not for the program's promises.
+-- While artifactapi runs, only read: it keeps rows in memory and does not see what others write.
 
 CREATE TABLE artifact (
     remote        TEXT    NOT NULL,

@@ -44,7 +44,8 @@ pub enum Command {
         /// Of this remote only.
         #[arg(long)]
         remote: Option<RemoteName>,
-        /// Drop what is wrong, so that the next request fetches it anew.
+        /// Drop what is wrong, so that the next request fetches it anew; of a local repository
+        /// only if --remote names it.
         #[arg(long)]
         repair: bool,
         /// One JSON object a line, the summary last.

@@ -1,9 +1,11 @@
 //! The one place where concrete backends are named and put together.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use crate::artifact::RemoteName;
 use crate::batch::Batches;
 use crate::cache::space::SpacePlan;
 use crate::cache::sweep::Swept;
@@ -14,7 +16,7 @@ use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::tokens::{Token, Tokens};
-use crate::config::{Kind, Remotes};
+use crate::config::{Kind, Remote, Remotes};
 use crate::front::Front;
 use crate::front::access::{Access, Reads};
 use crate::front::batch::BatchApi;
@@ -382,6 +384,17 @@ fn load_tokens(settings: &Settings, catalog: &Catalog) -> Result<Tokens, ConfigE
         );
     }
     Ok(tokens)
+}
+
+/// The remotes of remotes.yaml that have an upstream, which has what they lose.
+///
+/// # Errors
+/// What is wrong in remotes.yaml.
+pub fn fetchable(settings: &Settings) -> Result<BTreeSet<RemoteName>, ConfigErrors> {
+    let remotes = load_remotes(settings)?.by_name;
+    let has_upstream = |remote: &Remote| matches!(remote.kind, Kind::Remote(_));
+    let fetchable = remotes.into_iter().filter(|(_, remote)| has_upstream(remote));
+    Ok(fetchable.map(|(name, _)| name).collect())
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {

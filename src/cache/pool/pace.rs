@@ -59,7 +59,9 @@ impl Pace {
 
     fn clients_miss(&self, now: Instant) -> bool {
         let last = self.last_client.load(Ordering::Relaxed);
-        let is_lately = last > 0 && self.millis(now) - last < LATELY.as_millis() as u64;
+        // Another thread's miss may have ended behind `now`.
+        let is_lately =
+            last > 0 && self.millis(now).saturating_sub(last) < LATELY.as_millis() as u64;
         is_lately || self.clients.load(Ordering::Relaxed) > 0
     }
 
@@ -102,6 +104,14 @@ mod tests {
         });
         let began = Instant::now();
         assert!(pace.batch(|| work(used)) - began >= 4 * used, "a client was there a moment ago");
+    }
+
+    #[test]
+    fn a_client_that_ended_a_moment_later_was_there_lately() {
+        let pace = Pace::new(1);
+        let now = Instant::now();
+        pace.last_client.store(pace.millis(now) + 5, Ordering::Relaxed);
+        assert!(pace.clients_miss(now));
     }
 
     #[test]

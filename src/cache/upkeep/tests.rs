@@ -279,7 +279,7 @@ impl World {
 
     fn verify(&self, repair: Repair) -> (Verified, Told) {
         let mut told = Told::default();
-        let what = Verify { remote: None, repair };
+        let what = Verify { remote: None, repair, fetchable: None };
         let done = verify(&self.ports, &what, &mut told).unwrap();
         assert_eq!(told.done, told.expected, "the bar ends where it should");
         (done, told)
@@ -456,7 +456,7 @@ fn a_store_that_is_away_condemns_nothing_and_ends_the_run() {
     assert_eq!(told.findings.len() as u64, UNREADABLE_MAX);
 
     let mut told = Told::default();
-    let what = Verify { remote: None, repair: Repair::Drop };
+    let what = Verify { remote: None, repair: Repair::Drop, fetchable: None };
     let ended = verify(&world.ports, &what, &mut told);
     assert!(matches!(ended, Err(UpkeepError::Unreadable)), "{ended:?}");
     assert!(told.findings.iter().all(|finding| finding.what == What::Unreadable));
@@ -524,6 +524,25 @@ fn what_is_missing_changed_or_damaged_is_told_apart_and_dropped_if_asked() {
 }
 
 #[test]
+fn what_no_upstream_has_is_kept_and_stays_wrong() {
+    let world = World::in_memory();
+    let entry = world.publish("a", b"one");
+    world.put("a", &Entry { digest: Digest::of(b"another"), ..entry });
+    let check = |fetchable: &[&str], dropped: u64| {
+        let fetchable = fetchable.iter().map(|remote| remote.parse().unwrap()).collect();
+        let what = Verify { remote: None, repair: Repair::Drop, fetchable: Some(fetchable) };
+        let mut told = Told::default();
+        let done = verify(&world.ports, &what, &mut told).unwrap();
+        assert_eq!((done.damaged, done.dropped, done.is_sound()), (1, dropped, dropped == 1));
+        assert_eq!(world.row("a").is_none(), dropped == 1);
+        told.findings[0].why.clone().unwrap()
+    };
+    let why = check(&["other"], 0);
+    assert!(why.ends_with("; kept, because no upstream has it"), "{why}");
+    check(&["other", "r"], 1);
+}
+
+#[test]
 fn what_is_refreshed_while_it_is_judged_is_judged_anew() {
     let world = World::in_memory();
     world.store("a", b"one");
@@ -557,7 +576,7 @@ fn only_the_remote_that_was_asked_for_is_verified() {
     world.store("a", b"a");
     let check = |remote: &str, rows: u64| {
         let remote = Some(remote.parse().unwrap());
-        let what = Verify { remote, repair: Repair::Nothing };
+        let what = Verify { remote, repair: Repair::Nothing, fetchable: None };
         let done = verify(&world.ports, &what, &mut Told::default()).unwrap();
         assert_eq!(done.rows.files, rows);
     };

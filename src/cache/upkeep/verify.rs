@@ -7,6 +7,7 @@
 //! replaces the blob first and its row a moment later. Who repairs between the two takes the
 //! old row away and leaves the new blob, and the refresh writes its row all the same.
 
+use std::collections::BTreeSet;
 use std::io::ErrorKind;
 use std::ops::ControlFlow;
 use std::thread;
@@ -38,6 +39,9 @@ pub struct Verify {
     pub remote: Option<RemoteName>,
     /// What to do about what is wrong.
     pub repair: Repair,
+    /// The remotes of which a row may be dropped, because an upstream has what goes; `None`
+    /// where that is no matter.
+    pub fetchable: Option<BTreeSet<RemoteName>>,
 }
 
 /// What to do about what is wrong.
@@ -45,8 +49,9 @@ pub struct Verify {
 pub enum Repair {
     /// Nothing; nothing at all is written.
     Nothing,
-    /// The row goes, then a damaged blob, so that the next request fetches anew. Rows that
-    /// were unproven and are right are proven from now on.
+    /// The row goes, then a damaged blob, so that the next request fetches anew; not where
+    /// nothing can be fetched ([`Verify::fetchable`]). Rows that were unproven and are right are
+    /// proven from now on.
     Drop,
 }
 
@@ -95,8 +100,7 @@ pub fn verify(
     let (tell, news) = bounded(QUEUE_MAX);
     thread::scope(|scope| {
         for _ in 0..THREADS {
-            let worker =
-                Worker { ports, repair: what.repair, rows: rows.clone(), tell: tell.clone() };
+            let worker = Worker { ports, what, rows: rows.clone(), tell: tell.clone() };
             named("verify")
                 .spawn_scoped(scope, move || worker.run())
                 .map_err(UpkeepError::Thread)?;
@@ -204,7 +208,7 @@ enum Verdict {
 
 struct Worker<'a> {
     ports: &'a Ports,
-    repair: Repair,
+    what: &'a Verify,
     rows: Receiver<Row>,
     tell: Sender<News>,
 }
@@ -244,13 +248,22 @@ impl Worker<'_> {
             match now {
                 None => return Ok(Verdict::Overtaken),
                 Some(now) if now.generation != entry.generation => entry = now,
-                Some(_) if self.repair == Repair::Nothing => {
+                Some(_) if self.what.repair == Repair::Nothing => {
                     return Ok(wrong(what, key, &entry, why));
+                }
+                Some(_) if !self.is_fetchable(&key.remote) => {
+                    let kept = "kept, because no upstream has it";
+                    let why = why.map_or(kept.to_owned(), |why| format!("{why}; {kept}"));
+                    return Ok(wrong(what, key, &entry, Some(why)));
                 }
                 Some(_) => return Ok(self.drop_wrong(what, key, &entry, why)),
             }
         }
         Ok(Verdict::Overtaken)
+    }
+
+    fn is_fetchable(&self, remote: &RemoteName) -> bool {
+        self.what.fetchable.as_ref().is_none_or(|fetchable| fetchable.contains(remote))
     }
 
     /// What is wrong with the blob of a row, if something is.
@@ -283,7 +296,7 @@ impl Worker<'_> {
     }
 
     fn right(&self, key: &ArtifactKey, entry: Entry) -> Verdict {
-        if !entry.unproven || self.repair == Repair::Nothing {
+        if !entry.unproven || self.what.repair == Repair::Nothing {
             return Verdict::Right;
         }
         let replaces = Some(entry.generation);
