@@ -85,8 +85,8 @@ struct Flight {
 struct State {
     head: Option<Arc<FlightHead>>,
     written: u64,
-    // The least number of readable bytes that a reader waits for; others than readers of bytes
-    // wait for no growth.
+    // How many readers wait, and the least number of readable bytes that one of them waits for.
+    waiting: usize,
     awaited: Option<u64>,
     whole: bool,
     end: Option<End>,
@@ -145,9 +145,10 @@ impl FlightWriter {
         FlightReader { flight: Arc::clone(&self.flight) }
     }
 
-    /// Upstream's answer has begun: readers may look at the head and at the file.
+    /// Upstream's answer has begun: readers may look at the head and at the file. Those that wait
+    /// are woken by the first bytes, which seldom are long in coming.
     pub fn start(&self, head: FlightHead) {
-        self.update(|state| state.head = Some(Arc::new(head)));
+        lock(&self.flight.state).head = Some(Arc::new(head));
     }
 
     /// The file has `written` bytes now.
@@ -172,8 +173,12 @@ impl FlightWriter {
     }
 
     fn update(&self, change: impl FnOnce(&mut State)) {
-        change(&mut lock(&self.flight.state));
-        self.flight.changed.notify_all();
+        let mut state = lock(&self.flight.state);
+        change(&mut state);
+        if state.waiting > 0 {
+            drop(state);
+            self.flight.changed.notify_all();
+        }
     }
 
     fn land(&self, end: End) {
@@ -213,21 +218,24 @@ pub enum Begun {
 }
 
 impl FlightReader {
-    /// Waits for upstream's answer, at most until `deadline`.
+    /// Waits for upstream's answer and its first readable bytes, at most until `deadline`; an
+    /// answer whose bytes are not there by then is given without.
     pub fn head(&self, deadline: Instant) -> Begun {
         let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let has_bytes = state.whole || state.readable() > 0;
             match (&state.head, &state.end) {
                 (_, Some(End::Failed(why))) => return Begun::Ended(End::Failed(Arc::clone(why))),
-                (Some(head), _) => return Begun::Head(Arc::clone(head)),
+                (Some(head), end) if has_bytes || end.is_some() || left.is_zero() => {
+                    return Begun::Head(Arc::clone(head));
+                }
                 (None, Some(end)) => return Begun::Ended(end.clone()),
-                (None, None) => {}
+                (None, None) if left.is_zero() => return Begun::TimedOut,
+                _ => {}
             }
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
-                return Begun::TimedOut;
-            }
+            state.await_bytes(1);
             state = match self.wait(state, left, &mut look) {
                 Some(state) => state,
                 None => return Begun::Ended(End::Failed(Arc::new(FetchError::InVain))),
@@ -336,7 +344,7 @@ impl FlightReader {
                 Some(_) => return Ok(offset),
                 None => {}
             }
-            state.awaited = Some(state.awaited.map_or(wanted, |awaited| awaited.min(wanted)));
+            state.await_bytes(wanted);
             let left = if gather.is_zero() { Duration::MAX } else { gather };
             state = self.wait(state, left, &mut look).ok_or(FetchError::InVain)?;
         }
@@ -347,7 +355,7 @@ impl FlightReader {
     /// against what it waits for before each call, is given what came before a look or during it.
     fn wait<'a>(
         &'a self,
-        state: MutexGuard<'a, State>,
+        mut state: MutexGuard<'a, State>,
         left: Duration,
         look: &mut Look,
     ) -> Option<MutexGuard<'a, State>> {
@@ -356,8 +364,12 @@ impl FlightReader {
         }
         let now = Instant::now();
         if now < look.due {
+            state.waiting += 1;
             let wait = || self.flight.changed.wait_timeout(state, left.min(look.due - now));
-            return Some(waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner).0);
+            let mut state =
+                waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+            state.waiting -= 1;
+            return Some(state);
         }
         // Nobody who writes is to wait for this look.
         drop(state);
@@ -380,6 +392,11 @@ impl Look {
 }
 
 impl State {
+    /// A reader is about to wait for so many readable bytes.
+    fn await_bytes(&mut self, wanted: u64) {
+        self.awaited = Some(self.awaited.map_or(wanted, |awaited| awaited.min(wanted)));
+    }
+
     fn readable(&self) -> u64 {
         match &self.head {
             Some(head) if head.is_checked && !self.whole => {
@@ -458,10 +475,32 @@ mod tests {
     }
 
     fn begun(reader: &FlightReader) -> Arc<FlightHead> {
-        match reader.head(soon()) {
-            Begun::Head(head) => head,
-            other => panic!("no head: {other:?}"),
+        let deadline = soon();
+        loop {
+            match reader.head(Instant::now()) {
+                Begun::Head(head) => return head,
+                Begun::TimedOut if Instant::now() < deadline => std::thread::yield_now(),
+                other => panic!("no head: {other:?}"),
+            }
         }
+    }
+
+    #[test]
+    fn who_waits_for_a_head_is_woken_by_the_first_bytes() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        let waiting = std::thread::spawn(move || reader.head(soon()));
+        while lock(&writer.flight.state).waiting == 0 {
+            assert!(!waiting.is_finished());
+            std::thread::yield_now();
+        }
+        writer.start(head(&file, None, false));
+        assert!(matches!(writer.reader().head(Instant::now()), Begun::Head(_)), "it is there");
+        writer.grew(1);
+        assert!(matches!(waiting.join().unwrap(), Begun::Head(_)));
+        assert_eq!(lock(&writer.flight.state).waiting, 0);
     }
 
     #[test]
