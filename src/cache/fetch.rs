@@ -24,8 +24,8 @@ use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
 
-/// Bytes that are read from upstream at a time.
-pub(super) const READ_BYTES: usize = 128 << 10;
+/// Bytes that are read from upstream at a time: no connection holds more of them.
+pub(super) const READ_BYTES: usize = 64 << 10;
 /// How often one body that was cut is continued.
 const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.

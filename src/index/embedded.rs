@@ -20,9 +20,10 @@ mod readers;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
 
@@ -37,8 +38,9 @@ use crate::artifact::{
 };
 use crate::recent::Recent;
 
-/// Connections that read. A read takes microseconds, so this is about cores, not clients.
-const READERS: usize = 8;
+/// Connections that read: as many as processors, but not fewer and not more than these. A read
+/// takes microseconds, so clients need none each; a few wait for the disk at times.
+const READERS: RangeInclusive<usize> = 4..=8;
 /// Rows that a scan holds in memory. Between pages it holds no connection, so that a slow
 /// visitor neither keeps readers out nor the write-ahead log from being folded back.
 const SCAN_PAGE_ROWS: usize = 256;
@@ -115,7 +117,7 @@ struct Writer {
 struct Closed;
 
 #[derive(Debug, thiserror::Error)]
-#[error("all {READERS} readers are busy")]
+#[error("all readers are busy")]
 struct ReadersBusy;
 
 /// What makes a row unreadable.
@@ -135,7 +137,8 @@ impl EmbeddedIndex {
     /// # Errors
     /// [`OpenIndexError`], which names the file and what to do.
     pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
-        let opened = open::open(data_dir, READERS)?;
+        let processors = available_parallelism().map_or(1, |count| count.get());
+        let opened = open::open(data_dir, processors.clamp(*READERS.start(), *READERS.end()))?;
         let writer = Writer {
             connection: opened.writer,
             run: opened.run,

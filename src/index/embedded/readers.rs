@@ -14,27 +14,50 @@ const READER_WAIT: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(super) struct Readers {
     // Guards who is idle; nothing else is taken while it is held.
-    idle: Mutex<Vec<Connection>>,
+    state: Mutex<State>,
     given_back: Condvar,
+}
+
+#[derive(Debug)]
+struct State {
+    idle: Vec<Connection>,
+    // Threads that wait for a connection. Without any, nobody is to be woken, which would take
+    // a system call each time.
+    waiting: usize,
 }
 
 impl Readers {
     pub(super) fn new(connections: Vec<Connection>) -> Self {
-        Self { idle: Mutex::new(connections), given_back: Condvar::new() }
+        let state = State { idle: connections, waiting: 0 };
+        Self { state: Mutex::new(state), given_back: Condvar::new() }
     }
 
     /// An idle connection; `None` where none became idle in time.
     pub(super) fn take(&self) -> Option<Reader<'_>> {
-        let none_idle = |idle: &mut Vec<Connection>| idle.is_empty();
-        let (mut idle, _) = self
-            .given_back
-            .wait_timeout_while(self.idle(), READER_WAIT, none_idle)
-            .unwrap_or_else(PoisonError::into_inner);
-        idle.pop().map(|connection| Reader { connection: Some(connection), readers: self })
+        let mut state = self.state();
+        if state.idle.is_empty() {
+            state.waiting += 1;
+            let none_idle = |state: &mut State| state.idle.is_empty();
+            (state, _) = self
+                .given_back
+                .wait_timeout_while(state, READER_WAIT, none_idle)
+                .unwrap_or_else(PoisonError::into_inner);
+            state.waiting -= 1;
+        }
+        state.idle.pop().map(|connection| Reader { connection: Some(connection), readers: self })
     }
 
-    fn idle(&self) -> MutexGuard<'_, Vec<Connection>> {
-        self.idle.lock().unwrap_or_else(PoisonError::into_inner)
+    fn give_back(&self, connection: Connection) {
+        let mut state = self.state();
+        state.idle.push(connection);
+        if state.waiting > 0 {
+            drop(state);
+            self.given_back.notify_one();
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -55,8 +78,7 @@ impl Deref for Reader<'_> {
 impl Drop for Reader<'_> {
     fn drop(&mut self) {
         if let Some(connection) = self.connection.take() {
-            self.readers.idle().push(connection);
-            self.readers.given_back.notify_one();
+            self.readers.give_back(connection);
         }
     }
 }
