@@ -96,7 +96,8 @@ pub(super) struct Conn {
     pub(super) stream: Stream,
     /// What has arrived on it.
     pub(super) input: Input,
-    /// The reply that goes on when the client takes it.
+    /// The reply that is begun and has not ended, whoever works on it: a connection that is
+    /// dropped with one is reset.
     pub(super) pending: Option<Box<Pending>>,
     /// The readiness call knows the socket.
     pub(super) is_registered: bool,

@@ -15,7 +15,7 @@ use super::census::Kind;
 use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
 use super::refusal::Refusal;
-use super::reply::{Asked, Ending, Pending, Writer};
+use super::reply::{Asked, Ending, Writer};
 use super::stream::{Pace, Peer, Stream};
 use super::table::Watch;
 use super::transfer::Wait;
@@ -52,8 +52,8 @@ enum Place {
 enum Work {
     /// Answer a request.
     Request(Parsed),
-    /// Go on with a reply.
-    Reply(Box<Pending>),
+    /// Go on with the connection's reply.
+    Reply,
 }
 
 /// What is due on a connection.
@@ -71,8 +71,8 @@ impl Due {
 
     /// A reply is to be gone on with, because its client takes bytes again. The shed lane does
     /// as well: the reply is begun, and short to go on with.
-    pub(super) fn reply(conn: Box<Conn>, pending: Box<Pending>) -> Self {
-        Self { conn, work: Work::Reply(pending), lane: Lane::Main }
+    pub(super) fn reply(conn: Box<Conn>) -> Self {
+        Self { conn, work: Work::Reply, lane: Lane::Main }
     }
 
     /// Whether a worker of the main lane serves it. A reserved seat is for the fast lane only.
@@ -142,16 +142,14 @@ fn serve_with(
     for in_a_row in 1.. {
         let after = match work {
             Work::Request(parsed) => answer(shared, &mut conn, parsed, place, gather),
-            Work::Reply(pending) => go_on(shared, &mut conn, pending, gather),
+            Work::Reply => go_on(shared, &mut conn, gather),
         };
         match after {
             After::Keep => {}
-            After::PutDown(pending) => {
-                conn.pending = Some(pending);
+            After::PutDown => {
                 // While we are stopping, this thread sees the reply to its end.
-                let Some(mut back) = shared.park(conn, Watch::Reply) else { return };
-                let Some(pending) = back.pending.take() else { return };
-                (conn, work) = (back, Work::Reply(pending));
+                let Some(back) = shared.park(conn, Watch::Reply) else { return };
+                (conn, work) = (back, Work::Reply);
                 continue;
             }
             After::Linger => {
@@ -187,26 +185,25 @@ fn serve_with(
     }
 }
 
-/// Goes on with a reply that was put down.
-fn go_on(
-    shared: &Shared,
-    conn: &mut Conn,
-    mut pending: Box<Pending>,
-    gather: &mut Vec<u8>,
-) -> After {
+/// Goes on with the reply that was put down. The connection keeps it until it has ended.
+fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
+    let Conn { stream, pending, .. } = conn;
+    let Some(reply) = pending else { return After::Drop };
     let wait = match shared.is_stopping() {
         true => Wait::InPace,
         false => Wait::AtMost(PUT_DOWN_AFTER),
     };
-    let (ending, broken) = pending.go_on(&conn.stream, gather, wait);
-    match ending {
-        Ending::PutDown => return After::PutDown(pending),
-        _ => pending.tell(broken),
+    let (ending, broken) = reply.go_on(stream, gather, wait);
+    if ending != Ending::PutDown
+        && let Some(reply) = pending.take()
+    {
+        reply.tell(broken);
     }
     match ending {
         Ending::Keep => After::Keep,
         Ending::Close => After::Linger,
-        Ending::Lost | Ending::Unanswered | Ending::PutDown => After::Drop,
+        Ending::PutDown => After::PutDown,
+        Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }
 
@@ -233,7 +230,7 @@ enum After {
     /// Look for its next request.
     Keep,
     /// Wait for the client to take the rest of the reply.
-    PutDown(Box<Pending>),
+    PutDown,
     /// Close it in a way that leaves the client its answer.
     Linger,
     /// Close it.
@@ -279,10 +276,10 @@ fn answer(
     let bytes_max = shared.bounds.body_bytes_max;
     let client = Client { stream: conn.stream.again(), pools: Arc::clone(&shared.pools) };
     let _known = waiting::on_this_thread(Rc::new(client));
-    let (stream, input) = (&conn.stream, &mut conn.input);
+    let Conn { stream, input, pending, .. } = conn;
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
     let mut writer =
-        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping);
+        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping, pending);
     if place == Place::Shed {
         shared.service.shed(&head, &mut writer);
     } else {
@@ -310,7 +307,7 @@ fn answer(
             After::Drop
         }
         Ending::Close => After::Linger,
-        Ending::PutDown => writer.take_pending().map_or(After::Drop, After::PutDown),
+        Ending::PutDown => After::PutDown,
         Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }

@@ -170,10 +170,7 @@ impl<'a> Out<'a> {
     fn look(&mut self) -> Option<Due> {
         let conn = self.conn.as_mut()?;
         match self.watch {
-            Watch::Reply => {
-                let pending = conn.pending.take()?;
-                return Some(Due::reply(self.conn.take()?, pending));
-            }
+            Watch::Reply => return Some(Due::reply(self.conn.take()?)),
             Watch::Linger => {
                 if conn.linger(&mut [0; SCRATCH_BYTES]) {
                     self.put_back(Watch::Linger);

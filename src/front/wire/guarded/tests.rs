@@ -377,6 +377,24 @@ fn a_panic_over_one_connection_does_not_end_the_listener() {
 }
 
 #[test]
+fn a_panic_inside_a_body_is_an_error_for_the_client() {
+    let gate = Gate::new();
+    let server = start(Shelf::with_gate(&gate), bounds());
+    // The client of the second takes its time: that reply is put down, and gone on with.
+    for (size, is_put_down) in [(300_000, false), (9_000_000, true)] {
+        let mut client = Client::connect(server.address);
+        // The connection's end is the body's, so only a reset tells that it is not whole.
+        client.send(&format!("GET /panic-unknown/{size} HTTP/1.0\r\n\r\n"));
+        if is_put_down {
+            within("it is put down", || gate.untold() == 1 && server.pools.busy() == 0);
+        }
+        let response = client.response("GET");
+        assert!(response.is_err(), "{size}: {:?}", response.map(|response| response.body.len()));
+        within("the service is told", || gate.untold() == 0);
+    }
+}
+
+#[test]
 fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
     let gate = Gate::new();
     let mut server = start(Shelf::with_gate(&gate), bounds());

@@ -130,9 +130,9 @@ impl<'a> Watcher<'a> {
                 break;
             }
         }
-        while let Some(mut conn) = self.shared.unpark() {
-            if let Some(pending) = conn.pending.take() {
-                exchange::hand_over(self.shared, Due::reply(conn, pending));
+        while let Some(conn) = self.shared.unpark() {
+            if conn.pending.is_some() {
+                exchange::hand_over(self.shared, Due::reply(conn));
             }
         }
         watched

@@ -118,8 +118,8 @@ impl Shelf {
         let (route, number) = (words.next().unwrap(), words.next());
         let number: usize = number.and_then(|word| word.parse().ok()).unwrap_or(0);
         let len = number as u64;
-        let pieces = |announced, cut| {
-            let source = Pieces { given: 0, len: number, cut, piece: Vec::new() };
+        let pieces = |announced, end| {
+            let source = Pieces { given: 0, len: number, end, piece: Vec::new() };
             Reply::new(200, Body::new(announced, Box::new(source)))
         };
         Some(match route {
@@ -130,10 +130,11 @@ impl Shelf {
                 let source = Regions { file: self.file(len), offset: 0, len };
                 Reply::new(200, Body::new(None, Box::new(source)))
             }
-            "bytes" => pieces(Some(len), false),
-            "unknown" => pieces(None, false),
-            "cut" => pieces(Some(len + 1), true),
-            "cut-unknown" => pieces(None, true),
+            "bytes" => pieces(Some(len), End::Whole),
+            "unknown" => pieces(None, End::Whole),
+            "cut" => pieces(Some(len + 1), End::Cut),
+            "cut-unknown" => pieces(None, End::Cut),
+            "panic-unknown" => pieces(None, End::Panic),
             "status" => Reply::new(number as u16, Body::from_bytes("")),
             "echo" => match read_all(body) {
                 Ok(bytes) => Reply::new(200, Body::from_bytes(bytes)),
@@ -213,10 +214,18 @@ fn describe(head: &RequestHead) -> String {
     )
 }
 
+/// What comes behind the pieces of a body.
+#[derive(Debug, Clone, Copy)]
+enum End {
+    Whole,
+    Cut,
+    Panic,
+}
+
 struct Pieces {
     given: usize,
     len: usize,
-    cut: bool,
+    end: End,
     piece: Vec<u8>,
 }
 
@@ -224,7 +233,11 @@ impl Source for Pieces {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         let len = (self.len - self.given).min(100_000);
         if len == 0 {
-            return if self.cut { Err(BodyError::Cut("on purpose".into())) } else { Ok(None) };
+            return match self.end {
+                End::Whole => Ok(None),
+                End::Cut => Err(BodyError::Cut("on purpose".into())),
+                End::Panic => panic!("on purpose"),
+            };
         }
         self.piece = content(self.given as u64, len);
         self.given += len;
