@@ -22,8 +22,8 @@ pub trait Source: Send {
 pub enum Piece<'a> {
     /// `len` bytes of `file` from `offset` on, all of them written already.
     Region {
-        /// The file.
-        file: &'a File,
+        /// The file, which whoever sends the region later can keep open.
+        file: &'a Arc<File>,
         /// Where the run begins.
         offset: u64,
         /// Its length, over 0.

@@ -27,9 +27,8 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::process::{Resource, getrlimit};
 
-use super::{Bounds, Listener, Refused, Service};
+use super::{Bounds, Listener, Refused, Service, descriptors};
 use crate::front::pools::Pools;
 
 mod address;
@@ -71,8 +70,8 @@ const PUT_DOWN_BYTES_MAX: usize = 16 << 20;
 /// Bounds of this listener beyond [`Bounds`].
 #[derive(Debug, Clone)]
 pub struct GuardedBounds {
-    /// Connections in all, cut to three quarters of the descriptors that the process may
-    /// have. At the bound the oldest idle connection makes room.
+    /// Connections in all, cut to a third of the descriptors that the process may have. At
+    /// the bound the oldest idle connection makes room.
     pub connections_max: usize,
     /// Of these, how many are kept for health and metrics when all others are at work.
     pub connections_reserved: usize,
@@ -151,7 +150,7 @@ impl Guarded {
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(watch)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(watch)?;
         let census = Census::new(
-            connections_max(&guarded),
+            descriptors::connections_max(guarded.connections_max),
             guarded.connections_reserved,
             guarded.connections_per_address_max,
         );
@@ -197,20 +196,6 @@ impl Listener for Guarded {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_watcher();
     }
-}
-
-/// Connections that the descriptors allow, a quarter of which are left for files and upstream.
-fn connections_max(guarded: &GuardedBounds) -> usize {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let allowed = usize::try_from(descriptors / 4 * 3).unwrap_or(usize::MAX);
-    if allowed < guarded.connections_max {
-        tracing::warn!(
-            connections_max = guarded.connections_max,
-            allowed,
-            "the limit of open files allows fewer connections"
-        );
-    }
-    allowed.min(guarded.connections_max)
 }
 
 /// What the watcher and the jobs share.

@@ -127,7 +127,7 @@ impl Shelf {
             "health" => Reply::new(200, Body::from_bytes("well")),
             "file" => Reply::new(200, Body::from_file(self.file(len), 0, len)),
             "unknown-file" => {
-                let source = Regions { file: self.file(len), offset: 0, len };
+                let source = Regions { file: self.file(len).into(), offset: 0, len };
                 Reply::new(200, Body::new(None, Box::new(source)))
             }
             "bytes" => pieces(Some(len), End::Whole),
@@ -246,7 +246,7 @@ impl Source for Pieces {
 }
 
 struct Regions {
-    file: File,
+    file: Arc<File>,
     offset: u64,
     len: u64,
 }
