@@ -73,6 +73,13 @@ impl Pools {
         }
     }
 
+    /// Hands a job to the main lane that goes on with what is begun already; it waits there
+    /// however many do. The caller has a bound of its own on those.
+    pub fn submit_begun(&self, job: Job) {
+        self.main.pending.fetch_add(1, Ordering::SeqCst);
+        self.main.queue.push_beyond_max(job);
+    }
+
     /// Hands a job to the threads that answer "no room".
     ///
     /// # Errors

@@ -93,16 +93,25 @@ impl Queue {
     /// # Errors
     /// The job itself, where there is no room.
     pub(super) fn push(&self, job: Job) -> Result<(), Job> {
-        let mut waiting = self.lock();
+        let waiting = self.lock();
         // A job that an idle thread will take does not wait for one.
         let idle = waiting.sleepers + usize::from(waiting.is_looking);
         if waiting.jobs.len() >= self.max + idle {
             return Err(job);
         }
+        self.add(waiting, job);
+        Ok(())
+    }
+
+    /// Adds a job, whether there is room or not.
+    pub(super) fn push_beyond_max(&self, job: Job) {
+        self.add(self.lock(), job);
+    }
+
+    fn add(&self, mut waiting: MutexGuard<'_, Waiting>, job: Job) {
         waiting.jobs.push_back(job);
         self.len.store(waiting.jobs.len(), Ordering::SeqCst);
         self.wake_one(waiting);
-        Ok(())
     }
 
     /// The next job for a thread; `None` once the queue is closed and empty. A job that the

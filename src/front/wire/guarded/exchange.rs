@@ -69,8 +69,8 @@ impl Due {
         Self { conn, work: Work::Request(ready.parsed), lane: ready.lane }
     }
 
-    /// A reply is to be gone on with, because its client takes bytes again. The shed lane does
-    /// as well: the reply is begun, and short to go on with.
+    /// A reply is to be gone on with, because its client takes bytes again. Only a worker of
+    /// the main lane does that: it may take as long as the client.
     pub(super) fn reply(conn: Box<Conn>) -> Self {
         Self { conn, work: Work::Reply, lane: Lane::Main }
     }
@@ -81,15 +81,20 @@ impl Due {
     }
 }
 
-/// The job of a worker of the main lane that has found what it is to do by itself.
+/// What is due as a job for a worker of the main lane.
 pub(super) fn job(shared: &Arc<Shared>, due: Due) -> Job {
     let shared = Arc::clone(shared);
     Box::new(move || serve(&shared, due.conn, due.work, Place::Main))
 }
 
-/// Hands what is due to its lane, or to the shed lane where that has no room; closes the
-/// connection where not even that has.
+/// Hands what is due to its lane. A request that finds no room there goes to the shed lane;
+/// where not even that has room, its connection is closed. A reply that is begun always finds
+/// room: there is at most one for each connection.
 pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
+    if matches!(due.work, Work::Reply) {
+        shared.pools.submit_begun(job(shared, due));
+        return wake_watcher_for_a_job(shared);
+    }
     let sheds = due.lane == Lane::Main && !due.is_for_workers();
     let Due { conn, work, lane } = due;
     let peer = conn.peer();
@@ -109,10 +114,7 @@ pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
         true => Err(job as _),
         false => shared.pools.submit(lane, job),
     };
-    // It may wait behind workers that are blocked without anybody's knowing yet.
-    if shared.duty.must_be_woken() {
-        shared.wake_watcher();
-    }
+    wake_watcher_for_a_job(shared);
     if let Err(job) = refused {
         no_room.store(true, Ordering::Relaxed);
         if let Err(job) = shared.pools.submit_shed(job) {
@@ -120,6 +122,14 @@ pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
             drop(job);
             shared.tell_refused(&Refusal::NO_ANSWER_AT_ALL, peer);
         }
+    }
+}
+
+/// Wakes a watcher that sleeps without ticks: a job that was just handed over may wait behind
+/// workers that are blocked without anybody's knowing yet.
+fn wake_watcher_for_a_job(shared: &Shared) {
+    if shared.duty.must_be_woken() {
+        shared.wake_watcher();
     }
 }
 

@@ -395,6 +395,39 @@ fn a_panic_inside_a_body_is_an_error_for_the_client() {
 }
 
 #[test]
+fn a_reply_that_goes_on_is_left_to_the_workers_though_their_queue_is_full() {
+    let gate = Gate::new();
+    let bounds = Bounds { workers: 1, queue_max: 1, ..bounds() };
+    let server = start(Shelf::with_gate(&gate), bounds);
+    let size = 9_000_001;
+    let clients = [1, 2, 3].map(|begun| {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /file/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        within("it is put down", || gate.untold() == begun && server.pools.busy() == 0);
+        client
+    });
+    let mut blocked = Vec::new();
+    for jobs in 1..=2 {
+        let mut client = Client::connect(server.address);
+        client.send("GET /gate HTTP/1.1\r\nHost: a\r\n\r\n");
+        blocked.push(client);
+        within("the request waits", || server.pools.busy() + server.pools.queued() == jobs);
+    }
+    let readers = clients.map(|mut client| {
+        std::thread::spawn(move || client.response("GET").unwrap().body == content(0, size))
+    });
+    within("the replies wait for the worker", || server.pools.queued() == 4);
+    // Whoever comes anew finds no room, and is told so.
+    assert_eq!(get(server.address, "/hello").status, 503);
+    assert_eq!(gate.untold(), 3);
+    gate.open();
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+    for client in &mut blocked {
+        assert_eq!(client.response("GET").unwrap().body, b"through");
+    }
+}
+
+#[test]
 fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
     let gate = Gate::new();
     let mut server = start(Shelf::with_gate(&gate), bounds());
