@@ -22,7 +22,7 @@ use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Shared};
 use crate::front::pools::{Job, Pools};
 use crate::front::wire::{Lane, Request};
-use crate::waiting::{self, Waits};
+use crate::waiting::{self, Known, Waits};
 
 /// Requests of one connection that a worker answers in a row while other jobs wait.
 const IN_A_ROW_MAX: usize = 16;
@@ -199,6 +199,7 @@ fn serve_with(
 fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
     let Conn { stream, pending, .. } = conn;
     let Some(reply) = pending else { return After::Drop };
+    let _known = Client::make_known(shared, stream);
     let wait = match shared.is_stopping() {
         true => Wait::InPace,
         false => Wait::AtMost(PUT_DOWN_AFTER),
@@ -221,6 +222,15 @@ fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
 struct Client {
     stream: Stream,
     pools: Arc<Pools>,
+}
+
+impl Client {
+    /// Lets this thread's waits know the client until the guard is dropped, which must be
+    /// before the connection is another's: it keeps the socket open.
+    fn make_known(shared: &Shared, stream: &Stream) -> Known {
+        let client = Self { stream: stream.again(), pools: Arc::clone(&shared.pools) };
+        waiting::on_this_thread(Rc::new(client))
+    }
 }
 
 impl Waits for Client {
@@ -284,9 +294,8 @@ fn answer(
         (BodyFraming::Chunked, false) => Unread::Chunks,
     });
     let bytes_max = shared.bounds.body_bytes_max;
-    let client = Client { stream: conn.stream.again(), pools: Arc::clone(&shared.pools) };
-    let _known = waiting::on_this_thread(Rc::new(client));
     let Conn { stream, input, pending, .. } = conn;
+    let _known = Client::make_known(shared, stream);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
     let mut writer =
         Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping, pending);

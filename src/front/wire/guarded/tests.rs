@@ -1,5 +1,6 @@
 //! The front's suite over this listener, and what only this one promises.
 
+use std::io::Read;
 use std::net::Shutdown;
 use std::sync::Arc;
 use std::time::Duration;
@@ -428,6 +429,25 @@ fn a_reply_that_goes_on_is_left_to_the_workers_though_their_queue_is_full() {
 }
 
 #[test]
+fn whoever_waits_for_a_client_that_has_gone_learns_of_it() {
+    let gate = Gate::new();
+    let server = start(Shelf::with_gate(&gate), bounds());
+    for (size, is_put_down) in [(100_000, false), (9_000_000, true)] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /wait-unknown/{size} HTTP/1.0\r\n\r\n"));
+        within("it is begun", || gate.untold() == 1);
+        if is_put_down {
+            within("it is put down", || server.pools.busy() == 0);
+        }
+        client.stream().read_exact(&mut vec![0; size]).unwrap();
+        within("it waits for more", || server.pools.busy() == 1);
+        rustix::net::sockopt::set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+        drop(client);
+        within("the wait has ended", || gate.untold() == 0 && server.pools.busy() == 0);
+    }
+}
+
+#[test]
 fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
     let gate = Gate::new();
     let mut server = start(Shelf::with_gate(&gate), bounds());
@@ -471,7 +491,7 @@ fn a_stop_sees_replies_to_slow_clients_to_their_end() {
 
 #[test]
 fn a_unix_socket_serves_like_any_other() {
-    use std::io::{Read, Write};
+    use std::io::Write;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let addresses = format!("unix:{}, 127.0.0.1:0, [::1]:0", path.display());

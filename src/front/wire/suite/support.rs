@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::front::wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
+use crate::waiting;
 
 /// How long anything in a test may take; nothing here measures speed.
 pub(in crate::front::wire) const PATIENCE: Duration = Duration::from_secs(60);
@@ -64,6 +65,18 @@ impl Gate {
     /// Statuses that the listener gave by itself since the last call.
     pub(in crate::front::wire) fn refused(&self) -> Vec<u16> {
         std::mem::take(&mut self.refused.lock().unwrap())
+    }
+
+    /// Waits for the opening; `false` where nobody wants it any more.
+    fn wait_while_wanted(&self) -> bool {
+        let mut is_open = self.is_open.lock().unwrap();
+        while !*is_open {
+            if waiting::is_in_vain() {
+                return false;
+            }
+            is_open = self.changed.wait_timeout(is_open, Duration::from_millis(5)).unwrap().0;
+        }
+        true
     }
 
     fn pass(&self) {
@@ -135,6 +148,7 @@ impl Shelf {
             "cut" => pieces(Some(len + 1), End::Cut),
             "cut-unknown" => pieces(None, End::Cut),
             "panic-unknown" => pieces(None, End::Panic),
+            "wait-unknown" => pieces(None, End::Wait(Arc::clone(&self.gate))),
             "status" => Reply::new(number as u16, Body::from_bytes("")),
             "echo" => match read_all(body) {
                 Ok(bytes) => Reply::new(200, Body::from_bytes(bytes)),
@@ -215,11 +229,13 @@ fn describe(head: &RequestHead) -> String {
 }
 
 /// What comes behind the pieces of a body.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug)]
 enum End {
     Whole,
     Cut,
     Panic,
+    /// A wait for more that does not come, as long as anybody wants it.
+    Wait(Arc<Gate>),
 }
 
 struct Pieces {
@@ -233,8 +249,12 @@ impl Source for Pieces {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         let len = (self.len - self.given).min(100_000);
         if len == 0 {
-            return match self.end {
+            return match &self.end {
                 End::Whole => Ok(None),
+                End::Wait(gate) => match waiting::wait(|| gate.wait_while_wanted()) {
+                    true => Ok(None),
+                    false => Err(BodyError::Cut("nobody wants it".into())),
+                },
                 End::Cut => Err(BodyError::Cut("on purpose".into())),
                 End::Panic => panic!("on purpose"),
             };
