@@ -63,9 +63,6 @@ use watcher::Watcher;
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
 /// Bytes of half-read heads of all connections together.
 const HALF_READ_BYTES_MAX: usize = 16 << 20;
-/// Bytes that all replies together keep in memory while they wait for their clients; beyond
-/// it a worker waits with its client.
-const PUT_DOWN_BYTES_MAX: usize = 16 << 20;
 
 /// Bounds of this listener beyond [`Bounds`].
 #[derive(Debug, Clone)]
@@ -90,6 +87,10 @@ pub struct GuardedBounds {
     pub rate_window: Duration,
     /// Requests that one connection carries.
     pub requests_per_connection_max: u32,
+    /// Bytes that all replies together keep in memory while they wait for their clients; from
+    /// there on a worker waits with its client. Those that wait at one moment count, so it is
+    /// exceeded by no more than what the workers have in their hands.
+    pub put_down_bytes_max: usize,
 }
 
 impl Default for GuardedBounds {
@@ -103,6 +104,7 @@ impl Default for GuardedBounds {
             rate_min_bytes_per_second: 1024,
             rate_window: Duration::from_secs(30),
             requests_per_connection_max: 100_000,
+            put_down_bytes_max: 32 << 20,
         }
     }
 }
@@ -299,7 +301,7 @@ impl Shared {
 
     /// Whether replies may be put down: what is kept of them has a bound.
     fn may_put_down(&self) -> bool {
-        self.table().buffered(Watch::Reply) < PUT_DOWN_BYTES_MAX
+        self.table().buffered(Watch::Reply) < self.guarded.put_down_bytes_max
     }
 
     /// Takes a parked connection out, whichever.

@@ -195,15 +195,20 @@ fn serve_with(
     }
 }
 
+/// How long a worker of the main lane waits for a client.
+fn wait_of_workers(shared: &Shared) -> Wait {
+    match !shared.is_stopping() && shared.may_put_down() {
+        true => Wait::AtMost(PUT_DOWN_AFTER),
+        false => Wait::InPace,
+    }
+}
+
 /// Goes on with the reply that was put down. The connection keeps it until it has ended.
 fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
     let Conn { stream, pending, .. } = conn;
     let Some(reply) = pending else { return After::Drop };
     let _known = Client::make_known(shared, stream);
-    let wait = match shared.is_stopping() {
-        true => Wait::InPace,
-        false => Wait::AtMost(PUT_DOWN_AFTER),
-    };
+    let wait = wait_of_workers(shared);
     let (ending, broken) = reply.go_on(stream, gather, wait);
     if ending != Ending::PutDown
         && let Some(reply) = pending.take()
@@ -272,10 +277,7 @@ fn answer(
             && conn.requests() < shared.guarded.requests_per_connection_max
             && conn.kind() == Kind::Ordinary,
         may_drain: place == Place::Main,
-        wait: match place == Place::Main && !shared.is_stopping() && shared.may_put_down() {
-            true => Wait::AtMost(PUT_DOWN_AFTER),
-            false => Wait::InPace,
-        },
+        wait: if place == Place::Main { wait_of_workers(shared) } else { Wait::InPace },
     };
     let (write_stall, read_stall) = match place {
         Place::Main => (shared.bounds.write_timeout, shared.guarded.body_idle_timeout),

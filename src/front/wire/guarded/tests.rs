@@ -448,6 +448,35 @@ fn whoever_waits_for_a_client_that_has_gone_learns_of_it() {
 }
 
 #[test]
+fn replies_are_put_down_again_only_while_there_is_room_for_what_they_keep() {
+    let gate = Gate::new();
+    let guarded = GuardedBounds { put_down_bytes_max: 10_000, ..GuardedBounds::default() };
+    let server = start_with(Shelf::with_gate(&gate), bounds(), guarded);
+    let size = 40_000_001;
+    let begin = |path: &str, begun| {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /{path}/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        within("it is put down", || gate.untold() == begun && server.pools.busy() == 0);
+        client
+    };
+    // A file's reply keeps next to nothing in memory, so that the other is let in too, and fills the room.
+    let mut file = begin("file", 1);
+    let mut bytes = begin("bytes", 2);
+    file.stream().read_exact(&mut vec![0; 10_000_000]).unwrap();
+    let mut in_a_row = 0;
+    within("a worker stays with the client", || {
+        in_a_row = if server.pools.busy() == 1 { in_a_row + 1 } else { 0 };
+        in_a_row == 50
+    });
+    for client in [&mut file, &mut bytes] {
+        let mut rest = Vec::new();
+        client.stream().shutdown(Shutdown::Write).unwrap();
+        client.stream().read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(&content(size - 1_000_000, 1_000_000)));
+    }
+}
+
+#[test]
 fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
     let gate = Gate::new();
     let mut server = start(Shelf::with_gate(&gate), bounds());

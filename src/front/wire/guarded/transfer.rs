@@ -102,7 +102,7 @@ impl Transfer {
 
     /// Bytes of memory that are kept while it is put down.
     pub(super) fn kept(&self) -> usize {
-        self.link.kept.capacity()
+        self.link.kept.capacity() + self.body.as_ref().map_or(0, Body::buffered)
     }
 
     /// Whether anything of the reply has reached the socket.
@@ -419,6 +419,22 @@ mod tests {
         assert_eq!(progress, Progress::PutDown);
         // This test's, the body's and that of the rest.
         assert_eq!(Arc::strong_count(&file), 3);
+    }
+
+    #[test]
+    fn what_a_body_buffers_counts_as_kept() {
+        let body = Shelf::body("/bytes/300000");
+        let mut transfer =
+            Transfer::new(Some(body), Ends::Plainly, Pace::new(PATIENCE, PATIENCE, 0));
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let wait = Wait::AtMost(Duration::from_micros(1));
+        while transfer.link.kept.is_empty() {
+            let progress =
+                transfer.run(&Stream::new(ours.try_clone().unwrap().into()), &mut Vec::new(), wait);
+            assert_eq!(progress.unwrap(), Progress::PutDown);
+        }
+        assert_eq!(transfer.kept(), transfer.link.kept.capacity() + 100_000);
     }
 
     fn unchunk(mut wire: &[u8]) -> Vec<u8> {

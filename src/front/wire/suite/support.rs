@@ -263,6 +263,10 @@ impl Source for Pieces {
         self.given += len;
         Ok(Some(Piece::Bytes(&self.piece)))
     }
+
+    fn buffered(&self) -> usize {
+        self.piece.capacity()
+    }
 }
 
 struct Regions {
