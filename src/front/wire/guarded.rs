@@ -27,6 +27,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
+use rustix::io::Errno;
 
 use super::{Bounds, Listener, Refused, Service, descriptors};
 use crate::front::pools::Pools;
@@ -148,7 +149,7 @@ impl Guarded {
     ) -> Result<Self, BindError> {
         let Settings { addresses, bounds, guarded, trusted_proxies: trusted } = settings;
         let listeners = Listeners::bind(&addresses, bounds.write_timeout)?;
-        let watch = |error: rustix::io::Errno| BindError::Watch(error.into());
+        let watch = |error: Errno| BindError::Watch(error.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(watch)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(watch)?;
         let census = Census::new(
@@ -244,8 +245,10 @@ impl Shared {
             return Some(conn);
         }
         let token = table.insert(conn, watch, Instant::now());
-        self.arm(&mut table, token, watch, was_registered);
+        let armed = self.arm(&mut table, token, watch, was_registered);
         self.bound_half_read(&mut table);
+        drop(table);
+        close_unwatched(armed);
         None
     }
 
@@ -258,8 +261,10 @@ impl Shared {
             table.remove(token);
             return;
         }
-        self.arm(&mut table, token, watch, true);
+        let armed = self.arm(&mut table, token, watch, true);
         self.bound_half_read(&mut table);
+        drop(table);
+        close_unwatched(armed);
     }
 
     /// Closes the oldest half-read connections where all together take too much memory.
@@ -272,8 +277,17 @@ impl Shared {
 
     /// Arms the socket for one event. Under the table's lock, or the connection could lapse
     /// and its descriptor be another's before the call.
-    fn arm(&self, table: &mut Table, token: Token, watch: Watch, is_registered: bool) {
-        let Some(conn) = table.get(token) else { return };
+    ///
+    /// # Errors
+    /// [`Unwatched`], to be dropped without the lock.
+    fn arm(
+        &self,
+        table: &mut Table,
+        token: Token,
+        watch: Watch,
+        is_registered: bool,
+    ) -> Result<(), Unwatched> {
+        let Some(conn) = table.get(token) else { return Ok(()) };
         let event = match watch {
             Watch::Reply => epoll::EventFlags::OUT,
             Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
@@ -284,10 +298,7 @@ impl Shared {
             true => epoll::modify(&self.epoll, &conn.stream, data, flags),
             false => epoll::add(&self.epoll, &conn.stream, data, flags),
         };
-        if let Err(error) = armed {
-            tracing::warn!(%error, "cannot watch a connection; closing it");
-            table.remove(token);
-        }
+        armed.map_err(|error| Unwatched { error, _conn: table.remove(token) })
     }
 
     /// Tells the service what we answered by ourselves.
@@ -315,6 +326,19 @@ impl Shared {
             }
         }
         None
+    }
+}
+
+/// A connection that can't be watched, out of the table. Its reply tells of its end when it is
+/// dropped, which takes what time the service likes.
+struct Unwatched {
+    error: Errno,
+    _conn: Option<Box<Conn>>,
+}
+
+fn close_unwatched(armed: Result<(), Unwatched>) {
+    if let Err(Unwatched { error, .. }) = &armed {
+        tracing::warn!(%error, "cannot watch a connection; closing it");
     }
 }
 

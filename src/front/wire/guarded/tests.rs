@@ -1,15 +1,26 @@
 //! The front's suite over this listener, and what only this one promises.
 
+use std::cell::Cell;
 use std::io::Read;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::body::Unread;
+use super::census::Kind;
+use super::connection::Conn;
+use super::reply::{Asked, Writer};
+use super::stream::{Pace, Stream};
+use super::table::Watch;
+use super::transfer::Wait;
 use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
 use crate::front::pools::Pools;
-use crate::front::wire::suite::support::{Client, Gate, Shelf, content, get, within};
+use crate::front::wire::suite::support::{Client, Gate, PATIENCE, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds, front_suite};
-use crate::front::wire::{Bounds, Lane, Refused, ReplyWriter, Request, RequestHead, Service};
+use crate::front::wire::{
+    Bounds, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service,
+};
 
 mod hostile;
 mod mutated;
@@ -474,6 +485,41 @@ fn replies_are_put_down_again_only_while_there_is_room_for_what_they_keep() {
         client.stream().read_to_end(&mut rest).unwrap();
         assert!(rest.ends_with(&content(size - 1_000_000, 1_000_000)));
     }
+}
+
+#[test]
+fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
+    let (listener, _pools) =
+        bind(Shelf::service(), bounds(), GuardedBounds::default(), "127.0.0.1:0");
+    let shared = &listener.shared;
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let seat = shared.census.seat(Kind::Ordinary, None).unwrap();
+    let mut conn = Conn::new(Stream::new(ours.into()), None, seat);
+    let asked = Asked {
+        is_head: false,
+        is_http_11: true,
+        may_keep: true,
+        may_drain: false,
+        wait: Wait::AtMost(Duration::from_micros(1)),
+    };
+    let (told, is_told) = std::sync::mpsc::channel();
+    let told = {
+        let shared = Arc::clone(shared);
+        move |_| told.send(shared.table.try_lock().is_ok()).unwrap()
+    };
+    let (mut gathered, unread) = (Vec::new(), Cell::new(Unread::Nothing));
+    let pace = Pace::new(PATIENCE, PATIENCE, 0);
+    let Conn { stream, pending, .. } = &mut *conn;
+    let stopping = &shared.stopping;
+    Writer::new(stream, &mut gathered, &unread, asked, pace, stopping, pending)
+        .send_and_tell(Reply::new(200, Shelf::body("/file/9000001")), Box::new(told));
+    assert!(conn.pending.is_some(), "it is put down");
+    // The readiness call was never told of this socket, so that it fails.
+    conn.is_registered = true;
+    assert!(shared.park(conn, Watch::Reply).is_none());
+    assert_eq!(is_told.try_recv(), Ok(true));
+    assert_eq!(listener.connections(), 0);
 }
 
 #[test]
