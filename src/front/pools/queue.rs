@@ -190,7 +190,8 @@ impl Queue {
     }
 
     /// Looks which threads are blocked, and wakes as many as may run in their place. Gives
-    /// whether that may soon be otherwise, so that another tick is needed.
+    /// whether another tick is needed: jobs wait, or a running one may yet turn out to be
+    /// blocked.
     pub(super) fn tick(&self, now: Instant) -> bool {
         let late = self.millis(now).saturating_sub(BLOCKED_AFTER.as_millis() as u64);
         let (mut blocked, mut running) = (0, 0);
