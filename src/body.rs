@@ -15,6 +15,12 @@ pub trait Source: Send {
     /// # Errors
     /// [`BodyError`], after which the source is not asked again.
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError>;
+
+    /// Bytes of memory that it keeps between pieces; none where they are a file's. A source
+    /// that wraps another passes on that one's.
+    fn buffered(&self) -> usize {
+        0
+    }
 }
 
 /// A run of bytes of a body.
@@ -22,8 +28,8 @@ pub trait Source: Send {
 pub enum Piece<'a> {
     /// `len` bytes of `file` from `offset` on, all of them written already.
     Region {
-        /// The file.
-        file: &'a File,
+        /// The file, which whoever sends the region later can keep open.
+        file: &'a Arc<File>,
         /// Where the run begins.
         offset: u64,
         /// Its length, over 0.
@@ -113,6 +119,11 @@ impl Body {
         self.len == Some(0)
     }
 
+    /// Bytes of memory that its source keeps between pieces.
+    pub fn buffered(&self) -> usize {
+        self.source.buffered()
+    }
+
     /// The next piece; `None` once every promised byte was given.
     ///
     /// # Errors
@@ -148,6 +159,10 @@ impl Source for InMemory {
             }
             _ => Ok(None),
         }
+    }
+
+    fn buffered(&self) -> usize {
+        self.0.as_ref().map_or(0, Vec::capacity) + self.1.capacity()
     }
 }
 
@@ -215,6 +230,15 @@ mod tests {
         assert_eq!(read_to_vec(&mut body(Some(4), &["ab", "cd"]), 9).unwrap(), b"abcd");
         assert_eq!(read_to_vec(&mut body(None, &["ab", "cd"]), 9).unwrap(), b"abcd");
         assert_eq!(read_to_vec(&mut Body::from_bytes(""), 9).unwrap(), b"");
+    }
+
+    #[test]
+    fn bytes_in_memory_are_told_and_a_file_has_none() {
+        let mut body = Body::from_bytes("abcd");
+        assert_eq!(body.buffered(), 4);
+        assert!(body.next_piece().is_ok_and(|piece| piece.is_some()));
+        assert_eq!(body.buffered(), 4);
+        assert_eq!(Body::from_file(tempfile::tempfile().unwrap(), 0, 4).buffered(), 0);
     }
 
     #[test]

@@ -11,6 +11,7 @@ use artifactapi::chain::chain;
 use artifactapi::clock::Clock;
 use artifactapi::config::env::{Engines, LogFormat, LogLevel, Settings};
 use artifactapi::config::tokens::Scope;
+use artifactapi::front::wire::raise_descriptor_limit;
 use artifactapi::ops::cli::{self, Cli, Command};
 use artifactapi::ops::upkeep::{Form, Report, Summary};
 use artifactapi::ops::{ask, token, warm};
@@ -134,6 +135,7 @@ fn check(settings: &Settings, file: Option<&Path>) -> ExitCode {
 
 fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     start_logs(&settings);
+    raise_descriptor_limit();
     let app = match App::start(settings, engines) {
         Ok(app) => Arc::new(app),
         Err(error) => return refuse(&error),

@@ -46,13 +46,22 @@ impl Drop for Known {
 
 /// Runs what may block for long.
 pub fn wait<T>(block: impl FnOnce() -> T) -> T {
-    let tell = |what: fn(&dyn Waits)| {
-        KNOWN.with_borrow(|known| known.iter().for_each(|waits| what(&**waits)));
-    };
     tell(|waits| waits.begins());
-    let outcome = block();
-    tell(|waits| waits.has_ended());
-    outcome
+    let _waiting = Waiting;
+    block()
+}
+
+/// A wait that goes on until this is dropped, by a panic too.
+struct Waiting;
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        tell(|waits| waits.has_ended());
+    }
+}
+
+fn tell(what: fn(&dyn Waits)) {
+    KNOWN.with_borrow(|known| known.iter().for_each(|waits| what(&**waits)));
 }
 
 /// Whether nobody wants any more what this thread waits for.
@@ -63,6 +72,7 @@ pub fn is_in_vain() -> bool {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+    use std::panic::{AssertUnwindSafe, catch_unwind};
 
     use super::*;
 
@@ -98,5 +108,14 @@ mod tests {
         assert!(!is_in_vain());
         assert_eq!(wait(|| (outer.waiting.get(), inner.waiting.get())), (1, 0));
         assert_eq!(outer.waiting.get(), 0);
+    }
+
+    #[test]
+    fn a_wait_that_panics_has_ended() {
+        let counted = Rc::new(Counted::default());
+        let _known = on_this_thread(Rc::clone(&counted) as _);
+        let block = AssertUnwindSafe(|| wait(|| panic!("on purpose")));
+        assert!(catch_unwind(block).is_err());
+        assert_eq!(counted.waiting.get(), 0);
     }
 }

@@ -76,4 +76,8 @@ impl Source for Lines {
         }
         Ok(Some(Piece::Bytes(&self.piece)))
     }
+
+    fn buffered(&self) -> usize {
+        self.piece.capacity()
+    }
 }

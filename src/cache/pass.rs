@@ -118,4 +118,8 @@ impl Source for Reading {
             }
         }
     }
+
+    fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
 }

@@ -142,6 +142,10 @@ impl Source for Read {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         self.body.next_piece()
     }
+
+    fn buffered(&self) -> usize {
+        self.body.buffered()
+    }
 }
 
 #[cfg(test)]

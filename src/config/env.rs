@@ -108,7 +108,7 @@ settings! {
         write_timeout: Duration = "WRITE_TIMEOUT_S", "60", Kind::Seconds { min_ms: 100, max_ms: HOUR_MS },
             "How long a client may leave our bytes untaken.";
         connections_max: usize = "CONNECTIONS_MAX", "8192", Kind::Count { min: 8, max: 1_000_000 },
-            "Connections in all, cut to three quarters of the descriptors that the process may have; beyond, the longest idle one is closed (guarded).";
+            "Connections in all, cut to a third of the descriptors that the process may have, because each may have a file open too; beyond, the longest idle one is closed (guarded).";
         connections_reserved: usize = "CONNECTIONS_RESERVED", "32", Kind::Count { min: 1, max: 1000 },
             "Of these, how many are kept for health and metrics (guarded).";
         connections_per_address_max: usize = "CONNECTIONS_PER_ADDRESS_MAX", "2048", Kind::Count { min: 1, max: 1_000_000 },

@@ -182,4 +182,8 @@ impl Source for Seated {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         self.lines.next_piece()
     }
+
+    fn buffered(&self) -> usize {
+        self.lines.buffered()
+    }
 }

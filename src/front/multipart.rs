@@ -138,6 +138,11 @@ impl Source for Multipart {
         };
         Ok(Some(Piece::Bytes(&self.given)))
     }
+
+    fn buffered(&self) -> usize {
+        let part = |body: &Option<Body>| body.as_ref().map_or(0, Body::buffered);
+        self.given.capacity() + part(&self.first) + part(&self.part)
+    }
 }
 
 #[cfg(test)]

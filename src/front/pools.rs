@@ -73,6 +73,13 @@ impl Pools {
         }
     }
 
+    /// Hands a job to the main lane that goes on with what is begun already; it waits there
+    /// however many do. The caller has a bound of its own on those.
+    pub fn submit_begun(&self, job: Job) {
+        self.main.pending.fetch_add(1, Ordering::SeqCst);
+        self.main.queue.push_beyond_max(job);
+    }
+
     /// Hands a job to the threads that answer "no room".
     ///
     /// # Errors
@@ -282,6 +289,15 @@ mod tests {
         }
     }
 
+    /// Waits, without a tick, until every worker has a job.
+    fn all_are_busy(pools: &Pools, workers: usize) {
+        let end = Instant::now() + PATIENCE;
+        while pools.busy() < workers {
+            assert!(Instant::now() < end, "every worker has a job");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn a_worker_finds_jobs_by_itself_and_a_drain_waits_for_them() {
         let (pools, _outlook, put) = with_lookout(4);
@@ -327,12 +343,7 @@ mod tests {
             let job = move || waiting::wait(|| gate.recv().unwrap());
             assert!(pools.submit(Lane::Main, Box::new(job)).is_ok());
         }
-        // Without a tick.
-        let end = Instant::now() + PATIENCE;
-        while pools.busy() < WORKERS {
-            assert!(Instant::now() < end, "every worker has a job");
-            std::thread::yield_now();
-        }
+        all_are_busy(&pools, WORKERS);
         assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
         assert!(pools.is_short());
         (0..WORKERS).for_each(|_| release.send(()).unwrap());
@@ -408,11 +419,7 @@ mod tests {
         }
         pools.stop_looking();
         drop((outlook, put));
-        let end = Instant::now() + PATIENCE;
-        while pools.busy() < WORKERS {
-            assert!(Instant::now() < end, "every worker has a job");
-            std::thread::yield_now();
-        }
+        all_are_busy(&pools, WORKERS);
         (0..WORKERS).for_each(|_| release.send(()).unwrap());
         assert!(pools.drain(PATIENCE));
     }

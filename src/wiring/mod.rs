@@ -518,6 +518,7 @@ fn guarded_bounds(settings: &Settings) -> GuardedBounds {
         rate_min_bytes_per_second: settings.rate_min,
         rate_window: settings.rate_window,
         requests_per_connection_max: settings.requests_per_connection_max,
+        ..GuardedBounds::default()
     }
 }
 

@@ -91,4 +91,8 @@ impl Source for Reading {
         }
         Ok(Some(Piece::Bytes(&self.buffer[self.page..self.page + read])))
     }
+
+    fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
 }

@@ -93,16 +93,25 @@ impl Queue {
     /// # Errors
     /// The job itself, where there is no room.
     pub(super) fn push(&self, job: Job) -> Result<(), Job> {
-        let mut waiting = self.lock();
+        let waiting = self.lock();
         // A job that an idle thread will take does not wait for one.
         let idle = waiting.sleepers + usize::from(waiting.is_looking);
         if waiting.jobs.len() >= self.max + idle {
             return Err(job);
         }
+        self.add(waiting, job);
+        Ok(())
+    }
+
+    /// Adds a job, whether there is room or not.
+    pub(super) fn push_beyond_max(&self, job: Job) {
+        self.add(self.lock(), job);
+    }
+
+    fn add(&self, mut waiting: MutexGuard<'_, Waiting>, job: Job) {
         waiting.jobs.push_back(job);
         self.len.store(waiting.jobs.len(), Ordering::SeqCst);
         self.wake_one(waiting);
-        Ok(())
     }
 
     /// The next job for a thread; `None` once the queue is closed and empty. A job that the
@@ -181,7 +190,8 @@ impl Queue {
     }
 
     /// Looks which threads are blocked, and wakes as many as may run in their place. Gives
-    /// whether that may soon be otherwise, so that another tick is needed.
+    /// whether another tick is needed: jobs wait, or a running one may yet turn out to be
+    /// blocked.
     pub(super) fn tick(&self, now: Instant) -> bool {
         let late = self.millis(now).saturating_sub(BLOCKED_AFTER.as_millis() as u64);
         let (mut blocked, mut running) = (0, 0);
@@ -209,10 +219,10 @@ impl Queue {
         true
     }
 
-    /// Whether jobs wait and no thread is left for them.
+    /// Whether jobs wait and no thread is left for them, nor on its way.
     pub(super) fn is_short(&self) -> bool {
         let waiting = self.lock();
-        !waiting.jobs.is_empty() && waiting.asleep() == 0 && !waiting.is_looking
+        waiting.jobs.len() > waiting.waking && waiting.asleep() == 0 && !waiting.is_looking
     }
 
     pub(super) fn close(&self) {
@@ -267,5 +277,21 @@ impl Waits for PoolThread {
     fn has_ended(&self) {
         self.queue.told.fetch_sub(1, Ordering::SeqCst);
         self.queue.begins(self.number);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_queue_is_not_short_while_a_thread_is_on_its_way_to_each_job() {
+        let queue = Queue::new(1, 8);
+        // The one thread sleeps, and takes its time to wake.
+        queue.lock().sleepers = 1;
+        assert!(queue.push(Box::new(|| ())).is_ok());
+        assert!(!queue.is_short());
+        assert!(queue.push(Box::new(|| ())).is_ok());
+        assert!(queue.is_short());
     }
 }

@@ -27,9 +27,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, epoll, eventfd};
-use rustix::process::{Resource, getrlimit};
+use rustix::io::Errno;
 
-use super::{Bounds, Listener, Refused, Service};
+use super::{Bounds, Listener, Refused, Service, descriptors};
 use crate::front::pools::Pools;
 
 mod address;
@@ -64,15 +64,12 @@ use watcher::Watcher;
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
 /// Bytes of half-read heads of all connections together.
 const HALF_READ_BYTES_MAX: usize = 16 << 20;
-/// Bytes that all replies together keep in memory while they wait for their clients; beyond
-/// it a worker waits with its client.
-const PUT_DOWN_BYTES_MAX: usize = 16 << 20;
 
 /// Bounds of this listener beyond [`Bounds`].
 #[derive(Debug, Clone)]
 pub struct GuardedBounds {
-    /// Connections in all, cut to three quarters of the descriptors that the process may
-    /// have. At the bound the oldest idle connection makes room.
+    /// Connections in all, cut to a third of the descriptors that the process may have. At
+    /// the bound the oldest idle connection makes room.
     pub connections_max: usize,
     /// Of these, how many are kept for health and metrics when all others are at work.
     pub connections_reserved: usize,
@@ -91,6 +88,10 @@ pub struct GuardedBounds {
     pub rate_window: Duration,
     /// Requests that one connection carries.
     pub requests_per_connection_max: u32,
+    /// Bytes that all replies together keep in memory while they wait for their clients; from
+    /// there on a worker waits with its client. Those that wait at one moment count, so it is
+    /// exceeded by no more than what the workers have in their hands.
+    pub put_down_bytes_max: usize,
 }
 
 impl Default for GuardedBounds {
@@ -104,6 +105,7 @@ impl Default for GuardedBounds {
             rate_min_bytes_per_second: 1024,
             rate_window: Duration::from_secs(30),
             requests_per_connection_max: 100_000,
+            put_down_bytes_max: 32 << 20,
         }
     }
 }
@@ -147,11 +149,11 @@ impl Guarded {
     ) -> Result<Self, BindError> {
         let Settings { addresses, bounds, guarded, trusted_proxies: trusted } = settings;
         let listeners = Listeners::bind(&addresses, bounds.write_timeout)?;
-        let watch = |error: rustix::io::Errno| BindError::Watch(error.into());
+        let watch = |error: Errno| BindError::Watch(error.into());
         let epoll = epoll::create(epoll::CreateFlags::CLOEXEC).map_err(watch)?;
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(watch)?;
         let census = Census::new(
-            connections_max(&guarded),
+            descriptors::connections_max(guarded.connections_max),
             guarded.connections_reserved,
             guarded.connections_per_address_max,
         );
@@ -199,20 +201,6 @@ impl Listener for Guarded {
     }
 }
 
-/// Connections that the descriptors allow, a quarter of which are left for files and upstream.
-fn connections_max(guarded: &GuardedBounds) -> usize {
-    let descriptors = getrlimit(Resource::Nofile).current.unwrap_or(u64::MAX);
-    let allowed = usize::try_from(descriptors / 4 * 3).unwrap_or(usize::MAX);
-    if allowed < guarded.connections_max {
-        tracing::warn!(
-            connections_max = guarded.connections_max,
-            allowed,
-            "the limit of open files allows fewer connections"
-        );
-    }
-    allowed.min(guarded.connections_max)
-}
-
 /// What the watcher and the jobs share.
 pub(crate) struct Shared {
     bounds: Bounds,
@@ -257,8 +245,10 @@ impl Shared {
             return Some(conn);
         }
         let token = table.insert(conn, watch, Instant::now());
-        self.arm(&mut table, token, watch, was_registered);
+        let armed = self.arm(&mut table, token, watch, was_registered);
         self.bound_half_read(&mut table);
+        drop(table);
+        close_unwatched(armed);
         None
     }
 
@@ -271,8 +261,10 @@ impl Shared {
             table.remove(token);
             return;
         }
-        self.arm(&mut table, token, watch, true);
+        let armed = self.arm(&mut table, token, watch, true);
         self.bound_half_read(&mut table);
+        drop(table);
+        close_unwatched(armed);
     }
 
     /// Closes the oldest half-read connections where all together take too much memory.
@@ -285,8 +277,17 @@ impl Shared {
 
     /// Arms the socket for one event. Under the table's lock, or the connection could lapse
     /// and its descriptor be another's before the call.
-    fn arm(&self, table: &mut Table, token: Token, watch: Watch, is_registered: bool) {
-        let Some(conn) = table.get(token) else { return };
+    ///
+    /// # Errors
+    /// [`Unwatched`], to be dropped without the lock.
+    fn arm(
+        &self,
+        table: &mut Table,
+        token: Token,
+        watch: Watch,
+        is_registered: bool,
+    ) -> Result<(), Unwatched> {
+        let Some(conn) = table.get(token) else { return Ok(()) };
         let event = match watch {
             Watch::Reply => epoll::EventFlags::OUT,
             Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
@@ -297,10 +298,7 @@ impl Shared {
             true => epoll::modify(&self.epoll, &conn.stream, data, flags),
             false => epoll::add(&self.epoll, &conn.stream, data, flags),
         };
-        if let Err(error) = armed {
-            tracing::warn!(%error, "cannot watch a connection; closing it");
-            table.remove(token);
-        }
+        armed.map_err(|error| Unwatched { error, _conn: table.remove(token) })
     }
 
     /// Tells the service what we answered by ourselves.
@@ -314,7 +312,7 @@ impl Shared {
 
     /// Whether replies may be put down: what is kept of them has a bound.
     fn may_put_down(&self) -> bool {
-        self.table().buffered(Watch::Reply) < PUT_DOWN_BYTES_MAX
+        self.table().buffered(Watch::Reply) < self.guarded.put_down_bytes_max
     }
 
     /// Takes a parked connection out, whichever.
@@ -328,6 +326,19 @@ impl Shared {
             }
         }
         None
+    }
+}
+
+/// A connection that can't be watched, out of the table. Its reply tells of its end when it is
+/// dropped, which takes what time the service likes.
+struct Unwatched {
+    error: Errno,
+    _conn: Option<Box<Conn>>,
+}
+
+fn close_unwatched(armed: Result<(), Unwatched>) {
+    if let Err(Unwatched { error, .. }) = &armed {
+        tracing::warn!(%error, "cannot watch a connection; closing it");
     }
 }
 

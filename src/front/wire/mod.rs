@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use crate::body::Body;
 
 mod bounds;
+mod descriptors;
 pub mod guarded;
 mod request_head;
 pub mod tiny;
@@ -19,6 +20,7 @@ pub mod tiny;
 mod suite;
 
 pub use bounds::Bounds;
+pub use descriptors::raise_descriptor_limit;
 pub use request_head::RequestHead;
 
 /// Header fields that there is room for from the start: a hit has about so many.

@@ -1,7 +1,8 @@
 //! One connection: its socket, what has arrived on it, and its place in the census.
 //!
 //! It costs no thread and, while it is idle, no buffer. It is owned by exactly one of: the
-//! table of parked connections, the watcher, or the job that serves it.
+//! table of parked connections; the watcher or a worker, while it looks whether the
+//! connection is ready (`lookout::Out`) or admits it; or the job that serves it.
 
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
@@ -20,7 +21,7 @@ use crate::front::wire::Lane;
 const READ_BYTES_MAX: usize = 8 << 10;
 /// Bytes that are discarded from a client that we have answered for the last time.
 const LINGER_BYTES_MAX: usize = 4 << 20;
-/// Reads of such bytes before the watcher looks after others.
+/// Reads of such bytes before whoever looks turns to others.
 const LINGER_READS_MAX: usize = 8;
 
 /// What has arrived and was not used yet.
@@ -96,7 +97,8 @@ pub(super) struct Conn {
     pub(super) stream: Stream,
     /// What has arrived on it.
     pub(super) input: Input,
-    /// The reply that goes on when the client takes it.
+    /// The reply that is begun and has not ended, whoever works on it: a connection that is
+    /// dropped with one is reset.
     pub(super) pending: Option<Box<Pending>>,
     /// The readiness call knows the socket.
     pub(super) is_registered: bool,
@@ -163,7 +165,8 @@ impl Conn {
             Err(refusal) => Next::Refused(refusal),
             Ok(mut parsed) => {
                 parsed.head.client = shared.trusted.client(self.peer, &parsed.head);
-                // This may be the watcher's thread, which a bug of the service must not end.
+                // This may be a thread that looks after others too, which a bug of the service
+                // must not disturb.
                 let lane = AssertUnwindSafe(|| shared.service.lane(&parsed.head));
                 match catch_unwind(lane) {
                     Ok(lane) => Next::Ready(Box::new(Ready { parsed, lane })),

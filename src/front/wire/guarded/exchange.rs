@@ -15,14 +15,14 @@ use super::census::Kind;
 use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
 use super::refusal::Refusal;
-use super::reply::{Asked, Ending, Pending, Writer};
+use super::reply::{Asked, Ending, Writer};
 use super::stream::{Pace, Peer, Stream};
 use super::table::Watch;
 use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Shared};
 use crate::front::pools::{Job, Pools};
 use crate::front::wire::{Lane, Request};
-use crate::waiting::{self, Waits};
+use crate::waiting::{self, Known, Waits};
 
 /// Requests of one connection that a worker answers in a row while other jobs wait.
 const IN_A_ROW_MAX: usize = 16;
@@ -52,8 +52,8 @@ enum Place {
 enum Work {
     /// Answer a request.
     Request(Parsed),
-    /// Go on with a reply.
-    Reply(Box<Pending>),
+    /// Go on with the connection's reply.
+    Reply,
 }
 
 /// What is due on a connection.
@@ -69,10 +69,10 @@ impl Due {
         Self { conn, work: Work::Request(ready.parsed), lane: ready.lane }
     }
 
-    /// A reply is to be gone on with, because its client takes bytes again. The shed lane does
-    /// as well: the reply is begun, and short to go on with.
-    pub(super) fn reply(conn: Box<Conn>, pending: Box<Pending>) -> Self {
-        Self { conn, work: Work::Reply(pending), lane: Lane::Main }
+    /// A reply is to be gone on with, because its client takes bytes again. Only a worker of
+    /// the main lane does that: it may take as long as the client.
+    pub(super) fn reply(conn: Box<Conn>) -> Self {
+        Self { conn, work: Work::Reply, lane: Lane::Main }
     }
 
     /// Whether a worker of the main lane serves it. A reserved seat is for the fast lane only.
@@ -81,15 +81,20 @@ impl Due {
     }
 }
 
-/// The job of a worker of the main lane that has found what it is to do by itself.
+/// What is due as a job for a worker of the main lane.
 pub(super) fn job(shared: &Arc<Shared>, due: Due) -> Job {
     let shared = Arc::clone(shared);
     Box::new(move || serve(&shared, due.conn, due.work, Place::Main))
 }
 
-/// Hands what is due to its lane, or to the shed lane where that has no room; closes the
-/// connection where not even that has.
+/// Hands what is due to its lane. A request that finds no room there goes to the shed lane;
+/// where not even that has room, its connection is closed. A reply that is begun always finds
+/// room: there is at most one for each connection.
 pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
+    if matches!(due.work, Work::Reply) {
+        shared.pools.submit_begun(job(shared, due));
+        return wake_watcher_for_a_job(shared);
+    }
     let sheds = due.lane == Lane::Main && !due.is_for_workers();
     let Due { conn, work, lane } = due;
     let peer = conn.peer();
@@ -109,10 +114,7 @@ pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
         true => Err(job as _),
         false => shared.pools.submit(lane, job),
     };
-    // It may wait behind workers that are blocked without anybody's knowing yet.
-    if shared.duty.must_be_woken() {
-        shared.wake_watcher();
-    }
+    wake_watcher_for_a_job(shared);
     if let Err(job) = refused {
         no_room.store(true, Ordering::Relaxed);
         if let Err(job) = shared.pools.submit_shed(job) {
@@ -120,6 +122,14 @@ pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
             drop(job);
             shared.tell_refused(&Refusal::NO_ANSWER_AT_ALL, peer);
         }
+    }
+}
+
+/// Wakes a watcher that sleeps without ticks: a job that was just handed over may wait behind
+/// workers that are blocked without anybody's knowing yet.
+fn wake_watcher_for_a_job(shared: &Shared) {
+    if shared.duty.must_be_woken() {
+        shared.wake_watcher();
     }
 }
 
@@ -142,16 +152,14 @@ fn serve_with(
     for in_a_row in 1.. {
         let after = match work {
             Work::Request(parsed) => answer(shared, &mut conn, parsed, place, gather),
-            Work::Reply(pending) => go_on(shared, &mut conn, pending, gather),
+            Work::Reply => go_on(shared, &mut conn, gather),
         };
         match after {
             After::Keep => {}
-            After::PutDown(pending) => {
-                conn.pending = Some(pending);
+            After::PutDown => {
                 // While we are stopping, this thread sees the reply to its end.
-                let Some(mut back) = shared.park(conn, Watch::Reply) else { return };
-                let Some(pending) = back.pending.take() else { return };
-                (conn, work) = (back, Work::Reply(pending));
+                let Some(back) = shared.park(conn, Watch::Reply) else { return };
+                (conn, work) = (back, Work::Reply);
                 continue;
             }
             After::Linger => {
@@ -187,26 +195,31 @@ fn serve_with(
     }
 }
 
-/// Goes on with a reply that was put down.
-fn go_on(
-    shared: &Shared,
-    conn: &mut Conn,
-    mut pending: Box<Pending>,
-    gather: &mut Vec<u8>,
-) -> After {
-    let wait = match shared.is_stopping() {
-        true => Wait::InPace,
-        false => Wait::AtMost(PUT_DOWN_AFTER),
-    };
-    let (ending, broken) = pending.go_on(&conn.stream, gather, wait);
-    match ending {
-        Ending::PutDown => return After::PutDown(pending),
-        _ => pending.tell(broken),
+/// How long a worker of the main lane waits for a client.
+fn wait_of_workers(shared: &Shared) -> Wait {
+    match !shared.is_stopping() && shared.may_put_down() {
+        true => Wait::AtMost(PUT_DOWN_AFTER),
+        false => Wait::InPace,
+    }
+}
+
+/// Goes on with the reply that was put down. The connection keeps it until it has ended.
+fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
+    let Conn { stream, pending, .. } = conn;
+    let Some(reply) = pending else { return After::Drop };
+    let _known = Client::make_known(shared, stream);
+    let wait = wait_of_workers(shared);
+    let (ending, broken) = reply.go_on(stream, gather, wait);
+    if ending != Ending::PutDown
+        && let Some(reply) = pending.take()
+    {
+        reply.tell(broken);
     }
     match ending {
         Ending::Keep => After::Keep,
         Ending::Close => After::Linger,
-        Ending::Lost | Ending::Unanswered | Ending::PutDown => After::Drop,
+        Ending::PutDown => After::PutDown,
+        Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }
 
@@ -214,6 +227,15 @@ fn go_on(
 struct Client {
     stream: Stream,
     pools: Arc<Pools>,
+}
+
+impl Client {
+    /// Lets this thread's waits know the client until the guard is dropped, which must be
+    /// before the connection is another's: it keeps the socket open.
+    fn make_known(shared: &Shared, stream: &Stream) -> Known {
+        let client = Self { stream: stream.again(), pools: Arc::clone(&shared.pools) };
+        waiting::on_this_thread(Rc::new(client))
+    }
 }
 
 impl Waits for Client {
@@ -233,7 +255,7 @@ enum After {
     /// Look for its next request.
     Keep,
     /// Wait for the client to take the rest of the reply.
-    PutDown(Box<Pending>),
+    PutDown,
     /// Close it in a way that leaves the client its answer.
     Linger,
     /// Close it.
@@ -255,10 +277,7 @@ fn answer(
             && conn.requests() < shared.guarded.requests_per_connection_max
             && conn.kind() == Kind::Ordinary,
         may_drain: place == Place::Main,
-        wait: match place == Place::Main && !shared.is_stopping() && shared.may_put_down() {
-            true => Wait::AtMost(PUT_DOWN_AFTER),
-            false => Wait::InPace,
-        },
+        wait: if place == Place::Main { wait_of_workers(shared) } else { Wait::InPace },
     };
     let (write_stall, read_stall) = match place {
         Place::Main => (shared.bounds.write_timeout, shared.guarded.body_idle_timeout),
@@ -277,12 +296,11 @@ fn answer(
         (BodyFraming::Chunked, false) => Unread::Chunks,
     });
     let bytes_max = shared.bounds.body_bytes_max;
-    let client = Client { stream: conn.stream.again(), pools: Arc::clone(&shared.pools) };
-    let _known = waiting::on_this_thread(Rc::new(client));
-    let (stream, input) = (&conn.stream, &mut conn.input);
+    let Conn { stream, input, pending, .. } = conn;
+    let _known = Client::make_known(shared, stream);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
     let mut writer =
-        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping);
+        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping, pending);
     if place == Place::Shed {
         shared.service.shed(&head, &mut writer);
     } else {
@@ -310,7 +328,7 @@ fn answer(
             After::Drop
         }
         Ending::Close => After::Linger,
-        Ending::PutDown => writer.take_pending().map_or(After::Drop, After::PutDown),
+        Ending::PutDown => After::PutDown,
         Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }

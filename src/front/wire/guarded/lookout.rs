@@ -5,6 +5,16 @@
 //! sees to it that somebody does: every [`TICK`] it looks whether a worker has looked since,
 //! and takes the duty over where none has. When nothing is left to do, it keeps the duty until
 //! the next event.
+//!
+//! Who calls what:
+//! - A worker without a job calls `Outlook::look`, through `Queue::take`: it waits for events
+//!   for [`PATIENCE`], keeps the first job that it finds and hands the others over.
+//! - The watcher calls `look_around`, which does not wait and hands over everything: when the
+//!   duty is its own, where no worker has looked for a tick, and at the stop.
+//! - Both call `look_after` for each event, which takes that connection out of the table as
+//!   `Out`; `Out::look` reads from it, and puts it back where nothing is due.
+//! - `Watcher::look` is another thing: the watcher's own wait, for listeners, wakes and, while
+//!   the duty is its own, for connections as a whole.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -170,10 +180,7 @@ impl<'a> Out<'a> {
     fn look(&mut self) -> Option<Due> {
         let conn = self.conn.as_mut()?;
         match self.watch {
-            Watch::Reply => {
-                let pending = conn.pending.take()?;
-                return Some(Due::reply(self.conn.take()?, pending));
-            }
+            Watch::Reply => return Some(Due::reply(self.conn.take()?)),
             Watch::Linger => {
                 if conn.linger(&mut [0; SCRATCH_BYTES]) {
                     self.put_back(Watch::Linger);

@@ -57,7 +57,8 @@ pub(super) struct Writer<'a> {
     pace: Pace,
     stopping: &'a AtomicBool,
     ending: Ending,
-    pending: Option<Box<Pending>>,
+    // The connection's place for a reply that is begun.
+    pending: &'a mut Option<Box<Pending>>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +71,7 @@ enum Framing {
 
 impl<'a> Writer<'a> {
     /// A writer that gathers in `out`, an empty buffer, and keeps no connection once
-    /// `stopping` is set.
+    /// `stopping` is set. The reply is in `pending` from its beginning to its end.
     pub(super) fn new(
         stream: &'a Stream,
         out: &'a mut Vec<u8>,
@@ -78,14 +79,10 @@ impl<'a> Writer<'a> {
         asked: Asked,
         pace: Pace,
         stopping: &'a AtomicBool,
+        pending: &'a mut Option<Box<Pending>>,
     ) -> Self {
         let ending = Ending::Unanswered;
-        Self { stream, out, unread, asked, pace, stopping, ending, pending: None }
-    }
-
-    /// The reply that was put down.
-    pub(super) fn take_pending(&mut self) -> Option<Box<Pending>> {
-        self.pending.take()
+        Self { stream, out, unread, asked, pace, stopping, ending, pending }
     }
 
     /// What the reply leaves of the connection.
@@ -184,6 +181,14 @@ impl<'a> Writer<'a> {
         let chunked = framing == Framing::Chunked;
         (Box::new(Pending { transfer, keeps, chunked, told }), wait)
     }
+
+    /// Sends a reply as far as the client takes it within `wait`; gives why it is not whole.
+    fn run(&mut self, reply: Box<Pending>, wait: Wait) -> Option<Broken> {
+        // Not a local: a panic inside the body must not drop it before the connection.
+        let (ending, broken) = self.pending.insert(reply).go_on(self.stream, self.out, wait);
+        self.ending = ending;
+        broken
+    }
 }
 
 impl ReplyWriter for Writer<'_> {
@@ -192,10 +197,10 @@ impl ReplyWriter for Writer<'_> {
             debug_assert!(false, "a service answers once");
             return Sent { body_bytes: 0, broken: Some(Broken::ByBody) };
         }
-        let (mut pending, wait) = self.begin(reply, None);
-        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
-        self.ending = ending;
-        Sent { body_bytes: pending.transfer.sent(), broken }
+        let (reply, wait) = self.begin(reply, None);
+        let broken = self.run(reply, wait);
+        let body_bytes = self.pending.take().map_or(0, |reply| reply.transfer.sent());
+        Sent { body_bytes, broken }
     }
 
     fn send_and_tell(&mut self, reply: Reply, told: Told) {
@@ -203,12 +208,12 @@ impl ReplyWriter for Writer<'_> {
             debug_assert!(false, "a service answers once");
             return told(Sent { body_bytes: 0, broken: Some(Broken::ByBody) });
         }
-        let (mut pending, wait) = self.begin(reply, Some(told));
-        let (ending, broken) = pending.go_on(self.stream, self.out, wait);
-        self.ending = ending;
-        match ending {
-            Ending::PutDown => self.pending = Some(pending),
-            _ => pending.tell(broken),
+        let (reply, wait) = self.begin(reply, Some(told));
+        let broken = self.run(reply, wait);
+        if self.ending != Ending::PutDown
+            && let Some(reply) = self.pending.take()
+        {
+            reply.tell(broken);
         }
     }
 }

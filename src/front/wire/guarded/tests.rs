@@ -1,14 +1,26 @@
 //! The front's suite over this listener, and what only this one promises.
 
+use std::cell::Cell;
+use std::io::Read;
 use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::body::Unread;
+use super::census::Kind;
+use super::connection::Conn;
+use super::reply::{Asked, Writer};
+use super::stream::{Pace, Stream};
+use super::table::Watch;
+use super::transfer::Wait;
 use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
 use crate::front::pools::Pools;
-use crate::front::wire::suite::support::{Client, Gate, Shelf, content, get, within};
+use crate::front::wire::suite::support::{Client, Gate, PATIENCE, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds, front_suite};
-use crate::front::wire::{Bounds, Lane, Refused, ReplyWriter, Request, RequestHead, Service};
+use crate::front::wire::{
+    Bounds, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service,
+};
 
 mod hostile;
 mod mutated;
@@ -377,6 +389,140 @@ fn a_panic_over_one_connection_does_not_end_the_listener() {
 }
 
 #[test]
+fn a_panic_inside_a_body_is_an_error_for_the_client() {
+    let gate = Gate::new();
+    let server = start(Shelf::with_gate(&gate), bounds());
+    // The client of the second takes its time: that reply is put down, and gone on with.
+    for (size, is_put_down) in [(300_000, false), (9_000_000, true)] {
+        let mut client = Client::connect(server.address);
+        // The connection's end is the body's, so only a reset tells that it is not whole.
+        client.send(&format!("GET /panic-unknown/{size} HTTP/1.0\r\n\r\n"));
+        if is_put_down {
+            within("it is put down", || gate.untold() == 1 && server.pools.busy() == 0);
+        }
+        let response = client.response("GET");
+        assert!(response.is_err(), "{size}: {:?}", response.map(|response| response.body.len()));
+        within("the service is told", || gate.untold() == 0);
+    }
+}
+
+#[test]
+fn a_reply_that_goes_on_is_left_to_the_workers_though_their_queue_is_full() {
+    let gate = Gate::new();
+    let bounds = Bounds { workers: 1, queue_max: 1, ..bounds() };
+    let server = start(Shelf::with_gate(&gate), bounds);
+    let size = 9_000_001;
+    let clients = [1, 2, 3].map(|begun| {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /file/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        within("it is put down", || gate.untold() == begun && server.pools.busy() == 0);
+        client
+    });
+    let mut blocked = Vec::new();
+    for jobs in 1..=2 {
+        let mut client = Client::connect(server.address);
+        client.send("GET /gate HTTP/1.1\r\nHost: a\r\n\r\n");
+        blocked.push(client);
+        within("the request waits", || server.pools.busy() + server.pools.queued() == jobs);
+    }
+    let readers = clients.map(|mut client| {
+        std::thread::spawn(move || client.response("GET").unwrap().body == content(0, size))
+    });
+    within("the replies wait for the worker", || server.pools.queued() == 4);
+    // Whoever comes anew finds no room, and is told so.
+    assert_eq!(get(server.address, "/hello").status, 503);
+    assert_eq!(gate.untold(), 3);
+    gate.open();
+    assert!(readers.into_iter().all(|reader| reader.join().unwrap()));
+    for client in &mut blocked {
+        assert_eq!(client.response("GET").unwrap().body, b"through");
+    }
+}
+
+#[test]
+fn whoever_waits_for_a_client_that_has_gone_learns_of_it() {
+    let gate = Gate::new();
+    let server = start(Shelf::with_gate(&gate), bounds());
+    for (size, is_put_down) in [(100_000, false), (9_000_000, true)] {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /wait-unknown/{size} HTTP/1.0\r\n\r\n"));
+        within("it is begun", || gate.untold() == 1);
+        if is_put_down {
+            within("it is put down", || server.pools.busy() == 0);
+        }
+        client.stream().read_exact(&mut vec![0; size]).unwrap();
+        within("it waits for more", || server.pools.busy() == 1);
+        rustix::net::sockopt::set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
+        drop(client);
+        within("the wait has ended", || gate.untold() == 0 && server.pools.busy() == 0);
+    }
+}
+
+#[test]
+fn replies_are_put_down_again_only_while_there_is_room_for_what_they_keep() {
+    let gate = Gate::new();
+    let guarded = GuardedBounds { put_down_bytes_max: 10_000, ..GuardedBounds::default() };
+    let server = start_with(Shelf::with_gate(&gate), bounds(), guarded);
+    let size = 40_000_001;
+    let begin = |path: &str, begun| {
+        let mut client = Client::connect(server.address);
+        client.send(&format!("GET /{path}/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+        within("it is put down", || gate.untold() == begun && server.pools.busy() == 0);
+        client
+    };
+    // A file's reply keeps next to nothing in memory, so that the other is let in too, and fills the room.
+    let mut file = begin("file", 1);
+    let mut bytes = begin("bytes", 2);
+    file.stream().read_exact(&mut vec![0; 10_000_000]).unwrap();
+    let mut in_a_row = 0;
+    within("a worker stays with the client", || {
+        in_a_row = if server.pools.busy() == 1 { in_a_row + 1 } else { 0 };
+        in_a_row == 50
+    });
+    for client in [&mut file, &mut bytes] {
+        let mut rest = Vec::new();
+        client.stream().shutdown(Shutdown::Write).unwrap();
+        client.stream().read_to_end(&mut rest).unwrap();
+        assert!(rest.ends_with(&content(size - 1_000_000, 1_000_000)));
+    }
+}
+
+#[test]
+fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
+    let (listener, _pools) =
+        bind(Shelf::service(), bounds(), GuardedBounds::default(), "127.0.0.1:0");
+    let shared = &listener.shared;
+    let (ours, _theirs) = UnixStream::pair().unwrap();
+    ours.set_nonblocking(true).unwrap();
+    let seat = shared.census.seat(Kind::Ordinary, None).unwrap();
+    let mut conn = Conn::new(Stream::new(ours.into()), None, seat);
+    let asked = Asked {
+        is_head: false,
+        is_http_11: true,
+        may_keep: true,
+        may_drain: false,
+        wait: Wait::AtMost(Duration::from_micros(1)),
+    };
+    let (told, is_told) = std::sync::mpsc::channel();
+    let told = {
+        let shared = Arc::clone(shared);
+        move |_| told.send(shared.table.try_lock().is_ok()).unwrap()
+    };
+    let (mut gathered, unread) = (Vec::new(), Cell::new(Unread::Nothing));
+    let pace = Pace::new(PATIENCE, PATIENCE, 0);
+    let Conn { stream, pending, .. } = &mut *conn;
+    let stopping = &shared.stopping;
+    Writer::new(stream, &mut gathered, &unread, asked, pace, stopping, pending)
+        .send_and_tell(Reply::new(200, Shelf::body("/file/9000001")), Box::new(told));
+    assert!(conn.pending.is_some(), "it is put down");
+    // The readiness call was never told of this socket, so that it fails.
+    conn.is_registered = true;
+    assert!(shared.park(conn, Watch::Reply).is_none());
+    assert_eq!(is_told.try_recv(), Ok(true));
+    assert_eq!(listener.connections(), 0);
+}
+
+#[test]
 fn a_stop_closes_idle_connections_and_answers_what_is_in_flight_for_the_last_time() {
     let gate = Gate::new();
     let mut server = start(Shelf::with_gate(&gate), bounds());
@@ -420,7 +566,7 @@ fn a_stop_sees_replies_to_slow_clients_to_their_end() {
 
 #[test]
 fn a_unix_socket_serves_like_any_other() {
-    use std::io::{Read, Write};
+    use std::io::Write;
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("api.sock");
     let addresses = format!("unix:{}, 127.0.0.1:0, [::1]:0", path.display());

@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io::{self, IoSlice};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::buffer::spare_capacity;
@@ -70,7 +71,8 @@ pub(super) struct Transfer {
 
 #[derive(Debug)]
 struct Region {
-    file: File,
+    // The body's own, so that a reply that is put down has one descriptor beside its socket.
+    file: Arc<File>,
     offset: u64,
     left: u64,
 }
@@ -100,7 +102,7 @@ impl Transfer {
 
     /// Bytes of memory that are kept while it is put down.
     pub(super) fn kept(&self) -> usize {
-        self.link.kept.capacity()
+        self.link.kept.capacity() + self.body.as_ref().map_or(0, Body::buffered)
     }
 
     /// Whether anything of the reply has reached the socket.
@@ -159,14 +161,9 @@ impl Transfer {
                         progress = link.send_file(stream, file, offset, left, wait, sent)?;
                     }
                     if progress == Progress::PutDown {
-                        if let Ok(file) = file.try_clone() {
-                            self.region = Some(Region { file, offset: *offset, left: *left });
-                            return Ok(progress);
-                        }
-                        // No descriptor is free for the rest, so this thread sees it through.
-                        link.take_up(gathered);
-                        link.flush(stream, gathered, More::Follows, Wait::InPace)?;
-                        link.send_file(stream, file, offset, left, Wait::InPace, sent)?;
+                        let file = Arc::clone(file);
+                        self.region = Some(Region { file, offset: *offset, left: *left });
+                        return Ok(progress);
                     }
                     gathered.extend_from_slice(tail);
                     link.flush(stream, gathered, More::Nothing, wait)?
@@ -406,6 +403,38 @@ mod tests {
             Ends::Plainly => assert!(body == expected, "{path} {len} by {step}"),
             Ends::InChunks => assert!(unchunk(body) == expected, "{path} {len} by {step}"),
         }
+    }
+
+    #[test]
+    fn a_region_that_is_put_down_shares_the_descriptor_of_its_body() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let file = Arc::new(tempfile::tempfile().unwrap());
+        file.set_len(8 << 20).unwrap();
+        let body = Body::from_file(Arc::clone(&file), 0, 8 << 20);
+        let pace = Pace::new(PATIENCE, PATIENCE, 0);
+        let mut transfer = Transfer::new(Some(body), Ends::Plainly, pace);
+        let wait = Wait::AtMost(Duration::from_micros(1));
+        let progress = transfer.run(&Stream::new(ours.into()), &mut Vec::new(), wait).unwrap();
+        assert_eq!(progress, Progress::PutDown);
+        // This test's, the body's and that of the rest.
+        assert_eq!(Arc::strong_count(&file), 3);
+    }
+
+    #[test]
+    fn what_a_body_buffers_counts_as_kept() {
+        let body = Shelf::body("/bytes/300000");
+        let mut transfer =
+            Transfer::new(Some(body), Ends::Plainly, Pace::new(PATIENCE, PATIENCE, 0));
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let wait = Wait::AtMost(Duration::from_micros(1));
+        while transfer.link.kept.is_empty() {
+            let progress =
+                transfer.run(&Stream::new(ours.try_clone().unwrap().into()), &mut Vec::new(), wait);
+            assert_eq!(progress.unwrap(), Progress::PutDown);
+        }
+        assert_eq!(transfer.kept(), transfer.link.kept.capacity() + 100_000);
     }
 
     fn unchunk(mut wire: &[u8]) -> Vec<u8> {

@@ -130,9 +130,9 @@ impl<'a> Watcher<'a> {
                 break;
             }
         }
-        while let Some(mut conn) = self.shared.unpark() {
-            if let Some(pending) = conn.pending.take() {
-                exchange::hand_over(self.shared, Due::reply(conn, pending));
+        while let Some(conn) = self.shared.unpark() {
+            if conn.pending.is_some() {
+                exchange::hand_over(self.shared, Due::reply(conn));
             }
         }
         watched
@@ -144,7 +144,7 @@ impl<'a> Watcher<'a> {
             let lapses_in = self.lapse(Instant::now());
             let sleep = match is_behind {
                 true => Duration::ZERO,
-                false if self.may_sleep_long() => lapses_in,
+                false if self.prepare_long_sleep() => lapses_in,
                 false => lapses_in.min(TICK),
             };
             self.look(sleep)?;
@@ -153,11 +153,19 @@ impl<'a> Watcher<'a> {
         Ok(())
     }
 
-    /// Whether nothing need be done before the next event: the workers do not watch, and no job
-    /// waits behind them or may come to. Whoever hands a job over from now on wakes us.
-    fn may_sleep_long(&self) -> bool {
+    /// Says that this thread is about to sleep without ticks, unless something is to be done
+    /// before the next event: the workers watch, or a job waits behind them or may come to.
+    ///
+    /// No job is left without a tick, whichever comes first:
+    /// 1. this thread says that it sleeps, and only then looks for jobs;
+    /// 2. whoever hands a job over adds it, and only then looks whether this thread sleeps.
+    ///
+    /// So either the look of 1 finds the job, or that of 2 finds the sleep and wakes us. A wake
+    /// that comes before the sleep stays in the eventfd and ends it at once.
+    fn prepare_long_sleep(&self) -> bool {
         self.shared.duty.sleep_long(true);
         let may = !self.shared.duty.is_workers() && !self.shared.pools.tick(Instant::now());
+        // What is said stays only where it is true; an untrue one would cost a wake for nothing.
         self.shared.duty.sleep_long(may);
         may
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::front::wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
+use crate::waiting;
 
 /// How long anything in a test may take; nothing here measures speed.
 pub(in crate::front::wire) const PATIENCE: Duration = Duration::from_secs(60);
@@ -66,6 +67,18 @@ impl Gate {
         std::mem::take(&mut self.refused.lock().unwrap())
     }
 
+    /// Waits for the opening; `false` where nobody wants it any more.
+    fn wait_while_wanted(&self) -> bool {
+        let mut is_open = self.is_open.lock().unwrap();
+        while !*is_open {
+            if waiting::is_in_vain() {
+                return false;
+            }
+            is_open = self.changed.wait_timeout(is_open, Duration::from_millis(5)).unwrap().0;
+        }
+        true
+    }
+
     fn pass(&self) {
         let is_open = self.is_open.lock().unwrap();
         drop(self.changed.wait_timeout_while(is_open, PATIENCE, |is_open| !*is_open).unwrap());
@@ -118,8 +131,8 @@ impl Shelf {
         let (route, number) = (words.next().unwrap(), words.next());
         let number: usize = number.and_then(|word| word.parse().ok()).unwrap_or(0);
         let len = number as u64;
-        let pieces = |announced, cut| {
-            let source = Pieces { given: 0, len: number, cut, piece: Vec::new() };
+        let pieces = |announced, end| {
+            let source = Pieces { given: 0, len: number, end, piece: Vec::new() };
             Reply::new(200, Body::new(announced, Box::new(source)))
         };
         Some(match route {
@@ -127,13 +140,15 @@ impl Shelf {
             "health" => Reply::new(200, Body::from_bytes("well")),
             "file" => Reply::new(200, Body::from_file(self.file(len), 0, len)),
             "unknown-file" => {
-                let source = Regions { file: self.file(len), offset: 0, len };
+                let source = Regions { file: self.file(len).into(), offset: 0, len };
                 Reply::new(200, Body::new(None, Box::new(source)))
             }
-            "bytes" => pieces(Some(len), false),
-            "unknown" => pieces(None, false),
-            "cut" => pieces(Some(len + 1), true),
-            "cut-unknown" => pieces(None, true),
+            "bytes" => pieces(Some(len), End::Whole),
+            "unknown" => pieces(None, End::Whole),
+            "cut" => pieces(Some(len + 1), End::Cut),
+            "cut-unknown" => pieces(None, End::Cut),
+            "panic-unknown" => pieces(None, End::Panic),
+            "wait-unknown" => pieces(None, End::Wait(Arc::clone(&self.gate))),
             "status" => Reply::new(number as u16, Body::from_bytes("")),
             "echo" => match read_all(body) {
                 Ok(bytes) => Reply::new(200, Body::from_bytes(bytes)),
@@ -213,10 +228,20 @@ fn describe(head: &RequestHead) -> String {
     )
 }
 
+/// What comes behind the pieces of a body.
+#[derive(Debug)]
+enum End {
+    Whole,
+    Cut,
+    Panic,
+    /// A wait for more that does not come, as long as anybody wants it.
+    Wait(Arc<Gate>),
+}
+
 struct Pieces {
     given: usize,
     len: usize,
-    cut: bool,
+    end: End,
     piece: Vec<u8>,
 }
 
@@ -224,16 +249,28 @@ impl Source for Pieces {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         let len = (self.len - self.given).min(100_000);
         if len == 0 {
-            return if self.cut { Err(BodyError::Cut("on purpose".into())) } else { Ok(None) };
+            return match &self.end {
+                End::Whole => Ok(None),
+                End::Wait(gate) => match waiting::wait(|| gate.wait_while_wanted()) {
+                    true => Ok(None),
+                    false => Err(BodyError::Cut("nobody wants it".into())),
+                },
+                End::Cut => Err(BodyError::Cut("on purpose".into())),
+                End::Panic => panic!("on purpose"),
+            };
         }
         self.piece = content(self.given as u64, len);
         self.given += len;
         Ok(Some(Piece::Bytes(&self.piece)))
     }
+
+    fn buffered(&self) -> usize {
+        self.piece.capacity()
+    }
 }
 
 struct Regions {
-    file: File,
+    file: Arc<File>,
     offset: u64,
     len: u64,
 }

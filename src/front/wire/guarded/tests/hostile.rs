@@ -6,7 +6,7 @@ use std::fs;
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
-use std::process::{Command, Stdio};
+use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::{Arc, Barrier};
 use std::time::{Duration, Instant};
 
@@ -14,10 +14,10 @@ use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use super::mutated::{self, Dice};
 use super::{bind, start_with};
-use crate::front::wire::Bounds;
 use crate::front::wire::guarded::GuardedBounds;
 use crate::front::wire::suite::support::{Client, Gate, PATIENCE, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds};
+use crate::front::wire::{Bounds, raise_descriptor_limit};
 
 /// Set in the process that a test runs in alone.
 const ALONE: &str = "ARTIFACTAPI_TEST_ALONE";
@@ -555,6 +555,50 @@ fn running_out_of_descriptors_does_not_end_the_accepting() {
     use_up_descriptors(NAME);
 }
 
+#[test]
+fn slow_readers_of_files_leave_descriptors_to_others() {
+    const NAME: &str = "slow_readers_of_files_leave_descriptors_to_others";
+    if std::env::var_os(SERVES).is_some() {
+        allow_few_descriptors();
+        let guarded = GuardedBounds { connections_reserved: 4, ..GuardedBounds::default() };
+        let bounds = Bounds { workers: 2, write_timeout: PATIENCE, ..bounds() };
+        return serve_until_asked_to_end(Attacked::start(bounds, guarded));
+    }
+    let server = Server::start(NAME);
+    let size = 9_000_001;
+    // More than there is room for; each that is let in has a file open too.
+    let mut slow: Vec<Client> = (0..100)
+        .map(|_| {
+            let mut client = Client::connect(server.address);
+            client.send(&format!("GET /file/{size} HTTP/1.1\r\nHost: a\r\n\r\n"));
+            within("it is answered", || client.stream().peek(&mut [0]).is_ok_and(|got| got > 0));
+            client
+        })
+        .collect();
+    assert_eq!(get(server.address, "/health").status, 200);
+    let expected = content(0, size);
+    let mut served = 0;
+    for client in &mut slow {
+        let response = client.response("GET").unwrap();
+        served += usize::from(response.status == 200);
+        assert!(response.status == 503 || response.body == expected, "{}", response.status);
+    }
+    assert!(served > 50, "{served}");
+    drop(slow);
+    within("there is room again", || get(server.address, "/hello").status == 200);
+    server.ends_well();
+}
+
+#[test]
+fn the_limit_of_descriptors_is_raised_as_far_as_it_goes() {
+    alone("the_limit_of_descriptors_is_raised_as_far_as_it_goes", || {
+        let limit = Rlimit { current: Some(200), maximum: Some(400) };
+        setrlimit(Resource::Nofile, limit).unwrap();
+        raise_descriptor_limit();
+        assert_eq!(getrlimit(Resource::Nofile).current, Some(400));
+    });
+}
+
 fn allow_few_descriptors() {
     let limit = Some(200);
     setrlimit(Resource::Nofile, Rlimit { current: limit, maximum: limit }).unwrap();
@@ -567,22 +611,42 @@ fn serve_until_asked_to_end(attacked: Attacked) {
     attacked.is_unharmed();
 }
 
+/// A server in another process.
+struct Server {
+    child: Child,
+    address: SocketAddr,
+    // What it says has a reader until its end.
+    _told: BufReader<ChildStdout>,
+}
+
+impl Server {
+    /// Runs the test of that name as a server.
+    fn start(name: &str) -> Self {
+        let mut child = this_test(name)
+            .env(SERVES, "1")
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        let address = (&mut told)
+            .lines()
+            .find_map(|line| Some(line.unwrap().split_once("serving on ")?.1.parse().unwrap()))
+            .expect("the server tells its address");
+        Self { child, address, _told: told }
+    }
+
+    /// Ends it; it must be as it was before the attack.
+    fn ends_well(mut self) {
+        drop(self.child.stdin.take());
+        assert!(self.child.wait().unwrap().success());
+    }
+}
+
 /// Opens more connections to a server in another process than it has descriptors.
 fn use_up_descriptors(name: &str) {
-    let mut child = this_test(name)
-        .env(SERVES, "1")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut told = BufReader::new(child.stdout.take().unwrap());
-    let address = loop {
-        let mut line = String::new();
-        assert!(told.read_line(&mut line).unwrap() > 0, "the server tells its address");
-        if let Some((_, address)) = line.split_once("serving on ") {
-            break address.trim().parse().unwrap();
-        }
-    };
+    let server = Server::start(name);
+    let address = server.address;
     let is_answered = || {
         let mut client = Client::connect(address);
         let _ = client.stream().write_all(b"GET /hello HTTP/1.1\r\nHost: a\r\n\r\n");
@@ -595,6 +659,5 @@ fn use_up_descriptors(name: &str) {
     drop((idle, silent));
     within("a client is answered behind them", || is_answered().is_some());
     serves(address);
-    drop(child.stdin.take());
-    assert!(child.wait().unwrap().success());
+    server.ends_well();
 }
