@@ -11,7 +11,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 #[derive(Debug)]
 pub(super) struct Census {
     ordinary_max: usize,
-    all_max: usize,
+    reserved_max: usize,
     per_address_max: usize,
     // Guards the counts. A leaf: nothing else is locked or waited for while it is held.
     counts: Mutex<Counts>,
@@ -19,14 +19,16 @@ pub(super) struct Census {
 
 #[derive(Debug, Default)]
 struct Counts {
-    all: usize,
+    // Apart, so that whoever holds a reserved seat for long takes no ordinary one.
+    ordinary: usize,
+    reserved: usize,
     by_address: HashMap<IpAddr, usize>,
 }
 
 /// Why there is no seat.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Full {
-    /// Too many connections in all.
+    /// No seat of the kind is left.
     InAll,
     /// Too many from this address.
     ForAddress,
@@ -46,7 +48,8 @@ impl Census {
     /// and `per_address_max` from one address.
     pub(super) fn new(all_max: usize, reserved: usize, per_address_max: usize) -> Arc<Self> {
         let ordinary_max = all_max.saturating_sub(reserved);
-        Arc::new(Self { ordinary_max, all_max, per_address_max, counts: Mutex::default() })
+        let reserved_max = all_max - ordinary_max;
+        Arc::new(Self { ordinary_max, reserved_max, per_address_max, counts: Mutex::default() })
     }
 
     /// Takes a seat; `counted_as` is the address to count it for, if it is to be bounded.
@@ -58,10 +61,6 @@ impl Census {
         kind: Kind,
         counted_as: Option<IpAddr>,
     ) -> Result<Seat, Full> {
-        let most = match kind {
-            Kind::Ordinary => self.ordinary_max,
-            Kind::Reserved => self.all_max,
-        };
         let address = counted_as.map(prefix);
         let mut counts = self.counts();
         if let Some(address) = address
@@ -69,10 +68,14 @@ impl Census {
         {
             return Err(Full::ForAddress);
         }
-        if counts.all >= most {
+        let (count, most) = match kind {
+            Kind::Ordinary => (&mut counts.ordinary, self.ordinary_max),
+            Kind::Reserved => (&mut counts.reserved, self.reserved_max),
+        };
+        if *count >= most {
             return Err(Full::InAll);
         }
-        counts.all += 1;
+        *count += 1;
         if let Some(address) = address {
             *counts.by_address.entry(address).or_default() += 1;
         }
@@ -81,7 +84,8 @@ impl Census {
 
     /// Connections now.
     pub(super) fn len(&self) -> usize {
-        self.counts().all
+        let counts = self.counts();
+        counts.ordinary + counts.reserved
     }
 
     fn counts(&self) -> MutexGuard<'_, Counts> {
@@ -116,7 +120,10 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut counts = self.census.counts();
-        counts.all -= 1;
+        match self.kind {
+            Kind::Ordinary => counts.ordinary -= 1,
+            Kind::Reserved => counts.reserved -= 1,
+        }
         if let Some(address) = self.address
             && let Some(count) = counts.by_address.get_mut(&address)
         {
@@ -148,6 +155,19 @@ mod tests {
         drop((first, third));
         assert_eq!(census.len(), 1);
         assert!(census.seat(Kind::Ordinary, None).is_ok());
+    }
+
+    #[test]
+    fn an_ordinary_seat_that_is_given_back_is_free_though_all_reserved_ones_are_taken() {
+        let census = Census::new(4, 2, 9);
+        let ordinary = [(); 2].map(|()| census.seat(Kind::Ordinary, None).unwrap());
+        let reserved = [(); 2].map(|()| census.seat(Kind::Reserved, None).unwrap());
+        drop(ordinary);
+        let ordinary = [(); 2].map(|()| census.seat(Kind::Ordinary, None).unwrap());
+        assert_eq!(census.seat(Kind::Ordinary, None).unwrap_err(), Full::InAll);
+        assert_eq!(census.seat(Kind::Reserved, None).unwrap_err(), Full::InAll);
+        drop((ordinary, reserved));
+        assert_eq!(census.len(), 0);
     }
 
     #[test]

@@ -274,11 +274,10 @@ impl<'a> Watcher<'a> {
         let census = &self.shared.census;
         let counted_as = peer.filter(|peer| !self.shared.trusted.contains(*peer));
         let mut seat = census.seat(Kind::Ordinary, counted_as);
-        // Reserved seats that are taken have to be made up for too.
+        // What makes room may have a reserved seat, which is no ordinary one.
         while matches!(seat, Err(Full::InAll)) && self.make_room(Instant::now()) {
             seat = census.seat(Kind::Ordinary, counted_as);
         }
-        // What made room may have had a reserved seat itself, which is no ordinary one now.
         if matches!(seat, Err(Full::InAll)) {
             seat = census.seat(Kind::Reserved, counted_as);
         }
