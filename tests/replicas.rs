@@ -85,7 +85,7 @@ fn a_replica_that_dies_in_mid_fetch_costs_the_others_one_fetch() {
     let slow = Answer::file(&bytes).throttled(256 << 10);
     upstream.serve("/big", [slow, Answer::file(&bytes).throttled(8 << 20)]);
     let mut replicas =
-        replicas(&services, || Setup::files(Remote::at(&upstream)).env("LEASE_TTL_S", 2));
+        replicas(&services, || Setup::files(Remote::at(&upstream)).env("LEASE_TTL_S", 6));
     let mut leader = replicas.remove(0);
     let mut cut = leader.begin(&Ask::get("/api/files/big"));
     cut.read_to(1);

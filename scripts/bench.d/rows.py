@@ -292,7 +292,8 @@ def many(bench: Bench, server: Server):
 
 
 def prepare_startup(bench: Bench, server: Server):
-    """Repeats the row of one stored artifact under other names."""
+    """Repeats the row of one stored artifact, the only one, under other names."""
+    server.fresh()
     bench.warm(server, "1k")
     server.stop()
     file = server.home / "data" / "index.sqlite"

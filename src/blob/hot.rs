@@ -15,7 +15,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::mem;
 use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::FileExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -33,6 +33,7 @@ use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::{Body, BodyError, Piece};
 use crate::chain::chain;
 use crate::clock::Clock;
+use crate::recent::Recent;
 use crate::staging::SealedFile;
 
 /// Threads that bring blobs here.
@@ -51,6 +52,10 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 const COPY_BYTES: usize = 256 << 10;
 /// What the tier's files end with; others in its folder are left alone.
 const SUFFIX: &str = ".hot";
+
+/// Files that are kept open, those that were asked for last: opening a small one costs more than
+/// sending it.
+const OPEN_FILES_MAX: usize = 64;
 
 /// Where the tier is and how large it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -95,6 +100,8 @@ struct Tier {
     bytes_max: u64,
     // Nothing else is taken while it is held, and no file is touched under it.
     table: Mutex<Table>,
+    /// By their numbers, which no two files share.
+    open_files: Recent<u64, Arc<File>>,
     hits: AtomicU64,
     misses: AtomicU64,
     failures: AtomicU64,
@@ -167,6 +174,7 @@ impl HotBlobs {
                 fills: 0,
                 evictions: 0,
             }),
+            open_files: Recent::new(OPEN_FILES_MAX),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -270,10 +278,7 @@ impl Tier {
         if range.start > range.end || range.end > size {
             return None;
         }
-        let opened = File::open(self.path(file))
-            .and_then(|opened| Ok((opened.metadata()?.len(), opened)))
-            .and_then(|(len, opened)| if len == size { Ok(opened) } else { Err(cut(len, size)) });
-        match opened {
+        match self.open_file(file, size) {
             Ok(opened) => {
                 self.hits.fetch_add(1, Ordering::Relaxed);
                 Some(Body::from_file(opened, range.start, range.end - range.start))
@@ -283,11 +288,35 @@ impl Tier {
                 if self.table().drop_file(key, file) {
                     self.failures.fetch_add(1, Ordering::Relaxed);
                     tracing::warn!(%key, %error, "cannot read a blob in the hot tier");
-                    remove(&self.path(file));
+                    self.remove(file);
                 }
                 None
             }
         }
+    }
+
+    /// Opens a file, or gives it as it was opened before; it must have its whole size still.
+    fn open_file(&self, file: u64, size: u64) -> io::Result<Arc<File>> {
+        let opened = match self.open_files.get(&file) {
+            Some(opened) => opened,
+            None => {
+                let ticket = self.open_files.ticket(&file);
+                let opened = Arc::new(File::open(self.path(file))?);
+                self.open_files.keep_if_again(ticket, &file, || Arc::clone(&opened));
+                opened
+            }
+        };
+        let metadata = opened.metadata()?;
+        match metadata.len() {
+            _ if metadata.nlink() == 0 => Err(io::ErrorKind::NotFound.into()),
+            len if len == size => Ok(opened),
+            len => Err(cut(len, size)),
+        }
+    }
+
+    fn remove(&self, file: u64) {
+        remove(&self.path(file));
+        self.open_files.forget(&file);
     }
 
     /// Notes a use; a ticket to bring the blob here, if that is due.
@@ -316,7 +345,7 @@ impl Tier {
         let dropped = if stays { None } else { table.take(key) };
         drop(table);
         if let Some(held) = dropped {
-            remove(&self.path(held.file));
+            self.remove(held.file);
         }
     }
 
@@ -379,7 +408,7 @@ impl Tier {
         });
         drop(table);
         // Before anything is written, so that the disk is not asked for more than the bound.
-        evicted.iter().for_each(|held| remove(&self.path(held.file)));
+        evicted.iter().for_each(|held| self.remove(held.file));
         room.ok_or(FillError::NotNow)
     }
 }
@@ -438,7 +467,7 @@ impl Room<'_> {
         self.kept = true;
         drop(table);
         if let Some(earlier) = earlier {
-            remove(&self.tier.path(earlier.file));
+            self.tier.remove(earlier.file);
         }
         Ok(())
     }
@@ -447,7 +476,7 @@ impl Room<'_> {
 impl Drop for Room<'_> {
     fn drop(&mut self) {
         if !self.kept {
-            remove(&self.tier.path(self.file));
+            self.tier.remove(self.file);
             self.tier.table().bytes -= self.size;
         }
     }

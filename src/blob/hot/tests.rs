@@ -244,6 +244,33 @@ fn what_is_replaced_or_removed_here_leaves_the_tier() {
 }
 
 #[test]
+fn what_is_kept_open_is_looked_at_again_and_closed_when_it_leaves() {
+    let bench = Bench::new(1000);
+    let (cut, lost, removed) =
+        (bench.publish("a", b"one"), bench.publish("b", b"one"), bench.publish("c", b"one"));
+    let kept = |blob: &(BlobKey, BlobVersion)| {
+        bench.warm(blob, 3);
+        // Its second reading here has it kept.
+        (0..2).for_each(|_| assert_eq!(bench.read(blob, 0..3), b"one"));
+        let file = bench.hot.tier.table().here[&blob.0].file;
+        (file, bench.hot.tier.open_files.get(&file).expect("it is kept open"))
+    };
+    let (cut_file, _) = kept(&cut);
+    fs::write(bench.hot.tier.path(cut_file), b"on").unwrap();
+    let (lost_file, _) = kept(&lost);
+    fs::remove_file(bench.hot.tier.path(lost_file)).unwrap();
+    let (removed_file, _) = kept(&removed);
+    bench.hot.remove(&removed.0).unwrap();
+    for (blob, failures) in [(&cut, 1), (&lost, 2)] {
+        assert_eq!(bench.read(blob, 0..3), b"one");
+        assert_eq!(bench.hot.counts().failures, failures);
+    }
+    for file in [cut_file, lost_file, removed_file] {
+        assert!(bench.hot.tier.open_files.get(&file).is_none());
+    }
+}
+
+#[test]
 fn a_blob_on_its_way_that_is_called_off_does_not_arrive() {
     let bench = Bench::new(1000);
     let (key, version) = bench.publish("a", b"one");
