@@ -12,9 +12,6 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
-/// Bytes that one `sendfile` may move, so that the pace of a reader is looked at now and then.
-const SENDFILE_BYTES_MAX: u64 = 8 << 20;
-
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
 pub(super) struct Stream(Arc<OwnedFd>);
@@ -96,7 +93,7 @@ impl Stream {
         })
     }
 
-    /// Sends of a file's region what fits without waiting; 0 is the end of the file.
+    /// Sends of a file's next `count` bytes what fits without waiting; 0 is the end of the file.
     ///
     /// # Errors
     /// `WouldBlock` where nothing fits; otherwise the connection is lost or the file unreadable.
@@ -104,9 +101,8 @@ impl Stream {
         &self,
         file: impl AsFd,
         offset: &mut u64,
-        len: u64,
+        count: usize,
     ) -> io::Result<usize> {
-        let count = len.min(SENDFILE_BYTES_MAX) as usize;
         again(|| rustix::fs::sendfile(&self.0, &file, Some(offset), count))
     }
 

@@ -18,6 +18,8 @@ use crate::body::{Body, Piece};
 /// A region of at most so many bytes is read and sent with the head in one write; a longer
 /// one goes by `sendfile`.
 const READ_REGION_MAX: u64 = 32 << 10;
+/// Bytes that one `sendfile` may move, so that the pace of a reader is looked at now and then.
+const SENDFILE_BYTES_MAX: u64 = 8 << 20;
 /// Bytes in memory that are copied to put a transfer down, a buffer of 256 KiB among them; for
 /// more the thread waits.
 const KEPT_BYTES_MAX: usize = 320 << 10;
@@ -284,20 +286,25 @@ impl Link {
         sent: &mut u64,
     ) -> Result<Progress, Failure> {
         while *left > 0 {
-            match stream.send_file(file, offset, *left) {
+            let asked = (*left).min(SENDFILE_BYTES_MAX);
+            let full = match stream.send_file(file, offset, asked as usize) {
                 // The file is shorter than its piece.
                 Ok(0) => return Err(Failure::Body),
                 Ok(got) => {
                     *left -= got as u64;
                     *sent += got as u64;
                     self.moved(got);
+                    if got as u64 == asked {
+                        continue;
+                    }
+                    // The socket is full. To try again at once would send little at a time.
+                    io::ErrorKind::WouldBlock.into()
                 }
                 Err(error) if is_of_file(&error) => return Err(Failure::Body),
-                Err(error) => {
-                    if self.wait(stream, error, wait)? == Progress::PutDown {
-                        return Ok(Progress::PutDown);
-                    }
-                }
+                Err(error) => error,
+            };
+            if self.wait(stream, full, wait)? == Progress::PutDown {
+                return Ok(Progress::PutDown);
             }
         }
         Ok(Progress::Done)
@@ -308,7 +315,7 @@ impl Link {
         self.pace.moved(bytes);
     }
 
-    /// Waits for the client behind a write that has failed.
+    /// Waits for the client behind a write that has failed, or took less than it was given.
     fn wait(&mut self, stream: &Stream, error: io::Error, wait: Wait) -> Result<Progress, Failure> {
         if error.kind() != io::ErrorKind::WouldBlock {
             return Err(Failure::Client(error));
