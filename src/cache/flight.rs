@@ -154,11 +154,17 @@ impl FlightWriter {
     /// The file has `written` bytes now.
     pub fn grew(&self, written: u64) {
         let mut state = lock(&self.flight.state);
+        let had_none = state.readable() == 0;
         state.written = written;
         let readable = state.readable();
         if state.awaited.take_if(|awaited| *awaited <= readable).is_some() {
             drop(state);
             self.flight.changed.notify_all();
+            if had_none {
+                // Who waits for the first bytes goes first, where processors are few: the
+                // scheduler would let this thread run on for milliseconds.
+                std::thread::yield_now();
+            }
         }
     }
 
