@@ -5,6 +5,7 @@
 //! a time as there are processors. The others are hashed by whoever writes them.
 
 use std::mem;
+use std::sync::LazyLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::{self, JoinHandle};
 
@@ -17,8 +18,11 @@ const BESIDE_FROM_BYTES: u64 = 4 << 20;
 /// Buffers of a file that is hashed beside; who has filled them all waits for the first.
 const BUFFERS: usize = 4;
 
-/// Threads that hash, in the whole process.
+/// Threads that hash, in the whole process, and how many there may be. To ask how many processors
+/// there are reads files.
 static BESIDE: AtomicUsize = AtomicUsize::new(0);
+static BESIDE_MAX: LazyLock<usize> =
+    LazyLock::new(|| thread::available_parallelism().map_or(1, usize::from));
 
 /// The digests of the bytes so far.
 #[derive(Debug)]
@@ -129,8 +133,7 @@ struct Place(());
 
 impl Place {
     fn take() -> Option<Self> {
-        let max = thread::available_parallelism().map_or(1, |count| count.get());
-        let more = |taken: usize| (taken < max).then_some(taken + 1);
+        let more = |taken: usize| (taken < *BESIDE_MAX).then_some(taken + 1);
         BESIDE.fetch_update(Ordering::Relaxed, Ordering::Relaxed, more).ok().map(|_| Self(()))
     }
 }
