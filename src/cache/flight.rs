@@ -491,6 +491,19 @@ mod tests {
         }
     }
 
+    /// Waits until a thread that reads a flight waits as `is_so` says.
+    fn until_it_waits<T>(
+        writer: &FlightWriter,
+        waiting: &std::thread::JoinHandle<T>,
+        is_so: impl Fn(&State) -> bool,
+    ) {
+        let deadline = soon();
+        while !is_so(&lock(&writer.flight.state)) {
+            assert!(!waiting.is_finished() && Instant::now() < deadline, "it does not wait");
+            std::thread::yield_now();
+        }
+    }
+
     #[test]
     fn who_waits_for_a_head_is_woken_by_the_first_bytes() {
         let flights = Arc::new(Flights::default());
@@ -498,10 +511,7 @@ mod tests {
         let writer = lead(&flights);
         let reader = writer.reader();
         let waiting = std::thread::spawn(move || reader.head(soon()));
-        while lock(&writer.flight.state).waiting == 0 {
-            assert!(!waiting.is_finished());
-            std::thread::yield_now();
-        }
+        until_it_waits(&writer, &waiting, |state| state.waiting > 0);
         writer.start(head(&file, None, false));
         assert!(matches!(writer.reader().head(Instant::now()), Begun::Head(_)), "it is there");
         writer.grew(1);
@@ -633,10 +643,7 @@ mod tests {
         let reader = writer.reader();
         let gather = soon() - Instant::now();
         let waiting = std::thread::spawn(move || reader.readable_from(0, gather).unwrap());
-        while lock(&writer.flight.state).awaited != Some(GATHER_BYTES) {
-            assert!(!waiting.is_finished());
-            std::thread::yield_now();
-        }
+        until_it_waits(&writer, &waiting, |state| state.awaited == Some(GATHER_BYTES));
         writer.grew(1);
         assert_eq!(lock(&writer.flight.state).awaited, Some(GATHER_BYTES), "it was woken");
         grow(&writer);
@@ -658,10 +665,7 @@ mod tests {
         writer.start(head(&file, None, false));
         let reader = writer.reader();
         let waiting = std::thread::spawn(move || reader.wait_for(0));
-        while lock(&writer.flight.state).awaited != Some(1) {
-            assert!(!waiting.is_finished());
-            std::thread::yield_now();
-        }
+        until_it_waits(&writer, &waiting, |state| state.awaited == Some(1));
         writer.grew(1);
         waiting.join().unwrap().unwrap();
     }

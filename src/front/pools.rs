@@ -197,7 +197,7 @@ fn run_jobs(worker: usize, queue: &Arc<Queue>, pending: &AtomicUsize, running: &
 
 #[cfg(test)]
 mod tests {
-    use crossbeam_channel::bounded;
+    use crossbeam_channel::{Receiver, Sender, bounded};
 
     use super::*;
 
@@ -259,7 +259,7 @@ mod tests {
 
     /// A place to look for jobs, which a test puts there.
     struct Outlook {
-        jobs: crossbeam_channel::Receiver<Job>,
+        jobs: Receiver<Job>,
     }
 
     impl Lookout for Outlook {
@@ -271,7 +271,7 @@ mod tests {
     }
 
     /// Pools whose workers look out, and the end into which a test puts what they find.
-    fn with_lookout(workers: usize) -> (Pools, Arc<dyn Lookout>, crossbeam_channel::Sender<Job>) {
+    fn with_lookout(workers: usize) -> (Pools, Arc<dyn Lookout>, Sender<Job>) {
         let pools = Pools::new(workers, 64);
         let (put, jobs) = bounded(64);
         let outlook: Arc<dyn Lookout> = Arc::new(Outlook { jobs });
@@ -287,6 +287,16 @@ mod tests {
             pools.tick(Instant::now());
             std::thread::sleep(Duration::from_millis(1));
         }
+    }
+
+    /// Submits jobs each of which waits for one release, in the way that is given.
+    fn with_waiting_jobs(pools: &Pools, count: usize, wait: fn(&Receiver<()>)) -> Sender<()> {
+        let (release, gate) = bounded(count);
+        for _ in 0..count {
+            let gate = gate.clone();
+            assert!(pools.submit(Lane::Main, Box::new(move || wait(&gate))).is_ok());
+        }
+        release
     }
 
     /// Waits, without a tick, until every worker has a job.
@@ -322,11 +332,7 @@ mod tests {
     fn jobs_behind_blocked_workers_find_others() {
         const WORKERS: usize = 16;
         let (pools, _outlook, _put) = with_lookout(WORKERS);
-        let (release, gate) = bounded::<()>(WORKERS);
-        for _ in 0..WORKERS {
-            let gate = gate.clone();
-            assert!(pools.submit(Lane::Main, Box::new(move || gate.recv().unwrap())).is_ok());
-        }
+        let release = with_waiting_jobs(&pools, WORKERS, |gate| gate.recv().unwrap());
         // Far more than the machine can run, but all of them do nothing but wait.
         ticking(&pools, "every worker has a job", || pools.busy() == WORKERS);
         (0..WORKERS).for_each(|_| release.send(()).unwrap());
@@ -337,12 +343,8 @@ mod tests {
     fn whoever_says_that_it_waits_makes_room_at_once() {
         const WORKERS: usize = 16;
         let (pools, _outlook, _put) = with_lookout(WORKERS);
-        let (release, gate) = bounded::<()>(WORKERS);
-        for _ in 0..WORKERS {
-            let gate = gate.clone();
-            let job = move || waiting::wait(|| gate.recv().unwrap());
-            assert!(pools.submit(Lane::Main, Box::new(job)).is_ok());
-        }
+        let release =
+            with_waiting_jobs(&pools, WORKERS, |gate| waiting::wait(|| gate.recv().unwrap()));
         all_are_busy(&pools, WORKERS);
         assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
         assert!(pools.is_short());
@@ -371,9 +373,7 @@ mod tests {
     }
 
     /// A pool of one worker in front of a crowd, and what tells that the job behind it ran.
-    fn before_a_crowd(
-        panics_at: Option<usize>,
-    ) -> (Pools, Arc<dyn Lookout>, crossbeam_channel::Receiver<()>) {
+    fn before_a_crowd(panics_at: Option<usize>) -> (Pools, Arc<dyn Lookout>, Receiver<()>) {
         let pools = Pools::new(1, 64);
         let (tell, told) = bounded(1);
         let job: Job = Box::new(move || tell.send(()).unwrap());
@@ -409,14 +409,7 @@ mod tests {
     fn jobs_run_without_ticks_once_nobody_looks_out_any_more() {
         const WORKERS: usize = 16;
         let (pools, outlook, put) = with_lookout(WORKERS);
-        let (release, gate) = bounded::<()>(WORKERS);
-        let wait = |gate: &crossbeam_channel::Receiver<()>| -> Job {
-            let gate = gate.clone();
-            Box::new(move || gate.recv().unwrap())
-        };
-        for _ in 0..WORKERS {
-            assert!(pools.submit(Lane::Main, wait(&gate)).is_ok());
-        }
+        let release = with_waiting_jobs(&pools, WORKERS, |gate| gate.recv().unwrap());
         pools.stop_looking();
         drop((outlook, put));
         all_are_busy(&pools, WORKERS);
