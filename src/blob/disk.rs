@@ -18,28 +18,26 @@
 //! machine's power, so that a small miss does not wait for the disk. Whoever has to know calls
 //! [`sync_folder`], or [`BlobStore::persist`] for a single blob.
 
+use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
 use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use rustix::fs::{OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
 
 use super::about::{ABOUT_BYTES_MAX, decode, encode};
+use super::open_files::OpenFiles;
 use super::{About, BlobError, BlobMeta, BlobStore};
 use crate::artifact::{BlobKey, BlobVersion};
 use crate::body::Body;
 use crate::clock::Clock;
 use crate::staging::{SealedFile, is_no_space};
-
-mod open_files;
-
-use open_files::OpenFiles;
 
 /// The store's folder inside `DATA_DIR`.
 const FOLDER: &str = "blobs";
@@ -65,7 +63,7 @@ pub struct DiskBlobs {
     // empty folder is removed: otherwise a removal could take a new folder away each time
     // before its blob is there. Two short system calls; nothing else is taken under it.
     folders: RwLock<()>,
-    open_files: OpenFiles,
+    open_files: OpenFiles<BlobKey>,
     // Whether the log says already that a blob does not describe itself: once is enough.
     has_warned: AtomicBool,
 }
@@ -208,7 +206,7 @@ impl DiskBlobs {
         if !metadata.is_file() {
             return Err(corrupt(key, "it is not a file".to_owned()));
         }
-        if version_of(&metadata) != *version {
+        if !is_version(&metadata, version) {
             return Err(BlobError::Changed(key.clone()));
         }
         Ok((file, metadata))
@@ -263,15 +261,12 @@ impl BlobStore for DiskBlobs {
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
         let path = self.path(key);
-        let published = match sealed.is_moved() {
-            true => self.copy_in(&path, sealed, about),
-            false => match self.move_in(&path, sealed, about) {
-                Err(error) if error.kind() == io::ErrorKind::CrossesDevices => {
-                    self.copy_in(&path, sealed, about)
-                }
-                moved_or_failed => moved_or_failed,
-            },
+        let moved = (!sealed.is_moved()).then(|| self.move_in(&path, sealed, about));
+        let published = match moved {
+            Some(Err(error)) if error.kind() == io::ErrorKind::CrossesDevices => None,
+            moved => moved,
         };
+        let published = published.unwrap_or_else(|| self.copy_in(&path, sealed, about));
         self.open_files.forget(key);
         published.map_err(|error| failed("publish", key, error))
     }
@@ -294,16 +289,10 @@ impl BlobStore for DiskBlobs {
         version: &BlobVersion,
         range: Range<u64>,
     ) -> Result<Body, BlobError> {
-        let (file, len) = match self.open_files.get(key, version) {
-            Some(kept) => kept,
-            None => {
-                let ticket = self.open_files.ticket(key);
-                let (file, metadata) = self.open_version(key, version)?;
-                let file = Arc::new(file);
-                self.open_files.keep(ticket, key, &file, &metadata);
-                (file, metadata.len())
-            }
-        };
+        let is_asked_for = |metadata: &Metadata| is_version(metadata, version);
+        let (file, metadata) =
+            self.open_files.open(key, is_asked_for, || self.open_version(key, version))?;
+        let len = metadata.len();
         if range.start > range.end || range.end > len {
             return Err(corrupt(key, format!("it has {len} bytes, not {range:?}")));
         }
@@ -407,8 +396,28 @@ fn next_stamp() -> SystemTime {
 }
 
 fn version_of(metadata: &Metadata) -> BlobVersion {
+    let mut version = String::new();
+    write_version(metadata, &mut version).expect("a string takes everything");
+    BlobVersion(version)
+}
+
+/// Whether this is the version of a file: without making one, because each hit asks.
+fn is_version(metadata: &Metadata, version: &BlobVersion) -> bool {
+    /// Takes what it is said to begin with off a text.
+    struct Rest<'a>(&'a str);
+    impl fmt::Write for Rest<'_> {
+        fn write_str(&mut self, text: &str) -> fmt::Result {
+            self.0 = self.0.strip_prefix(text).ok_or(fmt::Error)?;
+            Ok(())
+        }
+    }
+    let mut rest = Rest(&version.0);
+    write_version(metadata, &mut rest).is_ok() && rest.0.is_empty()
+}
+
+fn write_version(metadata: &Metadata, to: &mut impl fmt::Write) -> fmt::Result {
     let (size, seconds, nanos) = (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
-    BlobVersion(format!("{size}-{seconds}.{nanos:09}"))
+    write!(to, "{size}-{seconds}.{nanos:09}")
 }
 
 /// What a file says of itself, if that is about this version of it.

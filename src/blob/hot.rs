@@ -15,7 +15,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
 use std::mem;
 use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -29,11 +29,11 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use sha2::{Digest as _, Sha256};
 
 use crate::artifact::{BlobKey, BlobVersion, Digest};
+use crate::blob::open_files::OpenFiles;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::{Body, BodyError, Piece};
 use crate::chain::chain;
 use crate::clock::Clock;
-use crate::recent::Recent;
 use crate::staging::SealedFile;
 
 /// Threads that bring blobs here.
@@ -52,10 +52,6 @@ const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
 const COPY_BYTES: usize = 256 << 10;
 /// What the tier's files end with; others in its folder are left alone.
 const SUFFIX: &str = ".hot";
-
-/// Files that are kept open, those that were asked for last: opening a small one costs more than
-/// sending it.
-const OPEN_FILES_MAX: usize = 64;
 
 /// Where the tier is and how large it may be.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -101,7 +97,7 @@ struct Tier {
     // Nothing else is taken while it is held, and no file is touched under it.
     table: Mutex<Table>,
     /// By their numbers, which no two files share.
-    open_files: Recent<u64, Arc<File>>,
+    open_files: OpenFiles<u64>,
     hits: AtomicU64,
     misses: AtomicU64,
     failures: AtomicU64,
@@ -174,7 +170,7 @@ impl HotBlobs {
                 fills: 0,
                 evictions: 0,
             }),
-            open_files: Recent::new(OPEN_FILES_MAX),
+            open_files: OpenFiles::new(),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             failures: AtomicU64::new(0),
@@ -297,21 +293,17 @@ impl Tier {
 
     /// Opens a file, or gives it as it was opened before; it must have its whole size still.
     fn open_file(&self, file: u64, size: u64) -> io::Result<Arc<File>> {
-        let opened = match self.open_files.get(&file) {
-            Some(opened) => opened,
-            None => {
-                let ticket = self.open_files.ticket(&file);
-                let opened = Arc::new(File::open(self.path(file))?);
-                self.open_files.keep_if_again(ticket, &file, || Arc::clone(&opened));
-                opened
+        let open = || {
+            let opened = File::open(self.path(file))?;
+            let metadata = opened.metadata()?;
+            if metadata.len() == size {
+                Ok((opened, metadata))
+            } else {
+                Err(cut(metadata.len(), size))
             }
         };
-        let metadata = opened.metadata()?;
-        match metadata.len() {
-            _ if metadata.nlink() == 0 => Err(io::ErrorKind::NotFound.into()),
-            len if len == size => Ok(opened),
-            len => Err(cut(len, size)),
-        }
+        let is_whole = |metadata: &fs::Metadata| metadata.len() == size;
+        self.open_files.open(&file, is_whole, open).map(|(opened, _)| opened)
     }
 
     fn remove(&self, file: u64) {

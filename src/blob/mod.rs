@@ -19,6 +19,7 @@ pub mod disk;
 pub mod hot;
 #[cfg(test)]
 pub mod memory;
+mod open_files;
 pub mod s3;
 
 /// A store of blobs under predictable keys, with versions.

@@ -137,7 +137,7 @@ impl EmbeddedIndex {
     /// # Errors
     /// [`OpenIndexError`], which names the file and what to do.
     pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
-        let processors = available_parallelism().map_or(1, |count| count.get());
+        let processors = available_parallelism().map_or(1, usize::from);
         let opened = open::open(data_dir, processors.clamp(*READERS.start(), *READERS.end()))?;
         let writer = Writer {
             connection: opened.writer,
