@@ -6,6 +6,7 @@
 
 use std::fs::File;
 use std::io;
+use std::ops::Range;
 use std::sync::Arc;
 
 /// Where a body's pieces come from.
@@ -99,6 +100,12 @@ impl Body {
         Self::new(Some(bytes.len() as u64), Box::new(InMemory(Some(bytes), Vec::new())))
     }
 
+    /// A body of a run of bytes in memory that others use too.
+    pub fn from_shared(bytes: Arc<[u8]>, range: Range<usize>) -> Self {
+        let len = range.len() as u64;
+        Self::new(Some(len), Box::new(Shared { bytes, left: range }))
+    }
+
     /// A body of which only the length is told: for HEAD and 304.
     pub fn unsent(len: Option<u64>) -> Self {
         Self::new(len, Box::new(InMemory(None, Vec::new())))
@@ -163,6 +170,23 @@ impl Source for InMemory {
 
     fn buffered(&self) -> usize {
         self.0.as_ref().map_or(0, Vec::capacity) + self.1.capacity()
+    }
+}
+
+struct Shared {
+    bytes: Arc<[u8]>,
+    left: Range<usize>,
+}
+
+impl Source for Shared {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        let run = std::mem::take(&mut self.left);
+        Ok((!run.is_empty()).then(|| Piece::Bytes(&self.bytes[run])))
+    }
+
+    /// Whoever else used the bytes may have given them up.
+    fn buffered(&self) -> usize {
+        self.bytes.len()
     }
 }
 
@@ -238,6 +262,9 @@ mod tests {
         assert_eq!(body.buffered(), 4);
         assert!(body.next_piece().is_ok_and(|piece| piece.is_some()));
         assert_eq!(body.buffered(), 4);
+        let mut shared = Body::from_shared(Arc::from(*b"abcd"), 1..3);
+        assert_eq!(read_to_vec(&mut shared, 9).unwrap(), b"bc");
+        assert_eq!(shared.buffered(), 4);
         assert_eq!(Body::from_file(tempfile::tempfile().unwrap(), 0, 4).buffered(), 0);
     }
 

@@ -16,7 +16,9 @@ use crate::support::{eventually, noise};
 /// 3 s for PostgreSQL, of which one request may meet both and meet one twice.
 const WAIT_MAX: Duration = Duration::from_secs(30);
 const CLIENTS: usize = 4;
+/// More than what the server keeps of a file in memory.
 const BYTES: usize = 100_000;
+const SMALL_BYTES: usize = 1000;
 
 /// How a service goes away, and comes back.
 #[derive(Debug, Clone, Copy)]
@@ -39,7 +41,8 @@ impl Away {
 
 /// The files that the upstream has: what they are called tells their bytes.
 fn bytes_of(path: &str) -> Vec<u8> {
-    noise(path.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte)), BYTES)
+    let len = if path.contains("small") { SMALL_BYTES } else { BYTES };
+    noise(path.bytes().fold(0, |seed: u64, byte| seed.wrapping_mul(31) + u64::from(byte)), len)
 }
 
 /// A path of this name that no round had before.
@@ -222,6 +225,28 @@ fn without_s3_the_hot_tier_serves_and_the_rest_is_passed_through() {
         }
     }
     assert_eq!(bench.upstream.count("/hot"), 1);
+}
+
+#[test]
+fn without_s3_small_files_are_served_from_memory() {
+    let private = Private::start("seaweedfs");
+    let services = Services::with_s3(&private);
+    let bench = Bench::new(&services, |upstream| Setup::files(Remote::at(upstream)));
+    for path in ["/small", "/large"] {
+        bench.publish(path);
+        bench.wait_stored(path);
+    }
+    for away in Away::ALL {
+        bench.under_load("/small", || away.begin(&private, "seaweedfs"));
+        bench.get_as("/small", "hit");
+        bench.under_load("/large", || bench.wait_down("blobs"));
+        bench.get_as("/large", "fwd=bypass");
+        bench.get_as("/small", "hit");
+        bench.under_load("/small", || away.end(&private, "seaweedfs"));
+        bench.wait_healthy();
+        bench.wait_stored("/large");
+    }
+    assert_eq!(bench.upstream.count("/small"), 1);
 }
 
 #[test]

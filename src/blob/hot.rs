@@ -9,7 +9,7 @@
 //! Another replica may replace or remove a blob meanwhile. That does not matter: whoever asks
 //! names a version, and the bytes of a version never change.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{HashMap, HashSet};
 use std::fs::{self, File};
 use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
@@ -29,6 +29,7 @@ use crossbeam_channel::{Receiver, Sender, bounded};
 use sha2::{Digest as _, Sha256};
 
 use crate::artifact::{BlobKey, BlobVersion, Digest};
+use crate::blob::by_use::ByUse;
 use crate::blob::open_files::OpenFiles;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::{Body, BodyError, Piece};
@@ -113,27 +114,23 @@ struct Fill {
 
 #[derive(Debug)]
 struct Table {
-    here: HashMap<BlobKey, Held>,
-    /// The keys of `here` by the number of their last use.
-    by_use: BTreeMap<u64, BlobKey>,
+    here: ByUse<Held>,
     /// The tickets of blobs on their way; one that was called off has another or none.
     under_way: HashMap<BlobKey, u64>,
     seen: Seen,
     /// Bytes of `here`, and reserved for what is on its way.
     bytes: u64,
-    /// Numbers uses, tickets and files.
+    /// Numbers tickets and files.
     next: u64,
     paused_until: Option<SystemTime>,
     fills: u64,
     evictions: u64,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Held {
-    version: BlobVersion,
-    size: u64,
     file: u64,
-    used: u64,
+    size: u64,
 }
 
 impl HotBlobs {
@@ -160,8 +157,7 @@ impl HotBlobs {
             folder: settings.folder.clone(),
             bytes_max: settings.bytes_max,
             table: Mutex::new(Table {
-                here: HashMap::new(),
-                by_use: BTreeMap::new(),
+                here: ByUse::new(),
                 under_way: HashMap::new(),
                 seen: Seen::new(now),
                 bytes: 0,
@@ -269,7 +265,7 @@ impl Tier {
 
     /// The blob from here, if this version of it is.
     fn open_here(&self, key: &BlobKey, version: &BlobVersion, range: &Range<u64>) -> Option<Body> {
-        let (file, size) = self.table().used(key, version)?;
+        let Held { file, size } = *self.table().here.used(key, version)?;
         // A range past the end is for the store behind to refuse.
         if range.start > range.end || range.end > size {
             return None;
@@ -333,7 +329,7 @@ impl Tier {
     fn forget(&self, key: &BlobKey, version: Option<&BlobVersion>) {
         let mut table = self.table();
         table.under_way.remove(key);
-        let stays = table.here.get(key).is_some_and(|held| Some(&held.version) == version);
+        let stays = table.here.get(key).is_some_and(|(here, _)| Some(here) == version);
         let dropped = if stays { None } else { table.take(key) };
         drop(table);
         if let Some(held) = dropped {
@@ -389,9 +385,10 @@ impl Tier {
         let mut evicted = Vec::new();
         while table.bytes + size > self.bytes_max {
             // What is on its way may hold all of it.
-            let Some(oldest) = table.by_use.values().next().cloned() else { break };
-            evicted.extend(table.take(&oldest));
+            let Some(eldest) = table.here.take_eldest() else { break };
+            table.bytes -= eldest.size;
             table.evictions += 1;
+            evicted.push(eldest);
         }
         let fits = table.bytes + size <= self.bytes_max;
         let room = fits.then(|| {
@@ -411,26 +408,15 @@ impl Table {
         self.next
     }
 
-    /// Notes a use of a version that is here; its file and size.
-    fn used(&mut self, key: &BlobKey, version: &BlobVersion) -> Option<(u64, u64)> {
-        let number = self.number();
-        let held = self.here.get_mut(key).filter(|held| held.version == *version)?;
-        self.by_use.remove(&held.used);
-        held.used = number;
-        self.by_use.insert(number, key.clone());
-        Some((held.file, held.size))
-    }
-
     fn take(&mut self, key: &BlobKey) -> Option<Held> {
-        let held = self.here.remove(key)?;
-        self.by_use.remove(&held.used);
+        let held = self.here.take(key)?;
         self.bytes -= held.size;
         Some(held)
     }
 
     /// Drops a blob if it is still in this file; says whether it was.
     fn drop_file(&mut self, key: &BlobKey, file: u64) -> bool {
-        let is_there = self.here.get(key).is_some_and(|held| held.file == file);
+        let is_there = self.here.get(key).is_some_and(|(_, held)| held.file == file);
         is_there && self.take(key).is_some()
     }
 }
@@ -451,10 +437,7 @@ impl Room<'_> {
             return Err(FillError::NotNow);
         }
         let earlier = table.take(key);
-        let used = table.number();
-        let held = Held { version: version.clone(), size: self.size, file: self.file, used };
-        table.here.insert(key.clone(), held);
-        table.by_use.insert(used, key.clone());
+        table.here.insert(key, version, Held { file: self.file, size: self.size });
         table.fills += 1;
         self.kept = true;
         drop(table);

@@ -14,6 +14,9 @@ use crate::staging::SealedFile;
 
 mod about;
 #[cfg(test)]
+mod behind;
+mod by_use;
+#[cfg(test)]
 pub mod conformance;
 pub mod disk;
 pub mod hot;
@@ -21,6 +24,7 @@ pub mod hot;
 pub mod memory;
 mod open_files;
 pub mod s3;
+pub mod small;
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {

@@ -10,6 +10,7 @@ use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::blob::hot::{HotBlobs, HotSettings};
 use crate::blob::s3::settings::{BadEndpoint, Secure, endpoint};
 use crate::blob::s3::{S3Error, S3Settings, S3Store};
+use crate::blob::small::SmallBlobs;
 use crate::cache::Ports;
 use crate::cache::upkeep::Trust;
 use crate::chain::chain;
@@ -113,11 +114,17 @@ pub fn open(
     let s3 = s3_settings(engines)?.as_ref().map(S3Store::new).transpose()?.map(Arc::new);
     let blobs: Arc<dyn BlobStore> = match &s3 {
         None => Arc::new(DiskBlobs::open(&data_dir)?),
-        Some(s3) if engines.hot_bytes == 0 => Arc::clone(s3) as _,
         Some(s3) => {
-            let hot = HotSettings { folder: data_dir.join("hot"), bytes_max: engines.hot_bytes };
-            let behind = Arc::clone(s3) as _;
-            Arc::new(HotBlobs::open(behind, &hot, clock.clone()).map_err(in_data_dir)?)
+            let mut blobs: Arc<dyn BlobStore> = Arc::clone(s3) as _;
+            if engines.hot_bytes > 0 {
+                let (folder, bytes_max) = (data_dir.join("hot"), engines.hot_bytes);
+                let hot = HotSettings { folder, bytes_max };
+                blobs = Arc::new(HotBlobs::open(blobs, &hot, clock.clone()).map_err(in_data_dir)?);
+            }
+            if engines.hot_memory_bytes > 0 {
+                blobs = Arc::new(SmallBlobs::new(blobs, engines.hot_memory_bytes));
+            }
+            blobs
         }
     };
 

@@ -1,10 +1,7 @@
-use std::sync::atomic::AtomicBool;
-
 use super::*;
-use crate::artifact::{ArtifactKey, ArtifactPath, Validators};
+use crate::blob::behind::{Behind, publish};
 use crate::blob::memory::MemoryBlobs;
 use crate::body::read_to_vec;
-use crate::staging::{Expect, Staging};
 use crate::test_servers::eventually;
 
 crate::blob::conformance::blob_conformance!(|| {
@@ -13,63 +10,6 @@ crate::blob::conformance::blob_conformance!(|| {
     let behind = Arc::new(MemoryBlobs::new());
     (HotBlobs::open(behind, &settings, Clock::system()).unwrap(), folder)
 });
-
-/// A store that a test can take away, or have lie.
-#[derive(Debug, Default)]
-struct Behind {
-    inner: MemoryBlobs,
-    away: AtomicBool,
-    lies: AtomicBool,
-    opened: AtomicU64,
-}
-
-impl Behind {
-    fn there<T>(&self, answer: Result<T, BlobError>) -> Result<T, BlobError> {
-        if self.away.load(Ordering::Relaxed) {
-            let source = Box::new(io::Error::from(io::ErrorKind::ConnectionRefused));
-            return Err(BlobError::Unavailable { operation: "ask", key: "any".to_owned(), source });
-        }
-        answer
-    }
-}
-
-impl BlobStore for Behind {
-    fn publish(
-        &self,
-        key: &BlobKey,
-        sealed: &SealedFile,
-        about: &About,
-    ) -> Result<BlobVersion, BlobError> {
-        self.there(self.inner.publish(key, sealed, about))
-    }
-
-    fn open(
-        &self,
-        key: &BlobKey,
-        version: &BlobVersion,
-        range: Range<u64>,
-    ) -> Result<Body, BlobError> {
-        self.opened.fetch_add(1, Ordering::Relaxed);
-        let len = range.end - range.start;
-        let body = self.there(self.inner.open(key, version, range))?;
-        if self.lies.load(Ordering::Relaxed) {
-            return Ok(Body::from_bytes(vec![0; len as usize]));
-        }
-        Ok(body)
-    }
-
-    fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
-        self.there(self.inner.stat(key))
-    }
-
-    fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
-        self.there(self.inner.remove(key))
-    }
-
-    fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
-        self.there(self.inner.each(visit))
-    }
-}
 
 struct Bench {
     behind: Arc<Behind>,
@@ -98,25 +38,7 @@ impl Bench {
         path: &str,
         bytes: &[u8],
     ) -> (BlobKey, BlobVersion) {
-        let staging = Staging::open(&self.folder.path().join("staging"), 1 << 30).unwrap();
-        let mut staged = staging.begin(Expect::default()).unwrap();
-        staged.append_bytes(bytes).unwrap();
-        let sealed = staged.seal().unwrap();
-        let artifact = ArtifactKey {
-            remote: "r".parse().unwrap(),
-            path: ArtifactPath::from_canonical(path).unwrap(),
-        };
-        let key = BlobKey::of(&artifact);
-        let about = About {
-            artifact,
-            digest: sealed.digest(),
-            content_type: None,
-            content_encoding: None,
-            validators: Validators::default(),
-            stored_at: SystemTime::UNIX_EPOCH,
-        };
-        let version = store.publish(&key, &sealed, &about).unwrap();
-        (key, version)
+        publish(store, &self.folder.path().join("staging"), path, bytes)
     }
 
     fn read(&self, (key, version): &(BlobKey, BlobVersion), range: Range<u64>) -> Vec<u8> {
@@ -252,7 +174,7 @@ fn what_is_kept_open_is_looked_at_again_and_closed_when_it_leaves() {
         bench.warm(blob, 3);
         // Its second reading here has it kept.
         (0..2).for_each(|_| assert_eq!(bench.read(blob, 0..3), b"one"));
-        let file = bench.hot.tier.table().here[&blob.0].file;
+        let file = bench.hot.tier.table().here.get(&blob.0).unwrap().1.file;
         assert!(bench.hot.tier.open_files.keeps(&file));
         file
     };
