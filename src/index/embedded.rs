@@ -13,6 +13,7 @@
 //! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).
 
 mod doubt;
+mod fold;
 mod lock;
 mod open;
 mod readers;
@@ -22,12 +23,13 @@ use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
 
 use self::doubt::{Doubts, span_of};
+use self::fold::{FOLD_ROWS, Folder};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use self::readers::{Reader, Readers};
@@ -97,9 +99,23 @@ pub struct EmbeddedIndex {
     readers: Readers,
     // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
     recent: Recent<ArtifactKey, Option<Entry>>,
-    // Guards the order of generations: drawn and committed under it. `None` once closed.
-    // Readers are taken under it, never the other way round.
+    folder: Folder,
+    writer: Arc<SharedWriter>,
+}
+
+/// The writer; `None` once closed.
+#[derive(Debug)]
+struct SharedWriter {
+    // Guards the order of generations: drawn and committed under it. Readers are taken under
+    // it, never the other way round.
     writer: Mutex<Option<Writer>>,
+}
+
+impl SharedWriter {
+    fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
+        // A panic under the lock rolled its statement or transaction back.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 #[derive(Debug)]
@@ -110,6 +126,8 @@ struct Writer {
     /// Whether no sync has failed. The kernel reports lost pages once and then calls them
     /// clean, so that after a failure a later success proves nothing.
     vouches: bool,
+    /// Rows that were written since the log was last to be folded back.
+    unfolded: usize,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -144,13 +162,19 @@ impl EmbeddedIndex {
             run: opened.run,
             last_generation: span_of(opened.run).first,
             vouches: true,
+            unfolded: 0,
         };
+        let writer = Arc::new(SharedWriter { writer: Mutex::new(Some(writer)) });
+        let file = opened.file;
+        let folder = Folder::start(file.clone(), opened.folder, Arc::clone(&writer))
+            .map_err(|source| OpenIndexError::Thread { file: file.clone(), source })?;
         Ok(Self {
-            file: opened.file,
+            file,
             doubts: opened.doubts,
             readers: Readers::new(opened.readers),
             recent: Recent::new(RECENT_ROWS),
-            writer: Mutex::new(Some(writer)),
+            folder,
+            writer,
         })
     }
 
@@ -210,8 +234,16 @@ impl EmbeddedIndex {
     }
 
     fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        // A panic under the lock rolled its statement or transaction back.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.writer.lock()
+    }
+
+    /// Notes that rows were written, and has the log folded back when they are many.
+    fn wrote(&self, writer: &mut Writer, rows: usize) {
+        writer.unfolded += rows;
+        if writer.unfolded >= FOLD_ROWS {
+            writer.unfolded = 0;
+            self.folder.fold();
+        }
     }
 
     fn reader(&self, operation: &'static str) -> Result<Reader<'_>, IndexError> {
@@ -420,10 +452,12 @@ impl ArtifactIndex for EmbeddedIndex {
             }
         };
         self.recent.forget(key);
-        if written.map_err(self.failed(OPERATION))? == 1 {
+        let is_stored = written.map_err(self.failed(OPERATION))? == 1;
+        drop(statement);
+        if is_stored {
+            self.wrote(writer, 1);
             return Ok(Put::Stored(generation));
         }
-        drop(statement);
         Ok(Put::Superseded(self.find(&writer.connection, key, OPERATION)?))
     }
 
@@ -436,6 +470,8 @@ impl ArtifactIndex for EmbeddedIndex {
         let removed =
             statement.execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)]);
         self.recent.forget(key);
+        drop(statement);
+        self.wrote(writer, 1);
         Ok(removed.map_err(self.failed(OPERATION))? == 1)
     }
 
@@ -483,6 +519,7 @@ impl ArtifactIndex for EmbeddedIndex {
             }
             drop(statement);
             transaction.commit().map_err(self.failed(OPERATION))?;
+            self.wrote(writer, batch.len());
         }
         Ok(())
     }

@@ -21,10 +21,11 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 /// the tree; the rest is in the kernel's page cache.
 const WRITER_CACHE_KIB: i64 = 1_024;
 const READER_CACHE_KIB: i64 = 1_024;
-/// The write-ahead log is folded back when it has so many pages of 4 KiB: writers wait for the
-/// two syncs of that. It is cut to the bytes of so many then.
-const LOG_PAGES: i64 = 4_096;
-const LOG_BYTES_MAX: i64 = LOG_PAGES * (4 << 10);
+/// A commit folds the write-ahead log back itself when it has so many pages of 4 KiB, which is
+/// only where `fold.rs` does not keep up.
+const LOG_PAGES_MAX: i64 = 16_384;
+/// What the log's file is cut to when it begins anew.
+const LOG_BYTES_KEPT: i64 = 16 << 20;
 
 /// Why the index can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -67,6 +68,14 @@ pub enum OpenIndexError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The thread that folds the log back can't be started.
+    #[error("cannot start a thread for {file}")]
+    Thread {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
 }
 
 impl OpenIndexError {
@@ -85,6 +94,7 @@ pub(super) struct Opened {
     pub(super) file: PathBuf,
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
+    pub(super) folder: Connection,
     pub(super) run: u64,
     pub(super) doubts: Doubts,
 }
@@ -112,7 +122,9 @@ pub(super) fn open(data_dir: &Path, readers: usize) -> Result<Opened, OpenIndexE
         })
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    Ok(Opened { file, writer, readers, run, doubts })
+    let folder = Connection::open_with_flags(&file, read_write).map_err(failed)?;
+    folder.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
+    Ok(Opened { file, writer, readers, folder, run, doubts })
 }
 
 /// The version of the schema, 0 for a new file. Nothing is written before this has passed.
@@ -148,8 +160,8 @@ fn set_up_writer(connection: &Connection) -> rusqlite::Result<()> {
     connection.pragma_update_and_check(None, "journal_mode", "WAL", |_| Ok(()))?;
     connection.pragma_update(None, "synchronous", "NORMAL")?;
     connection.pragma_update(None, "cache_size", -WRITER_CACHE_KIB)?;
-    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES, |_| Ok(()))?;
-    connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES_MAX, |_| Ok(()))
+    connection.pragma_update_and_check(None, "wal_autocheckpoint", LOG_PAGES_MAX, |_| Ok(()))?;
+    connection.pragma_update_and_check(None, "journal_size_limit", LOG_BYTES_KEPT, |_| Ok(()))
 }
 
 fn migrate(connection: &mut Connection, version: u64) -> rusqlite::Result<()> {

@@ -5,6 +5,7 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::artifact::Digest;
+use crate::test_servers::eventually;
 
 crate::index::conformance::index_conformance!(|| {
     let data_dir = tempfile::tempdir().unwrap();
@@ -341,4 +342,33 @@ fn lookups_and_pages_go_by_the_key() {
     check(SCAN_FROM, "PRIMARY KEY (remote=? AND path>?)");
     check(SCAN_BEHIND, "PRIMARY KEY (remote=? AND path>?)");
     check(NEXT_REMOTE, "COVERING INDEX artifact_by_recency (remote>?)");
+}
+
+#[test]
+fn the_log_is_folded_back_beside_the_writer() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let len = |name: &str| fs::metadata(data_dir.path().join(name)).unwrap().len();
+    // Fewer than would make a commit fold it back.
+    let mut rows = 0..3 * FOLD_ROWS;
+    rows.by_ref().take(FOLD_ROWS - 1).for_each(|row| drop(put(&index, &format!("{row}"))));
+    let before = len("index.sqlite");
+    rows.by_ref().for_each(|row| drop(put(&index, &format!("{row}"))));
+    eventually("rows are in the file", || len("index.sqlite") > before);
+    // From a moment at which all is folded back the log begins anew.
+    let log = || len("index.sqlite-wal");
+    eventually("the log does not grow", || {
+        let before = log();
+        (0..2 * FOLD_ROWS).for_each(|row| drop(put(&index, &format!("{row}"))));
+        log() == before
+    });
+}
+
+#[test]
+fn an_index_that_is_closed_is_not_folded_back_any_more() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    (0..FOLD_ROWS).for_each(|row| drop(put(&index, &format!("{row}"))));
+    drop(index);
+    assert!(!data_dir.path().join("index.sqlite-wal").exists(), "nobody has it open");
 }
