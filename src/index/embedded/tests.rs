@@ -1,6 +1,7 @@
 //! What only the file can show: runs that end badly, damage, migrations.
 
 use std::fs;
+use std::ops::Range;
 use std::time::UNIX_EPOCH;
 
 use super::*;
@@ -344,23 +345,28 @@ fn lookups_and_pages_go_by_the_key() {
     check(NEXT_REMOTE, "COVERING INDEX artifact_by_recency (remote>?)");
 }
 
+/// Puts a row for each number.
+fn put_all(index: &EmbeddedIndex, numbers: Range<usize>) {
+    for number in numbers {
+        put(index, &number.to_string());
+    }
+}
+
 #[test]
 fn the_log_is_folded_back_beside_the_writer() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
     let len = |name: &str| fs::metadata(data_dir.path().join(name)).unwrap().len();
     // Fewer than would make a commit fold it back.
-    let mut rows = 0..3 * FOLD_ROWS;
-    rows.by_ref().take(FOLD_ROWS - 1).for_each(|row| drop(put(&index, &format!("{row}"))));
+    put_all(&index, 0..FOLD_ROWS - 1);
     let before = len("index.sqlite");
-    rows.by_ref().for_each(|row| drop(put(&index, &format!("{row}"))));
+    put_all(&index, FOLD_ROWS..3 * FOLD_ROWS);
     eventually("rows are in the file", || len("index.sqlite") > before);
     // From a moment at which all is folded back the log begins anew.
-    let log = || len("index.sqlite-wal");
     eventually("the log does not grow", || {
-        let before = log();
-        (0..2 * FOLD_ROWS).for_each(|row| drop(put(&index, &format!("{row}"))));
-        log() == before
+        let before = len("index.sqlite-wal");
+        put_all(&index, 0..2 * FOLD_ROWS);
+        len("index.sqlite-wal") == before
     });
 }
 
@@ -368,7 +374,7 @@ fn the_log_is_folded_back_beside_the_writer() {
 fn an_index_that_is_closed_is_not_folded_back_any_more() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
-    (0..FOLD_ROWS).for_each(|row| drop(put(&index, &format!("{row}"))));
+    put_all(&index, 0..FOLD_ROWS);
     drop(index);
     assert!(!data_dir.path().join("index.sqlite-wal").exists(), "nobody has it open");
 }
