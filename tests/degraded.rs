@@ -247,6 +247,11 @@ fn without_s3_small_files_are_served_from_memory() {
         bench.wait_stored("/large");
     }
     assert_eq!(bench.upstream.count("/small"), 1);
+    let metrics = bench.server.get("/metrics").text();
+    let hits = metrics.lines().find_map(|line| {
+        line.strip_prefix("artifactapi_tier_hits_total{tier=\"memory\"} ")?.parse::<u64>().ok()
+    });
+    assert!(hits.is_some_and(|hits| hits > 0), "{metrics}");
 }
 
 #[test]

@@ -17,7 +17,6 @@ use std::mem;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -31,6 +30,7 @@ use sha2::{Digest as _, Sha256};
 use crate::artifact::{BlobKey, BlobVersion, Digest};
 use crate::blob::by_use::ByUse;
 use crate::blob::open_files::OpenFiles;
+use crate::blob::tier::TierCounters;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::{Body, BodyError, Piece};
 use crate::chain::chain;
@@ -64,23 +64,6 @@ pub struct HotSettings {
     pub bytes_max: u64,
 }
 
-/// What a tier has counted since the start.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct HotCounts {
-    /// Reads that were served from here.
-    pub hits: u64,
-    /// Reads that went to the store behind.
-    pub misses: u64,
-    /// Blobs that were brought here.
-    pub fills: u64,
-    /// Blobs that could not be brought here, or not be read.
-    pub failures: u64,
-    /// Blobs that made room for others.
-    pub evictions: u64,
-    /// Bytes that are here or on their way.
-    pub bytes: u64,
-}
-
 /// A store with a hot tier before it.
 #[derive(Debug)]
 pub struct HotBlobs {
@@ -99,9 +82,7 @@ struct Tier {
     table: Mutex<Table>,
     /// By their numbers, which no two files share.
     open_files: OpenFiles<u64>,
-    hits: AtomicU64,
-    misses: AtomicU64,
-    failures: AtomicU64,
+    counters: TierCounters,
 }
 
 /// A blob to be brought here.
@@ -118,13 +99,12 @@ struct Table {
     /// The tickets of blobs on their way; one that was called off has another or none.
     under_way: HashMap<BlobKey, u64>,
     seen: Seen,
-    /// Bytes of `here`, and reserved for what is on its way.
+    /// Bytes of `here`, and reserved for what is on its way; `shown` has them too.
     bytes: u64,
+    shown: TierCounters,
     /// Numbers tickets and files.
     next: u64,
     paused_until: Option<SystemTime>,
-    fills: u64,
-    evictions: u64,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -142,6 +122,7 @@ impl HotBlobs {
         behind: Arc<dyn BlobStore>,
         settings: &HotSettings,
         clock: Clock,
+        counters: TierCounters,
     ) -> io::Result<Self> {
         fs::create_dir_all(&settings.folder)?;
         for left_over in fs::read_dir(&settings.folder)? {
@@ -161,15 +142,12 @@ impl HotBlobs {
                 under_way: HashMap::new(),
                 seen: Seen::new(now),
                 bytes: 0,
+                shown: counters.clone(),
                 next: 0,
                 paused_until: None,
-                fills: 0,
-                evictions: 0,
             }),
             open_files: OpenFiles::new(),
-            hits: AtomicU64::new(0),
-            misses: AtomicU64::new(0),
-            failures: AtomicU64::new(0),
+            counters,
         });
         let (fills, waiting) = bounded(FILLS_WAITING_MAX);
         for number in 0..FILL_THREADS {
@@ -179,19 +157,6 @@ impl HotBlobs {
                 .spawn(move || waiting.iter().for_each(|fill| tier.fill(&fill)))?;
         }
         Ok(Self { tier, fills })
-    }
-
-    /// What was counted.
-    pub fn counts(&self) -> HotCounts {
-        let table = self.tier.table();
-        HotCounts {
-            hits: self.tier.hits.load(Ordering::Relaxed),
-            misses: self.tier.misses.load(Ordering::Relaxed),
-            fills: table.fills,
-            failures: self.tier.failures.load(Ordering::Relaxed),
-            evictions: table.evictions,
-            bytes: table.bytes,
-        }
     }
 }
 
@@ -218,7 +183,7 @@ impl BlobStore for HotBlobs {
             return Ok(body);
         }
         let body = self.tier.behind.open(key, version, range.clone())?;
-        self.tier.misses.fetch_add(1, Ordering::Relaxed);
+        self.tier.counters.misses.inc();
         if range.end <= self.tier.largest()
             && let Some(ticket) = self.tier.ticket(key)
         {
@@ -272,13 +237,13 @@ impl Tier {
         }
         match self.open_file(file, size) {
             Ok(opened) => {
-                self.hits.fetch_add(1, Ordering::Relaxed);
+                self.counters.hits.inc();
                 Some(Body::from_file(opened, range.start, range.end - range.start))
             }
             Err(error) => {
                 // It may have been evicted since; else the disk lost it.
                 if self.table().drop_file(key, file) {
-                    self.failures.fetch_add(1, Ordering::Relaxed);
+                    self.counters.failures.inc();
                     tracing::warn!(%key, %error, "cannot read a blob in the hot tier");
                     self.remove(file);
                 }
@@ -342,11 +307,11 @@ impl Tier {
         match self.try_fill(fill) {
             Ok(()) | Err(FillError::NotNow) => {}
             Err(FillError::Store(error)) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
+                self.counters.failures.inc();
                 tracing::debug!(key = %fill.key, error, "cannot bring a blob into the hot tier");
             }
             Err(FillError::Disk(error)) => {
-                self.failures.fetch_add(1, Ordering::Relaxed);
+                self.counters.failures.inc();
                 let until = self.clock.now() + PAUSE_AFTER_FAILURE;
                 self.table().paused_until = Some(until);
                 tracing::warn!(key = %fill.key, %error, "cannot write the hot tier; trying again in a minute");
@@ -386,13 +351,13 @@ impl Tier {
         while table.bytes + size > self.bytes_max {
             // What is on its way may hold all of it.
             let Some(eldest) = table.here.take_eldest() else { break };
-            table.bytes -= eldest.size;
-            table.evictions += 1;
+            table.release(eldest.size);
+            self.counters.evictions.inc();
             evicted.push(eldest);
         }
         let fits = table.bytes + size <= self.bytes_max;
         let room = fits.then(|| {
-            table.bytes += size;
+            table.reserve(size);
             Room { tier: self, file: table.number(), size, kept: false }
         });
         drop(table);
@@ -408,9 +373,19 @@ impl Table {
         self.next
     }
 
+    fn reserve(&mut self, bytes: u64) {
+        self.bytes += bytes;
+        self.shown.set_bytes(self.bytes);
+    }
+
+    fn release(&mut self, bytes: u64) {
+        self.bytes -= bytes;
+        self.shown.set_bytes(self.bytes);
+    }
+
     fn take(&mut self, key: &BlobKey) -> Option<Held> {
         let held = self.here.take(key)?;
-        self.bytes -= held.size;
+        self.release(held.size);
         Some(held)
     }
 
@@ -438,7 +413,7 @@ impl Room<'_> {
         }
         let earlier = table.take(key);
         table.here.insert(key, version, Held { file: self.file, size: self.size });
-        table.fills += 1;
+        self.tier.counters.fills.inc();
         self.kept = true;
         drop(table);
         if let Some(earlier) = earlier {
@@ -452,7 +427,7 @@ impl Drop for Room<'_> {
     fn drop(&mut self) {
         if !self.kept {
             self.tier.remove(self.file);
-            self.tier.table().bytes -= self.size;
+            self.tier.table().release(self.size);
         }
     }
 }

@@ -25,6 +25,7 @@ pub mod memory;
 mod open_files;
 pub mod s3;
 pub mod small;
+pub mod tier;
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {

@@ -12,6 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::artifact::{BlobKey, BlobVersion};
 use crate::blob::by_use::ByUse;
+use crate::blob::tier::TierCounters;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::{Body, read_to_vec};
 use crate::staging::SealedFile;
@@ -28,6 +29,7 @@ pub struct SmallBlobs {
     bytes_max: u64,
     // Guards single steps; nothing else is taken under it.
     table: Mutex<Table>,
+    counters: TierCounters,
 }
 
 #[derive(Debug)]
@@ -40,9 +42,9 @@ struct Table {
 
 impl SmallBlobs {
     /// Keeps at most `bytes_max` bytes of blobs before `behind`.
-    pub fn new(behind: Arc<dyn BlobStore>, bytes_max: u64) -> Self {
+    pub fn new(behind: Arc<dyn BlobStore>, bytes_max: u64, counters: TierCounters) -> Self {
         let table = Table { here: ByUse::new(), bytes: 0 };
-        Self { behind, bytes_max, table: Mutex::new(table) }
+        Self { behind, bytes_max, table: Mutex::new(table), counters }
     }
 
     fn table(&self) -> MutexGuard<'_, Table> {
@@ -74,13 +76,17 @@ impl SmallBlobs {
         while table.bytes > self.bytes_max {
             let Some(eldest) = table.here.take_eldest() else { break };
             table.bytes -= taken(&eldest);
+            self.counters.evictions.inc();
         }
+        self.counters.fills.inc();
+        self.counters.set_bytes(table.bytes);
     }
 
     fn forget(&self, key: &BlobKey) {
         let mut table = self.table();
         let forgotten = table.here.take(key);
         table.bytes -= forgotten.as_ref().map_or(0, taken);
+        self.counters.set_bytes(table.bytes);
     }
 }
 
@@ -120,9 +126,11 @@ impl BlobStore for SmallBlobs {
         if let Some(range) = &small
             && let Some(body) = self.open_here(key, version, range)
         {
+            self.counters.hits.inc();
             return Ok(body);
         }
         let mut body = self.behind.open(key, version, range)?;
+        self.counters.misses.inc();
         match small {
             Some(range) if range.start == 0 => {
                 let bytes = read_to_vec(&mut body, ONE_BYTES_MAX).map_err(|error| {

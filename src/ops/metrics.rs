@@ -10,6 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Answered;
 use crate::artifact::RemoteName;
+use crate::blob::tier::Tiers;
 use crate::cache::counters::Counters;
 use crate::index::Usage;
 
@@ -55,8 +56,8 @@ struct Gauges {
 }
 
 impl Metrics {
-    /// Names the cache's counters and those of the front.
-    pub fn new(cache: &Counters) -> Self {
+    /// Names the cache's counters, those of tiers before the store, and those of the front.
+    pub fn new(cache: &Counters, tiers: &Tiers) -> Self {
         let mut registry = Registry::with_prefix("artifactapi");
         let (requests, bytes, gauges) =
             (Labelled::default(), Labelled::default(), Gauges::default());
@@ -116,6 +117,16 @@ impl Metrics {
         ] {
             registry.register(name, help, counter.clone());
         }
+        for (name, help, family) in [
+            ("tier_hits", "Reads that a tier before the store served, by tier", &tiers.hits),
+            ("tier_misses", "Reads that went to the store behind, by tier", &tiers.misses),
+            ("tier_fills", "Blobs that were brought into a tier, by tier", &tiers.fills),
+            ("tier_failures", "Blobs that a tier could not take or give", &tiers.failures),
+            ("tier_evictions", "Blobs that made room for others, by tier", &tiers.evictions),
+        ] {
+            registry.register(name, help, family.clone());
+        }
+        registry.register("tier_bytes", "Bytes in a tier now, by tier", tiers.bytes.clone());
         for (name, help, gauge) in [
             ("flights", "Fetches in the air", &gauges.flights),
             ("fetches_queued", "Fetches that wait for a thread", &gauges.fetches_queued),
@@ -209,7 +220,10 @@ mod tests {
 
     #[test]
     fn counters_and_gauges_are_printed_with_their_labels() {
-        let metrics = Metrics::new(&Counters::default());
+        let tiers = Tiers::default();
+        tiers.of("memory").hits.inc();
+        tiers.of("memory").bytes.set(9);
+        let metrics = Metrics::new(&Counters::default(), &tiers);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
         metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
         metrics.count("alpine", Answered::Own, 306);
@@ -232,6 +246,8 @@ mod tests {
             "artifactapi_cache_bytes{remote=\"alpine\"} 7",
             "artifactapi_cache_artifacts{remote=\"alpine\"} 3",
             "artifactapi_healed_total 0",
+            "artifactapi_tier_hits_total{tier=\"memory\"} 1",
+            "artifactapi_tier_bytes{tier=\"memory\"} 9",
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");
         }

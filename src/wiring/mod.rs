@@ -142,7 +142,7 @@ impl App {
             catalogs: Arc::clone(&catalogs),
             batches: BatchApi::new(Arc::clone(&batches), settings.workers),
             health: health.clone(),
-            metrics: Arc::new(Metrics::new(cache.counters())),
+            metrics: Arc::new(Metrics::new(cache.counters(), &opened.tiers)),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
             refusals: Refusals::default(),

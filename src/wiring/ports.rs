@@ -11,6 +11,7 @@ use crate::blob::hot::{HotBlobs, HotSettings};
 use crate::blob::s3::settings::{BadEndpoint, Secure, endpoint};
 use crate::blob::s3::{S3Error, S3Settings, S3Store};
 use crate::blob::small::SmallBlobs;
+use crate::blob::tier::Tiers;
 use crate::cache::Ports;
 use crate::cache::upkeep::Trust;
 use crate::chain::chain;
@@ -81,6 +82,8 @@ pub enum PortsError {
 pub struct OpenedPorts {
     /// The ports.
     pub ports: Ports,
+    /// What the tiers before the store of blobs count; none where it is on the local disk.
+    pub tiers: Tiers,
     /// What the store of blobs promises, for a rebuild of the index.
     pub trust: Trust,
     embedded: Option<Arc<EmbeddedIndex>>,
@@ -112,6 +115,7 @@ pub fn open(
         .map_err(in_data_dir)?;
 
     let s3 = s3_settings(engines)?.as_ref().map(S3Store::new).transpose()?.map(Arc::new);
+    let tiers = Tiers::default();
     let blobs: Arc<dyn BlobStore> = match &s3 {
         None => Arc::new(DiskBlobs::open(&data_dir)?),
         Some(s3) => {
@@ -119,10 +123,14 @@ pub fn open(
             if engines.hot_bytes > 0 {
                 let (folder, bytes_max) = (data_dir.join("hot"), engines.hot_bytes);
                 let hot = HotSettings { folder, bytes_max };
-                blobs = Arc::new(HotBlobs::open(blobs, &hot, clock.clone()).map_err(in_data_dir)?);
+                blobs = Arc::new(
+                    HotBlobs::open(blobs, &hot, clock.clone(), tiers.of("disk"))
+                        .map_err(in_data_dir)?,
+                );
             }
             if engines.hot_memory_bytes > 0 {
-                blobs = Arc::new(SmallBlobs::new(blobs, engines.hot_memory_bytes));
+                blobs =
+                    Arc::new(SmallBlobs::new(blobs, engines.hot_memory_bytes, tiers.of("memory")));
             }
             blobs
         }
@@ -161,7 +169,7 @@ pub fn open(
     // On the local disk, which files were synced is known to the index alone.
     let trust = if s3.is_some() { Trust::Durable } else { Trust::UntilCrash };
     let ports = Ports { blobs, index, freshness, leases, staging, clock: clock.clone() };
-    Ok(OpenedPorts { ports, trust, embedded, bridge, s3, redis, data_dir, _lock: lock })
+    Ok(OpenedPorts { ports, tiers, trust, embedded, bridge, s3, redis, data_dir, _lock: lock })
 }
 
 impl OpenedPorts {

@@ -5,7 +5,7 @@ use crate::blob::behind::{self, Behind};
 use crate::blob::memory::MemoryBlobs;
 
 crate::blob::conformance::blob_conformance!(|| {
-    (SmallBlobs::new(Arc::new(MemoryBlobs::new()), 1 << 20), ())
+    (SmallBlobs::new(Arc::new(MemoryBlobs::new()), 1 << 20, TierCounters::default()), ())
 });
 
 struct Bench {
@@ -17,7 +17,7 @@ struct Bench {
 impl Bench {
     fn new(bytes_max: u64) -> Self {
         let behind = Arc::new(Behind::default());
-        let small = SmallBlobs::new(Arc::clone(&behind) as _, bytes_max);
+        let small = SmallBlobs::new(Arc::clone(&behind) as _, bytes_max, TierCounters::default());
         Self { behind, small, scratch: tempfile::tempdir().unwrap() }
     }
 
@@ -109,6 +109,9 @@ fn memory_is_bounded_and_those_not_used_for_longest_go() {
     bench.read(&blobs[0], 0..100);
     bench.read(&blobs[4], 0..100);
     assert_eq!(bench.small.table().bytes, bench.small.bytes_max);
+    let TierCounters { hits, misses, fills, evictions, bytes, .. } = &bench.small.counters;
+    assert_eq!((hits.get(), misses.get(), fills.get(), evictions.get()), (1, 5, 5, 1));
+    assert_eq!(bytes.get() as u64, bench.small.bytes_max);
     for (at, asked) in [(0, 0), (2, 0), (3, 0), (4, 0), (1, 1)] {
         assert_eq!(bench.asked_by(|| drop(bench.read(&blobs[at], 0..100))), asked, "{at}");
     }
