@@ -1,4 +1,6 @@
-//! Versions of blobs in the order of their last use, so that the eldest can make room.
+//! Versions of blobs in the order of their last use, so that the least recently used can make room.
+//!
+//! Unlike [`crate::recent::Recent`], what is held is bounded by its owner, in bytes.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -57,10 +59,10 @@ impl<T> ByUse<T> {
         Some(held.value)
     }
 
-    /// Gives up what was not used for longest.
-    pub(super) fn take_eldest(&mut self) -> Option<T> {
-        let eldest = self.order.first_key_value()?.1.clone();
-        self.take(&eldest)
+    /// Gives up the least recently used.
+    pub(super) fn take_least_recent(&mut self) -> Option<T> {
+        let least = self.order.first_key_value()?.1.clone();
+        self.take(&least)
     }
 }
 
@@ -84,7 +86,7 @@ mod tests {
         }
         assert_eq!(by_use.used(&key("a"), &one), Some(&"a"));
         assert_eq!(by_use.insert(&key("b"), &one, "again"), Some("b"));
-        let order = std::iter::from_fn(|| by_use.take_eldest());
+        let order = std::iter::from_fn(|| by_use.take_least_recent());
         assert_eq!(order.collect::<Vec<_>>(), ["c", "a", "again"]);
     }
 
@@ -98,6 +100,6 @@ mod tests {
         assert_eq!(by_use.get(&key("a")), Some((&version("2"), &2)));
         assert_eq!(by_use.take(&key("a")), Some(2));
         assert_eq!(by_use.get(&key("a")), None);
-        assert_eq!(by_use.take_eldest(), None);
+        assert_eq!(by_use.take_least_recent(), None);
     }
 }

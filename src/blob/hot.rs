@@ -350,10 +350,10 @@ impl Tier {
         let mut evicted = Vec::new();
         while table.bytes + size > self.bytes_max {
             // What is on its way may hold all of it.
-            let Some(eldest) = table.here.take_eldest() else { break };
-            table.release(eldest.size);
+            let Some(least) = table.here.take_least_recent() else { break };
+            table.release(least.size);
             self.counters.evictions.inc();
-            evicted.push(eldest);
+            evicted.push(least);
         }
         let fits = table.bytes + size <= self.bytes_max;
         let room = fits.then(|| {

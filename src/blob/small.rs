@@ -18,7 +18,7 @@ use crate::body::{Body, read_to_vec};
 use crate::staging::SealedFile;
 
 /// The largest beginning of a blob that is kept.
-const ONE_BYTES_MAX: usize = 64 << 10;
+const BEGINNING_BYTES_MAX: usize = 64 << 10;
 /// What a blob takes beside its bytes, about: its key twice, its version, and its places.
 const BESIDE_BYTES: u64 = 512;
 
@@ -74,8 +74,8 @@ impl SmallBlobs {
         let replaced = table.here.insert(key, version, Arc::clone(bytes));
         table.bytes -= replaced.as_ref().map_or(0, taken);
         while table.bytes > self.bytes_max {
-            let Some(eldest) = table.here.take_eldest() else { break };
-            table.bytes -= taken(&eldest);
+            let Some(least) = table.here.take_least_recent() else { break };
+            table.bytes -= taken(&least);
             self.counters.evictions.inc();
         }
         self.counters.fills.inc();
@@ -94,10 +94,10 @@ fn taken(bytes: &Arc<[u8]>) -> u64 {
     bytes.len() as u64 + BESIDE_BYTES
 }
 
-/// A range that may be kept, in this process's numbers: a small blob, or the beginning of one.
-fn small(range: &Range<u64>) -> Option<Range<usize>> {
+/// A range that a beginning which is kept can have, in numbers of this machine.
+fn within_beginning(range: &Range<u64>) -> Option<Range<usize>> {
     let (start, end) = (usize::try_from(range.start).ok()?, usize::try_from(range.end).ok()?);
-    (start < end && end <= ONE_BYTES_MAX).then_some(start..end)
+    (start <= end && end <= BEGINNING_BYTES_MAX).then_some(start..end)
 }
 
 impl BlobStore for SmallBlobs {
@@ -122,8 +122,8 @@ impl BlobStore for SmallBlobs {
         version: &BlobVersion,
         range: Range<u64>,
     ) -> Result<Body, BlobError> {
-        let small = small(&range);
-        if let Some(range) = &small
+        let within = within_beginning(&range);
+        if let Some(range) = &within
             && let Some(body) = self.open_here(key, version, range)
         {
             self.counters.hits.inc();
@@ -131,9 +131,9 @@ impl BlobStore for SmallBlobs {
         }
         let mut body = self.behind.open(key, version, range)?;
         self.counters.misses.inc();
-        match small {
+        match within {
             Some(range) if range.start == 0 => {
-                let bytes = read_to_vec(&mut body, ONE_BYTES_MAX).map_err(|error| {
+                let bytes = read_to_vec(&mut body, BEGINNING_BYTES_MAX).map_err(|error| {
                     let (operation, key) = ("read", key.to_string());
                     BlobError::Unavailable { operation, key, source: error.into() }
                 })?;

@@ -190,7 +190,6 @@ impl Fetcher {
     /// the other loses patience and is granted the next.
     fn take_lease(&self, fetch: &mut Fetch<'_>) -> Option<End> {
         let before = fetch.stored.as_ref().map(|entry| entry.generation);
-        let mut held = Vec::new();
         let mut has_waited = false;
         for place in 0..LEASES_IN_LINE {
             let key = lease_key(fetch.key, place)?;
@@ -199,12 +198,11 @@ impl Fetcher {
                 match self.ports.leases.try_acquire(&key, self.lease_ttl) {
                     Acquired::Granted(token) => {
                         let leases = Arc::clone(&self.ports.leases);
-                        held.push(Lease::new(leases, key, token, self.lease_ttl));
+                        fetch.leases.push(Lease::new(leases, key, token, self.lease_ttl));
+                        fetch.lease_renewed = Instant::now();
                         if has_waited && place + 1 < LEASES_IN_LINE {
                             break;
                         }
-                        fetch.leases = held;
-                        fetch.lease_renewed = Instant::now();
                         return self.stored_meanwhile(fetch, before);
                     }
                     Acquired::Unknown => return None,

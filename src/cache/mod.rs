@@ -478,7 +478,7 @@ impl Cache {
             remote: Arc::clone(&target.remote),
             upstream: target.upstream.clone(),
         };
-        // A full queue drops the job, and with it the writer: the readers learn why.
+        // Where the queue is full, the flight ends as overloaded, and its readers learn that.
         self.fetches.submit(job, urgency);
         Some(reader)
     }

@@ -157,8 +157,14 @@ impl FetchPool {
     /// A client waits for this fetch now, and has told its flight to hurry: if a batch queued it
     /// and no thread has begun it, it becomes a client's.
     pub(super) fn promote(&self, key: &ArtifactKey) {
-        if let Some(job) = self.batch.withdraw(key) {
-            self.submit(job, Urgency::Client);
+        let Some(job) = self.batch.withdraw(key) else { return };
+        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
+            self.jobs.try_send(job)
+        {
+            // Clients' queue is full: it waits on as a batch's, rather than failing that too.
+            if let Some(job) = self.batch.push(job) {
+                refuse(job);
+            }
         }
     }
 

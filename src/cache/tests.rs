@@ -775,6 +775,43 @@ fn a_client_that_joins_a_fill_which_waits_is_served_at_once() {
 }
 
 #[test]
+fn a_client_that_joins_a_fill_does_not_fail_it_where_the_queue_is_full() {
+    let gate = Gate::at(0);
+    let (world, fills) = queued_fills(&gate, 1, |_| std::ops::ControlFlow::Continue(()));
+    let ask = |path: String| {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, &path).unwrap())
+    };
+    // Two threads are left for clients, and four places in their queue.
+    let clients: Vec<_> = (0..6)
+        .map(|n| {
+            let path = format!("client-{n}");
+            world.upstream.clone().file(&path, File::of("x").head_held_by(&gate));
+            let client = ask(path);
+            wait_until(|| world.cache.flight_count() == fills.len() + n + 1);
+            if n < 2 {
+                world.upstream.wait_for(&format!("client-{n}"), 1);
+            }
+            client
+        })
+        .collect();
+    let joining = ask("2".to_owned());
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("2") };
+    wait_until(|| match world.cache.flights.join(&key) {
+        Joined::Follow(reader) => reader.is_urgent(),
+        Joined::Lead(_) => true,
+    });
+    gate.open();
+    for fill in fills {
+        assert!(matches!(fill.join().unwrap(), Ok(Filled::Fetched(_))));
+    }
+    for client in clients.into_iter().chain([joining]) {
+        assert_eq!(client.join().unwrap().1, b"x");
+    }
+    world.settle();
+}
+
+#[test]
 fn a_fill_by_url_lies_under_its_own_key_and_is_no_orphan() {
     let world = World::new(Scripted::new().file("a", File::of("one").etag("\"v1\"")));
     let key = BlobKey::of_url("https://files.example.org/a").unwrap();

@@ -29,7 +29,7 @@ use std::thread::available_parallelism;
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
 
 use self::doubt::{Doubts, span_of};
-use self::fold::{FOLD_ROWS, Folder};
+use self::fold::{FOLD_ROWS, Folder, Tools};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use self::readers::{Reader, Readers};
@@ -101,20 +101,19 @@ pub struct EmbeddedIndex {
     recent: Recent<ArtifactKey, Option<Entry>>,
     folder: Folder,
     writer: Arc<SharedWriter>,
+    // Closed last, after every connection: that would drop the locks that they hold.
+    _raw: Arc<File>,
 }
 
-/// The writer; `None` once closed.
+/// The writer; `None` once closed. The lock guards the order of generations, which are drawn
+/// and committed under it; no reader is taken meanwhile.
 #[derive(Debug)]
-struct SharedWriter {
-    // Guards the order of generations: drawn and committed under it. Readers are taken under
-    // it, never the other way round.
-    writer: Mutex<Option<Writer>>,
-}
+struct SharedWriter(Mutex<Option<Writer>>);
 
 impl SharedWriter {
     fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
         // A panic under the lock rolled its statement or transaction back.
-        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -126,6 +125,8 @@ struct Writer {
     /// Whether no sync has failed. The kernel reports lost pages once and then calls them
     /// clean, so that after a failure a later success proves nothing.
     vouches: bool,
+    /// Whether a sync of the log has failed: what it held may not be on the disk.
+    may_have_lost: bool,
     /// Rows that were written since the log was last to be folded back.
     unfolded: usize,
 }
@@ -137,6 +138,10 @@ struct Closed;
 #[derive(Debug, thiserror::Error)]
 #[error("all readers are busy")]
 struct ReadersBusy;
+
+#[derive(Debug, thiserror::Error)]
+#[error("the disk failed to take what it was given before: see the log, and restart the server")]
+struct MayHaveLost;
 
 /// What makes a row unreadable.
 struct Damage(String);
@@ -162,12 +167,18 @@ impl EmbeddedIndex {
             run: opened.run,
             last_generation: span_of(opened.run).first,
             vouches: true,
+            may_have_lost: false,
             unfolded: 0,
         };
-        let writer = Arc::new(SharedWriter { writer: Mutex::new(Some(writer)) });
-        let file = opened.file;
-        let folder = Folder::start(file.clone(), opened.folder, Arc::clone(&writer))
-            .map_err(|source| OpenIndexError::Thread { file: file.clone(), source })?;
+        let writer = Arc::new(SharedWriter(Mutex::new(Some(writer))));
+        let (file, raw) = (opened.file, Arc::new(opened.raw));
+        let folder = Folder::start(Tools {
+            name: file.clone(),
+            file: Arc::clone(&raw),
+            connection: opened.folder,
+            writer: Arc::clone(&writer),
+        })
+        .map_err(|source| OpenIndexError::Thread { file: file.clone(), source })?;
         Ok(Self {
             file,
             doubts: opened.doubts,
@@ -175,6 +186,7 @@ impl EmbeddedIndex {
             recent: Recent::new(RECENT_ROWS),
             folder,
             writer,
+            _raw: raw,
         })
     }
 
@@ -187,9 +199,9 @@ impl EmbeddedIndex {
     pub fn sync(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), IndexError> {
         const OPERATION: &str = "record that the blobs are on the disk";
         // Before `flush`: a row that is put during it may mean a blob that came too late.
-        let reached = open_writer(&mut self.writer(), OPERATION)?.last_generation;
+        let reached = open_writer(&mut self.writer.lock(), OPERATION)?.last_generation;
         let flushed = flush();
-        let mut writer = self.writer();
+        let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
         if let Err(error) = flushed {
             writer.vouches = false;
@@ -209,7 +221,7 @@ impl EmbeddedIndex {
     pub fn close_cleanly(&self, flush: impl FnOnce() -> io::Result<()>) -> Result<(), IndexError> {
         const OPERATION: &str = "end its run cleanly";
         // Held over `flush`, so that no row comes after it: at the end of a run only.
-        let mut writer = self.writer();
+        let mut writer = self.writer.lock();
         let Writer { connection, run, vouches, .. } =
             writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
         flush().map_err(unavailable(OPERATION))?;
@@ -231,10 +243,6 @@ impl EmbeddedIndex {
             .map_err(self.failed(operation))?;
         statement.execute([sql_int(generation)]).map_err(self.failed(operation))?;
         Ok(())
-    }
-
-    fn writer(&self) -> MutexGuard<'_, Option<Writer>> {
-        self.writer.lock()
     }
 
     /// Notes that rows were written, and has the log folded back when they are many.
@@ -418,7 +426,7 @@ impl ArtifactIndex for EmbeddedIndex {
         replaces: Option<u64>,
     ) -> Result<Put, IndexError> {
         const OPERATION: &str = "write a row";
-        let mut writer = self.writer();
+        let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
         writer.last_generation += 1;
         let generation = writer.last_generation;
@@ -463,7 +471,7 @@ impl ArtifactIndex for EmbeddedIndex {
 
     fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError> {
         const OPERATION: &str = "remove a row";
-        let mut writer = self.writer();
+        let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
         let mut statement =
             writer.connection.prepare_cached(REMOVE).map_err(self.failed(OPERATION))?;
@@ -503,7 +511,7 @@ impl ArtifactIndex for EmbeddedIndex {
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
         const OPERATION: &str = "add up uses";
         for batch in uses.chunks(TOUCH_BATCH) {
-            let mut writer = self.writer();
+            let mut writer = self.writer.lock();
             let writer = open_writer(&mut writer, OPERATION)?;
             let transaction = writer
                 .connection
@@ -568,16 +576,20 @@ impl ArtifactIndex for EmbeddedIndex {
         }
     }
 
-    /// Syncs the write-ahead log, which holds every commit since it was last folded back; what
-    /// was folded back is synced already. Its folder too: the log may be new. The main file is
-    /// never opened here: closing it would drop the locks that SQLite holds on it (POSIX).
+    /// Syncs the write-ahead log. It holds every commit until all of it is folded back and the
+    /// main file is synced; only then does SQLite begin it anew. Its folder too: the log may be
+    /// new.
     fn persist(&self) -> Result<(), IndexError> {
+        const OPERATION: &str = "bring its rows to the disk";
+        if open_writer(&mut self.writer.lock(), OPERATION)?.may_have_lost {
+            return Err(unavailable(OPERATION)(MayHaveLost));
+        }
         let log = self.file.with_extension("sqlite-wal");
         let folder = self.file.parent().unwrap_or(&self.file);
         [log.as_path(), folder]
             .into_iter()
             .try_for_each(|path| File::open(path)?.sync_all())
-            .map_err(unavailable("bring its rows to the disk"))
+            .map_err(unavailable(OPERATION))
     }
 
     fn probe(&self) -> Result<(), IndexError> {

@@ -50,11 +50,20 @@ fn a_small_blob_is_read_from_the_store_once() {
 }
 
 #[test]
+fn a_blob_without_bytes_is_kept_too() {
+    let bench = Bench::new(1 << 20);
+    let blob = bench.publish("a", b"");
+    assert_eq!(bench.asked_by(|| assert_eq!(bench.read(&blob, 0..0), b"")), 1);
+    bench.behind.away.store(true, Ordering::Relaxed);
+    assert_eq!(bench.read(&blob, 0..0), b"");
+}
+
+#[test]
 fn the_beginning_of_a_large_blob_is_kept_and_the_rest_is_not() {
     let bench = Bench::new(1 << 20);
-    let bytes: Vec<u8> = (0..3 * ONE_BYTES_MAX).map(|at| at as u8).collect();
+    let bytes: Vec<u8> = (0..3 * BEGINNING_BYTES_MAX).map(|at| at as u8).collect();
     let (blob, len) = (bench.publish("a", &bytes), bytes.len() as u64);
-    let most = ONE_BYTES_MAX as u64;
+    let most = BEGINNING_BYTES_MAX as u64;
     for (range, asked) in [
         (0..len, [1, 1]),
         (10..20, [1, 1]),

@@ -1,6 +1,6 @@
 //! Opening the index's file: whose it is, its schema's version, and the begin of a run.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -23,7 +23,7 @@ const WRITER_CACHE_KIB: i64 = 1_024;
 const READER_CACHE_KIB: i64 = 1_024;
 /// A commit folds the write-ahead log back itself when it has so many pages of 4 KiB, which is
 /// only where `fold.rs` does not keep up.
-const LOG_PAGES_MAX: i64 = 16_384;
+pub(super) const LOG_PAGES_MAX: i64 = 16_384;
 /// What the log's file is cut to when it begins anew.
 const LOG_BYTES_KEPT: i64 = 16 << 20;
 
@@ -68,6 +68,14 @@ pub enum OpenIndexError {
         /// Why.
         source: rusqlite::Error,
     },
+    /// The file can't be opened beside SQLite.
+    #[error("cannot open {file}")]
+    File {
+        /// The file.
+        file: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
     /// The thread that folds the log back can't be started.
     #[error("cannot start a thread for {file}")]
     Thread {
@@ -95,6 +103,8 @@ pub(super) struct Opened {
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
     pub(super) folder: Connection,
+    /// The file itself.
+    pub(super) raw: File,
     pub(super) run: u64,
     pub(super) doubts: Doubts,
 }
@@ -123,8 +133,9 @@ pub(super) fn open(data_dir: &Path, readers: usize) -> Result<Opened, OpenIndexE
         .collect::<Result<_, _>>()
         .map_err(failed)?;
     let folder = Connection::open_with_flags(&file, read_write).map_err(failed)?;
-    folder.pragma_update(None, "synchronous", "NORMAL").map_err(failed)?;
-    Ok(Opened { file, writer, readers, folder, run, doubts })
+    let raw =
+        File::open(&file).map_err(|source| OpenIndexError::File { file: file.clone(), source })?;
+    Ok(Opened { file, writer, readers, folder, raw, run, doubts })
 }
 
 /// The version of the schema, 0 for a new file. Nothing is written before this has passed.

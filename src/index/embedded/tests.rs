@@ -6,6 +6,7 @@ use std::time::UNIX_EPOCH;
 
 use super::*;
 use crate::artifact::Digest;
+use crate::chain::chain;
 use crate::test_servers::eventually;
 
 crate::index::conformance::index_conformance!(|| {
@@ -228,7 +229,14 @@ fn a_file_that_is_no_index_is_named_with_the_fix_and_left_as_it_is() {
 fn a_newer_schema_stops_the_start_with_both_versions() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
-    index.writer().as_ref().unwrap().connection.pragma_update(None, "user_version", 99).unwrap();
+    index
+        .writer
+        .lock()
+        .as_ref()
+        .unwrap()
+        .connection
+        .pragma_update(None, "user_version", 99)
+        .unwrap();
     drop(index);
     let error = EmbeddedIndex::open(data_dir.path()).unwrap_err();
     assert!(matches!(error, OpenIndexError::Newer { found: 99, known: 2, .. }), "{error:?}");
@@ -242,7 +250,7 @@ fn a_row_that_was_tampered_with_is_corrupt_and_hides_no_other() {
         put(&index, path);
     }
     let tamper = |sql: &str| {
-        index.writer().as_ref().unwrap().connection.execute(sql, []).unwrap();
+        index.writer.lock().as_ref().unwrap().connection.execute(sql, []).unwrap();
     };
     tamper("UPDATE artifact SET sha256 = 'x' WHERE path = 'b'");
     tamper(
@@ -371,10 +379,21 @@ fn the_log_is_folded_back_beside_the_writer() {
 }
 
 #[test]
-fn an_index_that_is_closed_is_not_folded_back_any_more() {
+fn a_closed_index_leaves_no_log() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
     put_all(&index, 0..FOLD_ROWS);
     drop(index);
     assert!(!data_dir.path().join("index.sqlite-wal").exists(), "nobody has it open");
+}
+
+#[test]
+fn a_log_that_may_have_lost_pages_persists_nothing() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    put(&index, "kept");
+    index.persist().unwrap();
+    index.writer.lock().as_mut().unwrap().may_have_lost = true;
+    let error = index.persist().unwrap_err();
+    assert!(chain(&error).contains("restart the server"), "{error:?}");
 }
