@@ -11,6 +11,7 @@ use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
 use super::prove::Prepared;
 use super::space::Space;
+use super::versions::{confirms, is_same_version, version_of};
 use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
@@ -148,7 +149,15 @@ impl Fetcher {
             unless: validators.filter(|validators| !validators.is_empty()),
             part: None,
         };
-        let reply = fetch.upstream.get(&request)?;
+        let reply = match (fetch.upstream.get(&request)?, &fetch.stored) {
+            (UpstreamReply::NotModified(head), Some(stored))
+                if !confirms(&head.validators, &stored.validators) =>
+            {
+                tracing::warn!(artifact = %fetch.key, "upstream's 304 names another version than the one that is stored; fetching it anew");
+                fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?
+            }
+            (reply, _) => reply,
+        };
         let head_ms = began.elapsed().as_millis() as u64;
         match reply {
             UpstreamReply::Absent => {
@@ -252,7 +261,7 @@ impl Fetcher {
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
             let FetchError::Cut { .. } = cut else { return Err(cut) };
-            match self.resume(fetch, &head, staged.written()) {
+            match self.resume(fetch, &head, answered_at, staged.written()) {
                 Some(rest) if resumes < RESUMES_MAX => body = rest,
                 _ => return Err(cut),
             }
@@ -328,10 +337,11 @@ impl Fetcher {
         &self,
         fetch: &Fetch<'_>,
         head: &UpstreamHead,
+        answered_at: SystemTime,
         written: u64,
     ) -> Option<Box<dyn UpstreamBody>> {
         let len = head.len?;
-        let of = version_of(&head.validators)?;
+        let of = version_of(&head.validators, answered_at)?;
         let part = Some(Part { from: written, to: None, of: Some(of) });
         let request = UpstreamRequest { path: &fetch.key.path, unless: None, part };
         match fetch.upstream.get(&request) {
@@ -438,7 +448,7 @@ impl Fetcher {
     fn renew(&self, fetch: &Fetch<'_>, stored: Entry, head: &UpstreamHead) -> Entry {
         let confirmed = Entry {
             validated_at: self.ports.clock.now(),
-            // RFC 9111, section 3.2: a 304's validators replace the stored ones.
+            // RFC 9111, section 3.2: what a 304 says replaces what is stored.
             validators: Validators {
                 etag: head.validators.etag.clone().or(stored.validators.etag),
                 last_modified: head
@@ -522,19 +532,6 @@ fn lease_key(key: &ArtifactKey, place: usize) -> Option<ArtifactKey> {
 /// Whether two rows mean the same bytes in the same object.
 fn is_same_blob(one: &Entry, other: &Entry) -> bool {
     (&one.blob, &one.version, one.digest) == (&other.blob, &other.version, other.digest)
-}
-
-/// What names a version in `If-Range`: a strong ETag, else the date (RFC 9110, section 13.1.5).
-pub(super) fn version_of(validators: &Validators) -> Option<&str> {
-    validators.strong_etag().or(validators.last_modified.as_deref())
-}
-
-/// Whether a part belongs to the version whose head was seen.
-pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
-    match (part.strong_etag(), whole.strong_etag()) {
-        (Some(part), Some(whole)) => part == whole,
-        _ => part.last_modified == whole.last_modified,
-    }
 }
 
 fn log_fetch(fetch: &Fetch<'_>, what: &'static str, bytes: u64, head_ms: u64, began: Instant) {

@@ -42,6 +42,7 @@ mod turn;
 pub mod upkeep;
 mod upload;
 mod uses;
+mod versions;
 
 pub use error::{CacheError, FetchError, Loss, OpenError};
 pub use fill::{Filled, Reporter, Wish};

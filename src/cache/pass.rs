@@ -6,8 +6,8 @@
 use std::io::Read;
 use std::sync::Arc;
 
-use super::fetch::{is_same_version, version_of};
 use super::flight::FlightHead;
+use super::versions::{is_same_version, version_of};
 use super::{CacheError, FetchError, Representation, client_validators};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError, Piece, Source};
@@ -78,7 +78,7 @@ pub(super) fn part(
     from: u64,
     to: Option<u64>,
 ) -> Option<Body> {
-    let part = Part { from, to, of: Some(version_of(&flight.validators)?) };
+    let part = Part { from, to, of: Some(version_of(&flight.validators, flight.answered_at)?) };
     match upstream.get(&UpstreamRequest { path, unless: None, part: Some(part) }) {
         Ok(UpstreamReply::Found(head, body)) => {
             let fits = head.part_from == Some(from)

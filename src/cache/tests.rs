@@ -7,7 +7,7 @@ use std::time::{Duration, SystemTime};
 
 use super::sweep::Swept;
 use super::*;
-use crate::artifact::Digest;
+use crate::artifact::{Digest, Validators};
 use crate::blob::memory::MemoryBlobs;
 use crate::body::read_to_vec;
 use crate::config::file::{Around, parse};
@@ -15,6 +15,7 @@ use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken};
 use crate::index::memory::MemoryIndex;
 use crate::upstream::scripted::{File, Gate, Scripted, refused, status};
+use crate::upstream::{Part, UpstreamHead, UpstreamReply, UpstreamRequest};
 
 const MIB: usize = 1 << 20;
 
@@ -305,6 +306,101 @@ fn a_body_that_changed_while_it_was_cut_is_not_patched_together() {
     assert_eq!(world.stored("a"), None);
     assert_eq!(world_upstream.count("a"), 2);
     world.check("a", Outcome::Miss, &new);
+}
+
+#[test]
+fn a_cut_body_goes_on_only_with_what_names_the_same_version() {
+    let (old, new) = (vec![b'o'; 2000], vec![b'n'; 2000]);
+    let long_ago = "Thu, 01 Jan 2015 00:00:00 GMT";
+    let just_now = httpdate::fmt_http_date(SystemTime::now());
+    let file = |bytes: &[u8]| File::of(bytes.to_vec());
+    let strong = || file(&old).etag("\"e\"").last_modified(long_ago);
+    let weak = || file(&old).etag("W/\"e\"").last_modified(long_ago);
+    let dated = || file(&old).last_modified(long_ago);
+    // What the whole said of itself, what the part says, and whether they are one.
+    let cases = [
+        (strong(), file(&old).etag("\"e\""), true),
+        (strong(), file(&new).etag("W/\"other\""), false),
+        (strong(), file(&new).last_modified(long_ago), false),
+        (strong(), file(&new), false),
+        (weak(), weak(), true),
+        (weak(), file(&new).etag("W/\"other\"").last_modified(long_ago), false),
+        (dated(), dated(), true),
+        // An answer to If-Range may leave the date out (RFC 9110, section 15.3.7).
+        (dated(), file(&old), true),
+        (dated(), file(&new).last_modified("Thu, 01 Jan 2015 00:00:01 GMT"), false),
+        // A date of this moment does not tell two versions apart (section 8.8.2.2).
+        (file(&old).last_modified(&just_now), file(&new).last_modified(&just_now), false),
+    ];
+    for (number, (whole, part, is_one)) in cases.into_iter().enumerate() {
+        let whole = whole.broken_at(1000, ErrorKind::ConnectionReset);
+        let world = World::new(Scripted::new().on("a", move |request, nth| match nth {
+            1 => whole.answer(request),
+            // Whatever it is asked for, it has that version of the part.
+            _ => {
+                let part_only = request.part.as_ref().map(|part| Part { of: None, ..*part });
+                part.answer(&UpstreamRequest { part: part_only, ..*request })
+            }
+        }));
+        match world.get("a") {
+            Ok((_, got)) => assert!(is_one && got == old, "case {number}"),
+            Err(error) => assert!(!is_one, "case {number}: {error}"),
+        }
+        world.settle();
+        assert_eq!(world.stored("a").is_some(), is_one, "case {number}");
+    }
+}
+
+#[test]
+fn a_304_that_names_another_version_confirms_nothing() {
+    let dates = ["Thu, 01 Jan 2015 00:00:00 GMT", "Thu, 01 Jan 2015 00:00:01 GMT"];
+    let tagged = |tag: &str| Validators { etag: Some(tag.to_owned()), last_modified: None };
+    let dated = |at: usize| Validators { etag: None, last_modified: Some(dates[at].to_owned()) };
+    let both = |tag: &str, at: usize| Validators { etag: Some(tag.to_owned()), ..dated(at) };
+    // What is stored, what the 304 says, and whether it confirms that (RFC 9111, section 4.3.4).
+    let cases = [
+        (tagged("\"1\""), tagged("\"1\""), true),
+        (tagged("\"1\""), tagged("\"2\""), false),
+        (tagged("\"1\""), tagged("W/\"1\""), true),
+        (tagged("W/\"1\""), tagged("W/\"2\""), false),
+        (tagged("\"1\""), Validators::default(), true),
+        (both("\"1\"", 0), both("\"1\"", 1), true),
+        (both("\"1\"", 0), dated(1), false),
+        (dated(0), dated(0), true),
+        (dated(0), dated(1), false),
+        (dated(0), both("\"1\"", 0), true),
+        (dated(0), tagged("\"1\""), false),
+    ];
+    for (number, (stored, told, confirms)) in cases.into_iter().enumerate() {
+        let versions = [b"one", b"two"].map(|bytes| {
+            let mut file = File::of(bytes.to_vec());
+            if let Some(etag) = &stored.etag {
+                file = file.etag(etag);
+            }
+            match &stored.last_modified {
+                Some(date) => file.last_modified(date),
+                None => file,
+            }
+        });
+        let world = World::new(Scripted::new().on("index/a", move |request, nth| {
+            match (nth, request.unless) {
+                (1, _) => versions[0].answer(request),
+                (_, None) => versions[1].answer(request),
+                (_, Some(_)) => Ok(UpstreamReply::NotModified(UpstreamHead {
+                    validators: told.clone(),
+                    ..UpstreamHead::default()
+                })),
+            }
+        }));
+        world.check("index/a", Outcome::Miss, b"one");
+        world.settle();
+        world.clock.advance(Duration::from_secs(101));
+        let (_, got) = world.get("index/a").unwrap();
+        let wanted: &[u8] = if confirms { b"one" } else { b"two" };
+        assert_eq!(got, wanted, "case {number}");
+        world.settle();
+        assert_eq!(world.upstream.count("index/a"), if confirms { 2 } else { 3 }, "case {number}");
+    }
 }
 
 #[test]
