@@ -84,6 +84,24 @@ fn a_stop_waits_no_longer_than_its_grace() {
 }
 
 #[test]
+fn a_body_that_only_the_end_delimits_does_not_look_whole_when_the_process_ends() {
+    for kills in [false, true] {
+        let (upstream, gate, bytes) = (Upstream::start(), Gate::new(), noise(1, LARGE));
+        upstream.serve("/big", Answer::file(&bytes).chunked().held_at(LARGE as u64 / 2, &gate));
+        let mut server = Setup::files(Remote::at(&upstream)).env("SHUTDOWN_GRACE_S", 1).start();
+        let mut running = server.begin(&Ask::get("/api/files/big").http_10());
+        running.read_to(1000);
+        if kills {
+            server.kill();
+        } else {
+            server.signal(Signal::TERM);
+            server.wait_exit();
+        }
+        assert!(!running.finish().looks_whole(), "killed: {kills}");
+    }
+}
+
+#[test]
 fn a_second_process_on_the_same_folder_says_so_and_ends() {
     let (_upstream, _gate, server, _) = busy(600);
     let mut second = server.start_beside();

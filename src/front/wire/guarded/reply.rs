@@ -178,8 +178,11 @@ impl<'a> Writer<'a> {
             true => self.asked.wait,
             false => Wait::InPace,
         };
-        let chunked = framing == Framing::Chunked;
-        (Box::new(Pending { transfer, keeps, chunked, told }), wait)
+        if framing == Framing::UntilClose {
+            // Should the process end before the body does, that is no end of the body.
+            self.stream.reset_on_close();
+        }
+        (Box::new(Pending { transfer, keeps, framing, told }), wait)
     }
 
     /// Sends a reply as far as the client takes it within `wait`; gives why it is not whole.
@@ -222,7 +225,7 @@ impl ReplyWriter for Writer<'_> {
 pub(super) struct Pending {
     transfer: Transfer,
     keeps: bool,
-    chunked: bool,
+    framing: Framing,
     told: Option<Told>,
 }
 
@@ -243,14 +246,19 @@ impl Pending {
         match self.transfer.run(stream, out, wait) {
             Ok(Progress::PutDown) => (Ending::PutDown, None),
             Ok(Progress::Done) if self.keeps => (Ending::Keep, None),
-            Ok(Progress::Done) => (Ending::Close, None),
+            Ok(Progress::Done) => {
+                if self.framing == Framing::UntilClose {
+                    stream.end_on_close();
+                }
+                (Ending::Close, None)
+            }
             Err(Failure::Client(error)) => {
                 tracing::debug!(%error, "a client did not take its reply");
                 stream.reset_on_close();
                 (Ending::Lost, Some(Broken::ByClient))
             }
             Err(Failure::Body) if self.transfer.is_begun() => {
-                if self.chunked {
+                if self.framing == Framing::Chunked {
                     // No chunk size: who misses the reset stumbles over this. It need not fit.
                     let _ = stream.send(&[IoSlice::new(b"broken off\r\n")], More::Nothing);
                 }
@@ -259,6 +267,7 @@ impl Pending {
             }
             // A reply without a body does not come here.
             Err(Failure::Body) => {
+                stream.end_on_close();
                 let ending = refuse(stream, out, &Refusal::BAD_BODY, Content::Sent);
                 (ending, Some(Broken::ByBody))
             }

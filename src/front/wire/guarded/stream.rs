@@ -166,6 +166,11 @@ impl Stream {
         // It can only fail where the connection is gone already, which is what is wanted.
         let _ = rustix::net::sockopt::set_socket_linger(&self.0, Some(Duration::ZERO));
     }
+
+    /// Takes that back: the coming close is an end.
+    pub(super) fn end_on_close(&self) {
+        let _ = rustix::net::sockopt::set_socket_linger(&self.0, None);
+    }
 }
 
 fn again<T>(mut call: impl FnMut() -> rustix::io::Result<T>) -> io::Result<T> {
