@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are; threads that wait |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`tcp`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are and how they are reached; threads that wait |
 //! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
@@ -39,7 +39,7 @@
 //! # Architecture invariants
 //!
 //! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
-//!   `upstream/http*`, `upstream/own.rs`, `names.rs` and `blob/s3` know ureq; only `wiring.rs`
+//!   `upstream/http*`, `upstream/own.rs`, `names.rs`, `tcp.rs` and `blob/s3` know ureq; only `wiring.rs`
 //!   names a backend.
 //! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument.
 //!   `config` reads its own file and nothing else.
@@ -76,6 +76,7 @@ pub mod ops;
 pub mod policy;
 pub mod recent;
 pub mod staging;
+pub mod tcp;
 #[cfg(test)]
 mod test_servers;
 pub mod upstream;

@@ -261,8 +261,9 @@ impl StagedFile {
         self.expect
     }
 
-    /// Appends the first `len` bytes of a buffer. It may be another buffer afterwards, as long:
-    /// a large file is hashed on a thread of its own, which takes what is written.
+    /// Appends the first `len` bytes of a buffer. It may be another buffer afterwards, as long
+    /// as one that was given before: a large file is hashed on a thread of its own, which takes
+    /// what is written.
     ///
     /// # Errors
     /// [`StagingError`]: the quota, the announced length or the file system ended.

@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("chain", 0),
     ("recent", 0),
     ("names", 0),
+    ("tcp", 0),
     ("waiting", 0),
     ("clock", 0),
     ("test_servers", 0),
@@ -52,7 +53,7 @@ const SIDEWAYS: &[(&str, &str)] = &[
 /// Crates that one place alone may name, and how the paths of its files begin.
 const CRATES: &[(&str, &[&str])] = &[
     ("tiny_http", &["front/wire/tiny"]),
-    ("ureq", &["upstream/", "blob/s3", "names.rs"]),
+    ("ureq", &["upstream/", "blob/s3", "names.rs", "tcp.rs"]),
     ("rusqlite", &["index/embedded"]),
     ("tokio_postgres_rustls", &["index/postgres"]),
     ("serde_yaml", &["config/"]),

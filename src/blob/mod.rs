@@ -25,7 +25,9 @@ pub mod memory;
 mod open_files;
 pub mod s3;
 pub mod small;
-pub mod tier;
+mod tier;
+
+pub use tier::{TierCounters, Tiers};
 
 /// A store of blobs under predictable keys, with versions.
 pub trait BlobStore: Debug + Send + Sync {

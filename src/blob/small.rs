@@ -12,8 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::artifact::{BlobKey, BlobVersion};
 use crate::blob::by_use::ByUse;
-use crate::blob::tier::TierCounters;
-use crate::blob::{About, BlobError, BlobMeta, BlobStore};
+use crate::blob::{About, BlobError, BlobMeta, BlobStore, TierCounters};
 use crate::body::{Body, read_to_vec};
 use crate::staging::SealedFile;
 

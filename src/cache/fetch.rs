@@ -25,8 +25,10 @@ use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
 
-/// Bytes that are read from upstream at a time: no connection holds more of them.
+/// Bytes that are read from upstream at a time; more where reads fill the buffer, as those of a
+/// large body from a near server do.
 pub(super) const READ_BYTES: usize = 64 << 10;
+const READ_BYTES_MAX: usize = 512 << 10;
 /// How often one body that was cut is continued.
 const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
@@ -292,7 +294,10 @@ impl Fetcher {
         staged: &mut StagedFile,
         buffer: &mut Vec<u8>,
     ) -> Result<(), FetchError> {
-        buffer.resize(READ_BYTES, 0);
+        if buffer.len() != READ_BYTES {
+            // New, or grown by an earlier body.
+            *buffer = vec![0; READ_BYTES];
+        }
         let fetched = counters::of(&self.counters.fetched_bytes, &fetch.key.remote);
         loop {
             let read = match body.read(buffer) {
@@ -308,6 +313,9 @@ impl Fetcher {
                 }
             };
             staged.append(buffer, read)?;
+            if read == buffer.len() && read < READ_BYTES_MAX {
+                *buffer = vec![0; 2 * read];
+            }
             fetched.inc_by(read as u64);
             fetch.writer.grew(staged.written());
             self.keep_lease(fetch);

@@ -10,7 +10,7 @@ use prometheus_client::registry::{Registry, Unit};
 
 use super::Answered;
 use crate::artifact::RemoteName;
-use crate::blob::tier::Tiers;
+use crate::blob::Tiers;
 use crate::cache::counters::Counters;
 use crate::index::Usage;
 

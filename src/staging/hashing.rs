@@ -68,7 +68,7 @@ impl Hashing {
     }
 
     /// Hashes the first `len` bytes of a buffer, now or soon. The buffer may be another one
-    /// afterwards, as long.
+    /// afterwards, as long as one that was given before.
     pub(super) fn add(&mut self, buffer: &mut Vec<u8>, len: usize) {
         if let By::Caller(sums) = &mut self.by
             && self.given >= BESIDE_FROM_BYTES

@@ -6,12 +6,12 @@ use std::sync::Arc;
 
 use crate::artifact::BlobKey;
 use crate::blob::BlobStore;
+use crate::blob::Tiers;
 use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
 use crate::blob::hot::{HotBlobs, HotSettings};
 use crate::blob::s3::settings::{BadEndpoint, Secure, endpoint};
 use crate::blob::s3::{S3Error, S3Settings, S3Store};
 use crate::blob::small::SmallBlobs;
-use crate::blob::tier::Tiers;
 use crate::cache::Ports;
 use crate::cache::upkeep::Trust;
 use crate::chain::chain;

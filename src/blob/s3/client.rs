@@ -22,10 +22,11 @@ use ureq::{Agent, Body, SendBody};
 use super::answer::{self, Refusal};
 use super::settings::S3Settings;
 use super::sign::{SignError, Signer};
-use super::transport::{QuickConnector, is_broken_connection, is_silence};
+use super::transport::{is_broken_connection, is_silence};
 use crate::breaker::{Breaker, BreakerCounts, Open};
 use crate::chain::chain;
 use crate::names::Remembering;
+use crate::tcp::TcpConnector;
 
 /// How often a request is made before its failure counts.
 const ATTEMPTS_MAX: u32 = 3;
@@ -219,9 +220,9 @@ impl S3Client {
             .timeout_per_read(Some(settings.idle_timeout))
             .timeout_per_write(Some(settings.idle_timeout))
             .build();
-        let connections = Arc::new(AtomicU64::new(0));
-        let connector = QuickConnector::counting(Arc::clone(&connections));
-        let connector = connector.chain(RustlsConnector::default());
+        let tcp = TcpConnector::quick();
+        let connections = tcp.made();
+        let connector = ().chain(tcp).chain(RustlsConnector::default());
         Ok(Self {
             agent: Agent::with_parts(
                 config,

@@ -13,7 +13,7 @@ use ureq::config::Config;
 use ureq::http::Uri;
 use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::DefaultResolver;
-use ureq::unversioned::transport::{Connector, DefaultConnector};
+use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
 use url::Url;
 
@@ -21,6 +21,7 @@ use super::idle::Watch;
 use super::vetted::PublicOnly;
 use crate::config::{Origin, Timeouts};
 use crate::names::Remembering;
+use crate::tcp::TcpConnector;
 use crate::upstream::SetupError;
 use crate::upstream::proxy::{ProxyChoice, ProxyEnv};
 
@@ -29,7 +30,8 @@ const USER_AGENT: &str = concat!("artifactapi/", env!("CARGO_PKG_VERSION"));
 /// The largest head of an answer, in bytes. An answer has at most 100 fields as well, which
 /// is a bound of ureq's.
 const HEAD_BYTES_MAX: usize = 32 * 1024;
-/// Read buffer of a connection, in bytes; larger than [`HEAD_BYTES_MAX`], which must fit.
+/// Read buffer of a connection, in bytes; larger than [`HEAD_BYTES_MAX`], which must fit. It
+/// grows where a body fills it.
 const INPUT_BUFFER_BYTES: usize = 64 * 1024;
 /// Write buffer of a connection, in bytes: a request with the longest path and its
 /// credentials fits.
@@ -73,7 +75,12 @@ impl Agents {
             let proxy = proxy.as_ref().map(proxy_of).transpose()?;
             Ok(config(&origin.timeouts, &tls, proxy))
         };
-        let connector = || DefaultConnector::new().chain(Watch { idle: origin.timeouts.idle });
+        let connector = || {
+            ().chain(ConnectProxyConnector::default())
+                .chain(TcpConnector::default())
+                .chain(RustlsConnector::default())
+                .chain(Watch { idle: origin.timeouts.idle })
+        };
         let onward = |scheme: &str| -> Result<Agent, SetupError> {
             let config = config(scheme)?;
             Ok(if private_allowed {
