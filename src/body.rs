@@ -184,9 +184,9 @@ impl Source for Shared {
         Ok((!run.is_empty()).then(|| Piece::Bytes(&self.bytes[run])))
     }
 
-    /// Whoever else used the bytes may have given them up.
+    /// Its share of what all who use the bytes keep.
     fn buffered(&self) -> usize {
-        self.bytes.len()
+        self.bytes.len() / Arc::strong_count(&self.bytes)
     }
 }
 
@@ -262,9 +262,12 @@ mod tests {
         assert_eq!(body.buffered(), 4);
         assert!(body.next_piece().is_ok_and(|piece| piece.is_some()));
         assert_eq!(body.buffered(), 4);
-        let mut shared = Body::from_shared(Arc::from(*b"abcd"), 1..3);
-        assert_eq!(read_to_vec(&mut shared, 9).unwrap(), b"bc");
+        let bytes: Arc<[u8]> = Arc::from(*b"abcd");
+        let mut shared = Body::from_shared(Arc::clone(&bytes), 1..3);
+        assert_eq!(shared.buffered(), 2);
+        drop(bytes);
         assert_eq!(shared.buffered(), 4);
+        assert_eq!(read_to_vec(&mut shared, 9).unwrap(), b"bc");
         assert_eq!(Body::from_file(tempfile::tempfile().unwrap(), 0, 4).buffered(), 0);
     }
 

@@ -6,14 +6,13 @@
 //! wrong here falls through to the store; what is here can be lost at any time, and a start
 //! begins with nothing.
 //!
-//! Another replica may replace or remove a blob meanwhile. That does not matter: whoever asks
-//! names a version, and the bytes of a version never change.
+//! Another replica may replace or remove a blob meanwhile; what is here are still the bytes of
+//! the version that was asked for. Who must know whether it is the latest asks the store itself
+//! ([`BlobStore::open_current`]).
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::{self, File};
-use std::hash::{BuildHasher, RandomState};
 use std::io::{self, Write};
-use std::mem;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -30,6 +29,7 @@ use sha2::{Digest as _, Sha256};
 use crate::artifact::{BlobKey, BlobVersion, Digest};
 use crate::blob::by_use::ByUse;
 use crate::blob::open_files::OpenFiles;
+use crate::blob::seen::Seen;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore, TierCounters};
 use crate::body::{Body, BodyError, Piece};
 use crate::chain::chain;
@@ -40,10 +40,6 @@ use crate::staging::SealedFile;
 const FILL_THREADS: usize = 2;
 /// Blobs that wait to be brought here; further ones wait for another use.
 const FILLS_WAITING_MAX: usize = 64;
-/// Uses are remembered at least for half of this, and at most for all of it.
-const SEEN_FOR: Duration = Duration::from_secs(3600);
-/// Blobs whose first use is remembered at once, about 2 MiB in all.
-const SEEN_MAX: usize = 64 << 10;
 /// The largest blob that is brought here, as a part of the tier: one may not empty it.
 const SHARE_OF_ONE: u64 = 4;
 /// How long nothing is brought here after the local disk failed.
@@ -192,6 +188,15 @@ impl BlobStore for HotBlobs {
             }
         }
         Ok(body)
+    }
+
+    fn open_current(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+        range: Range<u64>,
+    ) -> Result<Body, BlobError> {
+        self.tier.behind.open_current(key, version, range)
     }
 
     fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
@@ -480,38 +485,6 @@ fn write_all(body: &mut Body, path: &Path) -> Result<Digest, FillError> {
         }
     }
     Ok(Digest(hash.finalize().into()))
-}
-
-/// Which blobs were used lately, in bounded memory: two sets, of which the elder is dropped
-/// as the younger is full or old enough.
-#[derive(Debug)]
-struct Seen {
-    hasher: RandomState,
-    young: HashSet<u64>,
-    old: HashSet<u64>,
-    turned: SystemTime,
-}
-
-impl Seen {
-    fn new(now: SystemTime) -> Self {
-        let hasher = RandomState::new();
-        Self { hasher, young: HashSet::new(), old: HashSet::new(), turned: now }
-    }
-
-    /// Notes a use; whether there was one before it. Two keys may be taken for one, rarely,
-    /// which brings a blob here early.
-    fn note(&mut self, key: &BlobKey, now: SystemTime) -> bool {
-        let age = now.duration_since(self.turned).unwrap_or_default();
-        if age >= SEEN_FOR / 2 || self.young.len() >= SEEN_MAX / 2 {
-            self.old = mem::take(&mut self.young);
-            self.turned = now;
-            if age >= SEEN_FOR {
-                self.old.clear();
-            }
-        }
-        let hash = self.hasher.hash_one(key);
-        !self.young.insert(hash) || self.old.contains(&hash)
-    }
 }
 
 fn cut(len: u64, size: u64) -> io::Error {

@@ -24,6 +24,7 @@ pub mod hot;
 pub mod memory;
 mod open_files;
 pub mod s3;
+mod seen;
 pub mod small;
 mod tier;
 
@@ -65,6 +66,20 @@ pub trait BlobStore: Debug + Send + Sync {
         version: &BlobVersion,
         range: Range<u64>,
     ) -> Result<Body, BlobError>;
+
+    /// As [`BlobStore::open`], and never from a tier before the store: `Changed` where another
+    /// replica has replaced the version or removed it. For what can be replaced.
+    ///
+    /// # Errors
+    /// Those of [`BlobStore::open`].
+    fn open_current(
+        &self,
+        key: &BlobKey,
+        version: &BlobVersion,
+        range: Range<u64>,
+    ) -> Result<Body, BlobError> {
+        self.open(key, version, range)
+    }
 
     /// What is under `key` now.
     ///

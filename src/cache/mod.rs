@@ -574,7 +574,15 @@ impl Cache {
         entry: &Entry,
         range: Range<u64>,
     ) -> Result<Body, OpenError> {
-        self.ports.blobs.open(&entry.blob, &entry.version, range).map_err(|error| {
+        let (blobs, blob, version) = (&self.ports.blobs, &entry.blob, &entry.version);
+        // What another replica can replace is read from the store, which tells whether it did.
+        let is_lasting =
+            target.reach() != Reach::Local && target.class(&key.path) == Class::Immutable;
+        let opened = match is_lasting {
+            true => blobs.open(blob, version, range),
+            false => blobs.open_current(blob, version, range),
+        };
+        opened.map_err(|error| {
             if !error.is_gone() {
                 self.counters.blob_errors.inc();
                 return OpenError::Store(error);

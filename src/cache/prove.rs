@@ -93,7 +93,7 @@ fn unproven(key: &ArtifactKey, why: Option<BlobError>) -> FetchError {
 pub(super) fn hash_blob(blobs: &dyn BlobStore, entry: &Entry) -> Result<Digest, BlobError> {
     let unreadable =
         |source| BlobError::Unavailable { operation: "hash", key: entry.blob.to_string(), source };
-    let mut body = blobs.open(&entry.blob, &entry.version, 0..entry.size)?;
+    let mut body = blobs.open_current(&entry.blob, &entry.version, 0..entry.size)?;
     let mut hasher = Hashing::default();
     while let Some(piece) = body.next_piece().map_err(|error| unreadable(error.into()))? {
         hasher.add(&piece).map_err(|error| unreadable(error.into()))?;

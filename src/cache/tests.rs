@@ -8,12 +8,15 @@ use std::time::{Duration, SystemTime};
 use super::sweep::Swept;
 use super::*;
 use crate::artifact::{Digest, Validators};
+use crate::blob::TierCounters;
 use crate::blob::memory::MemoryBlobs;
+use crate::blob::small::SmallBlobs;
 use crate::body::read_to_vec;
 use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken};
 use crate::index::memory::MemoryIndex;
+use crate::staging::Expect;
 use crate::upstream::scripted::{File, Gate, Scripted, refused, status};
 use crate::upstream::{Part, UpstreamHead, UpstreamReply, UpstreamRequest};
 
@@ -627,6 +630,32 @@ fn of_replicas_that_wait_in_vain_one_fetches_for_the_others() {
         }
     });
     assert_eq!(world.upstream.count("a"), 1);
+}
+
+#[test]
+fn what_another_replica_replaced_is_not_served_from_memory_though_the_row_is_old() {
+    let upstream = Scripted::new().file("a", File::of("old")).file("index/a", File::of("old"));
+    let world = World::new(upstream);
+    let (behind, counters) = (Arc::clone(&world.ports.blobs), TierCounters::default());
+    let tier = SmallBlobs::new(Arc::clone(&behind), 1 << 20, world.clock.clone(), counters);
+    let cache = replica(&Ports { blobs: Arc::new(tier), ..world.ports.clone() });
+    for path in ["a", "index/a"] {
+        for _ in 0..3 {
+            assert_eq!(get(&cache, &world.target, path).unwrap().1, b"old");
+            wait_until(|| cache.flight_count() == 0);
+        }
+        // Another replica is between its blob and its row.
+        let mut staged = world.staging.begin(Expect::default()).unwrap();
+        staged.append_bytes(b"new").unwrap();
+        let entry = world.stored(path).unwrap();
+        let about = behind.stat(&entry.blob).unwrap().unwrap().about.unwrap();
+        behind.publish(&entry.blob, &staged.seal().unwrap(), &about).unwrap();
+        world.upstream.put(path, File::of("new"));
+    }
+    assert_eq!(get(&cache, &world.target, "a").unwrap().1, b"old", "it never changes");
+    // Its row is forgotten, and the front asks again.
+    assert!(get(&cache, &world.target, "index/a").is_err());
+    assert_eq!(get(&cache, &world.target, "index/a").unwrap().1, b"new");
 }
 
 /// Leases that nobody can ask, as when Redis is away.

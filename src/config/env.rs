@@ -166,9 +166,9 @@ settings! {
         minio_ca_file: Option<PathBuf> = "MINIO_CA_FILE", "", Kind::Path,
             "Further root certificates for it (PEM).";
         hot_bytes: u64 = "HOT_BYTES", "0", Kind::Bytes { min: 0, max: 1 << 60 },
-            "Local disk space for the most used files of the S3 server, in DATA_DIR/hot; 0 is none.";
+            "Local disk space for the most used files of the S3 server that never change, in DATA_DIR/hot; 0 is none.";
         hot_memory_bytes: u64 = "HOT_MEMORY_BYTES", "16Mi", Kind::Bytes { min: 0, max: 1 << 40 },
-            "Memory for those of its files of up to 64 KiB that were used last; 0 is none.";
+            "Memory for those of its files of up to 64 KiB that were used last and never change; 0 is none.";
         db_host: Option<String> = "DBHOST", "", Kind::Text,
             "A PostgreSQL server for the index; needs DBUSER, DBPASS and DBNAME. Without it the index is in DATA_DIR.";
         db_port: u16 = "DBPORT", "5432", Kind::Count { min: 1, max: 65_535 },

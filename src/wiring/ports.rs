@@ -129,8 +129,12 @@ pub fn open(
                 );
             }
             if engines.hot_memory_bytes > 0 {
-                blobs =
-                    Arc::new(SmallBlobs::new(blobs, engines.hot_memory_bytes, tiers.of("memory")));
+                blobs = Arc::new(SmallBlobs::new(
+                    blobs,
+                    engines.hot_memory_bytes,
+                    clock.clone(),
+                    tiers.of("memory"),
+                ));
             }
             blobs
         }

@@ -120,23 +120,12 @@ fn a_first_use_long_ago_does_not_count() {
     let bench = Bench::new(1000);
     let blob = bench.publish("a", b"0123456789");
     bench.read(&blob, 0..10);
-    bench.clock.advance(SEEN_FOR);
+    bench.clock.advance(crate::blob::seen::SEEN_FOR);
     bench.read(&blob, 0..10);
     assert!(bench.hot.tier.table().under_way.is_empty());
-    bench.clock.advance(SEEN_FOR / 2);
+    bench.clock.advance(crate::blob::seen::SEEN_FOR / 2);
     bench.read(&blob, 0..10);
     eventually("the blob is here", || bench.counts().fills == 1);
-}
-
-#[test]
-fn uses_are_remembered_in_bounded_memory() {
-    let mut seen = Seen::new(SystemTime::UNIX_EPOCH);
-    for number in 0..2 * SEEN_MAX {
-        let key = BlobKey::from_listing(&format!("r/{number:016x}/x")).unwrap();
-        assert!(!seen.note(&key, SystemTime::UNIX_EPOCH), "{number}");
-        assert!(seen.note(&key, SystemTime::UNIX_EPOCH), "{number}");
-        assert!(seen.young.len() + seen.old.len() <= SEEN_MAX);
-    }
 }
 
 #[test]

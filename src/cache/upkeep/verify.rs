@@ -268,7 +268,7 @@ impl Worker<'_> {
 
     /// What is wrong with the blob of a row, if something is.
     fn fault_of(&self, entry: &Entry, hashed: &mut u64) -> Result<Option<Fault>, Unheard> {
-        let opened = self.ports.blobs.open(&entry.blob, &entry.version, 0..entry.size);
+        let opened = self.ports.blobs.open_current(&entry.blob, &entry.version, 0..entry.size);
         let mut body = match opened {
             Ok(body) => body,
             Err(error) => return Ok(Some(fault_at_opening(&error))),
