@@ -116,9 +116,10 @@ fn run_upkeep(
 fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
     match token::make(name, scopes, remotes) {
         Ok(made) => {
-            println!("# The token; it is stored nowhere and cannot be shown again:");
-            println!("{}", made.token);
-            println!("# Its line for TOKENS_FILE:");
+            // Not to standard output, which goes into the tokens file with `>>`.
+            eprintln!("The token; it is stored nowhere and cannot be shown again:");
+            eprintln!("{}", made.token);
+            eprintln!("Its line for TOKENS_FILE goes to standard output:");
             println!("{}", made.line);
             ExitCode::SUCCESS
         }

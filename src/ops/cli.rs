@@ -56,13 +56,14 @@ pub enum Command {
     Warm(Warm),
     /// Ask the server of this machine (LISTEN_ADDR) for its health: exit 0 if it answers, 1 if not.
     Health,
-    /// Make a token: print it once, and the line for TOKENS_FILE that lets it in.
+    /// Make a token: print it once, to standard error, and to standard output the line for
+    /// TOKENS_FILE that lets it in (`artifactapi token NAME >> tokens`).
     Token {
         /// Whose it is; it stands in the file and in the log.
         #[arg(value_parser = token_name)]
         name: String,
-        /// What it may do: read, write or admin; may be given several times.
-        #[arg(long = "scope", default_value = "read", value_parser = scope)]
+        /// What it may do: read, write or admin; several with commas, or given several times.
+        #[arg(long = "scope", default_value = "read", value_delimiter = ',', value_parser = scope)]
         scopes: Vec<Scope>,
         /// A remote that it is restricted to; may be given several times. None is all.
         #[arg(long = "remote")]
@@ -127,11 +128,13 @@ mod tests {
             parse(&["artifactapi", "token", "ci"]).unwrap(),
             Some(token(&[Scope::Read], &[]))
         );
-        let words = "artifactapi token ci --scope read --scope write --remote tools";
-        assert_eq!(
-            parse(&words.split(' ').collect::<Vec<_>>()).unwrap(),
-            Some(token(&[Scope::Read, Scope::Write], &["tools"]))
-        );
+        for scopes in ["--scope read --scope write", "--scope read,write"] {
+            let words = format!("artifactapi token ci {scopes} --remote tools");
+            assert_eq!(
+                parse(&words.split(' ').collect::<Vec<_>>()).unwrap(),
+                Some(token(&[Scope::Read, Scope::Write], &["tools"]))
+            );
+        }
         for wrong in ["token", "token a/b", "token ci --scope all", "token ci --remote a/b"] {
             let words: Vec<&str> = "artifactapi".split(' ').chain(wrong.split(' ')).collect();
             assert!(parse(&words).is_err(), "{wrong}");
