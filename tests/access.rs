@@ -278,10 +278,7 @@ fn a_made_token_opens_what_it_was_made_for() {
     assert!(file.starts_with("ci ") && file.ends_with("own\n"), "{file}");
     assert!(file.lines().count() == 1 && !file.contains(token), "{file}");
     let upstream = Upstream::start();
-    let server = setup(&upstream)
-        .env("ANONYMOUS_READ", "false")
-        .file("tokens", &file)
-        .start();
+    let server = setup(&upstream).env("ANONYMOUS_READ", "false").file("tokens", &file).start();
     assert!(may_write(&server, token));
     server.ask(&Ask::get("/api/own/a").token(token)).expect(200, b"x");
     server.ask(&Ask::get("/api/files/a").token(token)).expect_error(403);
