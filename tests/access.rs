@@ -282,4 +282,16 @@ fn a_made_token_opens_what_it_was_made_for() {
     assert!(may_write(&server, token));
     server.ask(&Ask::get("/api/own/a").token(token)).expect(200, b"x");
     server.ask(&Ask::get("/api/files/a").token(token)).expect_error(403);
+    // A command that lacks one, or has one that does not open this, is told where it belongs.
+    for presented in ["", token] {
+        let warm = Command::new(PROGRAM)
+            .env_clear()
+            .env("LISTEN_ADDR", server.addr().to_string())
+            .env("ARTIFACTAPI_TOKEN", presented)
+            .args(["warm", "files"])
+            .output()
+            .expect("the program can be started");
+        let told = String::from_utf8_lossy(&warm.stderr);
+        assert!(!warm.status.success() && told.contains("; set ARTIFACTAPI_TOKEN"), "{told}");
+    }
 }
