@@ -470,7 +470,7 @@ mod tests {
             r#"HTTP_FRONT: "tiny" is not one of the known words; did you mean tiny_http? (the default is guarded)"#,
             r#"LOG_LEVEL: "warning" is not one of the known words; did you mean warn? (the default is info)"#,
             r#"WORKERS: "0" is below 1; give 1 to 4096 (the default is 256)"#,
-            r#"HEAD_BYTES_MAX: "lots" is not a number of bytes; give 1 KiB to 1 MiB, as a number or with Ki, Mi, Gi, K, M, G (the default is 32Ki)"#,
+            r#"HEAD_BYTES_MAX: "lots" is not a number of bytes; give 1 KiB to 1 MiB, as a number or with Ki, Mi, Gi, Ti, K, M, G, T (the default is 32Ki)"#,
             r#"WRITE_TIMEOUT_S: "30s" is not a number of seconds; give 0.1 to 3600 seconds (the default is 60)"#,
             r#"REDIRECTS_MAX: "11" is above 10; give 0 to 10 (the default is 10)"#,
         ];
