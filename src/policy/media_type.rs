@@ -65,7 +65,7 @@ mod tests {
     #[test]
     fn packages_and_what_lies_beside_them_are_not_taken_for_something_else() {
         let check = |name: &str, value| {
-            let path = ArtifactPath::from_canonical(&format!("a/{name}")).unwrap();
+            let path = ArtifactPath::from_canonical(format!("a/{name}")).unwrap();
             assert_eq!(of(&path, None), value, "{path}");
         };
         check("bash-5.1.8-9.el9.x86_64.rpm", "application/x-rpm");
