@@ -196,7 +196,7 @@ def check_container(cluster, where, container):
     for variable in container.get("env", []):
         source = variable.get("valueFrom", {})
         for field, kind in (("secretKeyRef", "Secret"), ("configMapKeyRef", "ConfigMap")):
-            if field in source:
+            if field in source and not source[field].get("optional"):
                 check_key(cluster, where, kind, source[field]["name"], source[field]["key"])
         check_variable(cluster, where, variable["name"])
 
@@ -378,6 +378,7 @@ MISTAKES = (
     ("artifactapi.yaml", "terminationGracePeriodSeconds: 45", "terminationGracePeriodSeconds: 35", "is killed before"),
     ("artifactapi.yaml", "sizeLimit: 20Gi", "sizeLimit: 16Gi", "no room for STAGING_BYTES_MAX"),
     ("artifactapi.yaml", "memory: 512Mi", "memory: 1Gi", "its resources are"),
+    ("artifactapi.yaml", "ADMIN_TOKEN, optional: true", "ADMIN_TOKEN", "has no ADMIN_TOKEN"),
     ("secret.yaml", "minio-service:9000", "minio-service:9001", "no Service at minio-service:9001"),
     ("secret.yaml", "REDIS_PASSWORD: REPLACE-ME", "REDIS_PASSWORD: REPLACE-ME-not", "REDIS_URL has not"),
     ("secret.yaml", "DBPASS: REPLACE-ME-database-password", "DBPASS: hunter2", "looks like a real secret"),

@@ -15,7 +15,7 @@ use artifactapi::front::wire::raise_descriptor_limit;
 use artifactapi::ops::cli::{self, Cli, Command};
 use artifactapi::ops::upkeep::{Form, Report, Summary};
 use artifactapi::ops::{ask, token, warm};
-use artifactapi::wiring::ports::{self, OpenedPorts};
+use artifactapi::wiring::ports::{self, Backends, OpenedPorts};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
@@ -45,7 +45,11 @@ fn main() -> ExitCode {
                     _ => None,
                 };
                 let what = Verify { remote, repair: cli::repair(repair), fetchable };
-                Ok(Summary::Verified(upkeep::verify(&opened.ports, &what, report)?))
+                let done = upkeep::verify(&opened.ports, &what, report)?;
+                if let (Some(name), 0) = (&what.remote, done.rows.files) {
+                    wiring::expect_remote(settings, name)?;
+                }
+                Ok(Summary::Verified(done))
             })
         }
         Command::Warm(what) => with_settings(|settings, _| warm_up(&settings, &what)),
@@ -93,7 +97,9 @@ fn run_upkeep(
 ) -> ExitCode {
     with_settings(|settings, engines| {
         start_logs(&settings);
-        let opened = match ports::open(&settings, &engines, &Clock::system()) {
+        let stored = ports::expect_stored(&settings, &engines);
+        let opened = stored.and_then(|()| ports::open(&settings, &engines, &Clock::system()));
+        let opened = match opened {
             Ok(opened) => opened,
             Err(error) => return refuse(&error),
         };
@@ -116,9 +122,10 @@ fn run_upkeep(
 fn make_token(name: &str, scopes: &[Scope], remotes: &[RemoteName]) -> ExitCode {
     match token::make(name, scopes, remotes) {
         Ok(made) => {
-            println!("# The token; it is stored nowhere and cannot be shown again:");
-            println!("{}", made.token);
-            println!("# Its line for TOKENS_FILE:");
+            // Not to standard output, which goes into the tokens file with `>>`.
+            eprintln!("The token; it is stored nowhere and cannot be shown again:");
+            eprintln!("{}", made.token);
+            eprintln!("Its line for TOKENS_FILE goes to standard output:");
             println!("{}", made.line);
             ExitCode::SUCCESS
         }
@@ -143,7 +150,15 @@ fn serve(settings: Settings, engines: &Engines) -> ExitCode {
     if let Err(error) = watch_signals(&app).and_then(|()| start_upkeep(&app)) {
         return refuse(&error);
     }
-    tracing::info!(version = env!("CARGO_PKG_VERSION"), "listening on {}", app.addresses());
+    let Backends { files, index, coordination } = app.backends();
+    tracing::info!(
+        version = env!("CARGO_PKG_VERSION"),
+        files,
+        index,
+        coordination,
+        "listening on {}",
+        app.addresses()
+    );
     let served = app.serve();
     let finished = app.finish();
     if !finished {

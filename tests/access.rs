@@ -271,17 +271,27 @@ fn a_made_token_opens_what_it_was_made_for() {
         .output()
         .expect("the program can be started");
     assert!(output.status.success(), "{output:?}");
-    let text = String::from_utf8(output.stdout).expect("it is text");
-    let lines: Vec<&str> = text.lines().filter(|line| !line.starts_with('#')).collect();
-    let [token, line] = lines[..] else { panic!("a token and a line, not {text}") };
-    assert!(line.starts_with("ci ") && !line.contains(token), "{line}");
+    // As it is appended to the file: one line, without the token.
+    let file = String::from_utf8(output.stdout).expect("it is text");
+    let shown = String::from_utf8(output.stderr).expect("it is text");
+    let token = shown.lines().find(|line| line.starts_with("artifactapi_")).expect("a token");
+    assert!(file.starts_with("ci ") && file.ends_with("own\n"), "{file}");
+    assert!(file.lines().count() == 1 && !file.contains(token), "{file}");
     let upstream = Upstream::start();
-    let server = setup(&upstream)
-        .env("ANONYMOUS_READ", "false")
-        // The comments may be pasted too.
-        .file("tokens", &text.replace(token, "#"))
-        .start();
+    let server = setup(&upstream).env("ANONYMOUS_READ", "false").file("tokens", &file).start();
     assert!(may_write(&server, token));
     server.ask(&Ask::get("/api/own/a").token(token)).expect(200, b"x");
     server.ask(&Ask::get("/api/files/a").token(token)).expect_error(403);
+    // A command that lacks one, or has one that does not open this, is told where it belongs.
+    for presented in ["", token] {
+        let warm = Command::new(PROGRAM)
+            .env_clear()
+            .env("LISTEN_ADDR", server.addr().to_string())
+            .env("ARTIFACTAPI_TOKEN", presented)
+            .args(["warm", "files"])
+            .output()
+            .expect("the program can be started");
+        let told = String::from_utf8_lossy(&warm.stderr);
+        assert!(!warm.status.success() && told.contains("; set ARTIFACTAPI_TOKEN"), "{told}");
+    }
 }

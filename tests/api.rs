@@ -195,9 +195,10 @@ fn escaped(text: &str) -> String {
 fn a_listing_that_makes_no_sense_is_400_or_404() {
     let server = Setup::files(Remote::at_url("http://files.example.org")).start();
     server.get("/artifacts/unknown").expect_error(404);
-    for query in ["?include_pattern=(", "?limit=0", "?limit=-1", "?limit=x"] {
+    for query in ["?include_pattern=(", "?limit=0", "?limit=-1", "?limit=x", "?pattern=x"] {
         server.get(&format!("/artifacts/files{query}")).expect_error(400);
     }
+    server.get("/jobs?limit=1").expect_error(400);
     let huge = "(a{1000}){1000}";
     server.get(&format!("/artifacts/files?include_pattern={}", escaped(huge))).expect_error(400);
     assert_eq!(listing(&server, "")["total_objects"], 0);

@@ -10,7 +10,7 @@ use serde_json::Value;
 use crate::support::client::{Ask, Received};
 use crate::support::noise;
 use crate::support::remotes::Remote;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{PROGRAM, Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
 
 const ADMIN: &str = "a-token-of-the-tests";
@@ -166,7 +166,6 @@ fn a_flipped_bit_is_found_dropped_and_healed() {
         let (code, findings, summary) = run(&server, &["verify"]);
         assert_eq!((code, &summary["right"], &summary[word]), (1, &1.into(), &1.into()));
         assert_eq!((&findings[0]["event"], &findings[0]["path"]), (&word.into(), &"a.bin".into()));
-        assert_eq!(run(&server, &["verify", "--remote", "other"]).0, 0);
 
         let (code, findings, summary) = run(&server, &["verify", "--remote", "files", "--repair"]);
         assert_eq!((code, &summary["dropped"]), (0, &1.into()));
@@ -236,6 +235,40 @@ fn people_read_lines_and_a_summary() {
     let text = server.command(&["verify"]).stdout;
     let text = String::from_utf8(text).expect("it writes text");
     assert_eq!(text, "verify: 1 file, 5 B of artifacts: 1 right\n");
+}
+
+#[test]
+fn a_mistyped_remote_or_data_folder_is_not_sound() {
+    let upstream = Upstream::start();
+    let setup = Setup::files(Remote::at(&upstream)).remote("empty", Remote::at(&upstream));
+    let mut server = setup.start();
+    upstream.serve("/a.bin", Answer::file(b"bytes"));
+    server.get("/api/files/a.bin").expect(200, b"bytes");
+    stop(&mut server);
+    assert_eq!(run(&server, &["verify", "--remote", "empty"]).2["artifacts"], 0);
+    let output = server.command(&["verify", "--remote", "fiels"]);
+    assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b""[..]));
+    assert!(stderr(&output).contains("no remote \"fiels\" is in "), "{}", stderr(&output));
+
+    let mistyped = server.data_dir().with_file_name("dtaa");
+    for command in ["verify", "reindex"] {
+        for exists in [false, true] {
+            if exists {
+                fs::create_dir(&mistyped).expect("the folder takes another");
+            }
+            let mut run = std::process::Command::new(PROGRAM);
+            let output = run.arg(command).env_clear().env("DATA_DIR", &mistyped).output();
+            let output = output.expect("the program starts");
+            assert_eq!((output.status.code(), &output.stdout[..]), (Some(1), &b""[..]));
+            assert!(stderr(&output).contains("has no artifacts: is it mis"), "{}", stderr(&output));
+            if exists {
+                // Fails unless it is empty: nothing was made in it.
+                fs::remove_dir(&mistyped).expect("it is empty");
+            } else {
+                assert!(!mistyped.exists());
+            }
+        }
+    }
 }
 
 #[test]

@@ -2,9 +2,16 @@
 //!
 //! `UPDATE_DOCS=1 scripts/test --test main docs` writes them anew.
 
+use std::collections::BTreeMap;
+
+use artifactapi::blob::Tiers;
+use artifactapi::cache::counters::{self, Counters};
 use artifactapi::config::env::{ENGINES, SETTINGS};
 use artifactapi::config::{file, key};
 use artifactapi::formats;
+use artifactapi::index::Usage;
+use artifactapi::ops::Answered;
+use artifactapi::ops::metrics::{Metrics, Now};
 
 use crate::support::server::PROGRAM;
 
@@ -19,6 +26,38 @@ fn with_section(text: &str, name: &str, content: &str) -> String {
     format!("{head}{begin}{}\n{end}{tail}", content.trim_end())
 }
 
+/// The table of all metrics, from what a scrape says of each. Those with labels say nothing
+/// before they have counted something.
+fn metrics() -> String {
+    let (counters, tiers) = (Counters::default(), Tiers::default());
+    let remote = "alpine".parse().expect("it is a name");
+    let by_remote = [
+        &counters.fetches,
+        &counters.fetch_failures,
+        &counters.fetched_bytes,
+        &counters.evicted,
+        &counters.evicted_bytes,
+        &counters.without_room,
+    ];
+    for family in by_remote {
+        counters::of(family, &remote).inc();
+    }
+    tiers.of("memory").hits.inc();
+    let metrics = Metrics::new(&counters, &tiers);
+    metrics.count("alpine", Answered::Own, 1);
+    metrics.count_refusal(400);
+    metrics.set_usage(&BTreeMap::from([(remote, Usage::default())]));
+    let text = metrics.render(Now::default());
+    let mut table = "| metric | what |\n|---|---|\n".to_owned();
+    for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
+        let (name, help) = line.split_once(' ').expect("each has words");
+        let is_counter = text.contains(&format!("# TYPE {name} counter"));
+        let total = if is_counter { "_total" } else { "" };
+        table += &format!("| `{name}{total}` | {} |\n", help.trim_end_matches('.'));
+    }
+    table
+}
+
 #[test]
 fn readme_has_the_tables_of_the_code() {
     let readme = std::fs::read_to_string(README).expect("there is a README");
@@ -26,6 +65,7 @@ fn readme_has_the_tables_of_the_code() {
     right = with_section(&right, "engines", &key::markdown(ENGINES));
     right = with_section(&right, "settings", &key::markdown(SETTINGS));
     right = with_section(&right, "formats", &formats::markdown());
+    right = with_section(&right, "metrics", &metrics());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(README, &right).expect("README can be written");
     }

@@ -101,3 +101,14 @@ fn threads_and_descriptors_return_to_where_they_were() {
         server.threads() <= threads + 4 && server.descriptors() <= descriptors + 4
     });
 }
+
+/// They were passed over in silence, and so was the service that they were meant for.
+#[test]
+fn variables_of_a_service_that_is_not_chosen_are_named_at_the_start() {
+    let upstream = Upstream::start();
+    let setup = Setup::files(Remote::at(&upstream)).env("MINIO_ACCESS_KEY", "key");
+    let server = setup.env("DBUSER", "user").start();
+    server.wait_logged(&["WARN", "MINIO_ACCESS_KEY does nothing, because MINIO_ENDPOINT is not"]);
+    server.wait_logged(&["WARN", "DBUSER does nothing, because DBHOST is not set"]);
+    server.wait_logged(&["listening on ", "disk", "SQLite", "memory"]);
+}

@@ -78,12 +78,12 @@ settings! {
         config_path: PathBuf = "CONFIG_PATH", "remotes.yaml", Kind::Path,
             "The file that lists the remotes.";
         config_poll: Duration = "CONFIG_POLL_S", "5", Kind::Seconds { min_ms: 0, max_ms: 24 * HOUR_MS },
-            "How often that file is looked at for changes; 0 is never (SIGHUP reloads it too).";
+            "How often that file and TOKENS_FILE are looked at for changes; 0 is never (SIGHUP reloads them too).";
         log_format: LogFormat = "LOG_FORMAT", "text", Kind::OneOf(LogFormat::WORDS),
             "How log lines are written.";
         log_level: LogLevel = "LOG_LEVEL", "info", Kind::OneOf(LogLevel::WORDS),
             "The least important lines that are logged.";
-        workers: usize = "WORKERS", "256", Kind::Count { min: 1, max: 16_384 },
+        workers: usize = "WORKERS", "256", Kind::Count { min: 1, max: 4096 },
             "Threads that answer requests; each serves one client at a time.";
         queue_max: usize = "QUEUE_MAX", "1024", Kind::Count { min: 1, max: 1_000_000 },
             "Requests that may wait for a worker; one more is answered 503.";
@@ -469,8 +469,8 @@ mod tests {
         let expected = [
             r#"HTTP_FRONT: "tiny" is not one of the known words; did you mean tiny_http? (the default is guarded)"#,
             r#"LOG_LEVEL: "warning" is not one of the known words; did you mean warn? (the default is info)"#,
-            r#"WORKERS: "0" is below 1; give 1 to 16384 (the default is 256)"#,
-            r#"HEAD_BYTES_MAX: "lots" is not a number of bytes; give 1 KiB to 1 MiB, as a number or with Ki, Mi, Gi, K, M, G (the default is 32Ki)"#,
+            r#"WORKERS: "0" is below 1; give 1 to 4096 (the default is 256)"#,
+            r#"HEAD_BYTES_MAX: "lots" is not a number of bytes; give 1 KiB to 1 MiB, as a number or with Ki, Mi, Gi, Ti, K, M, G, T (the default is 32Ki)"#,
             r#"WRITE_TIMEOUT_S: "30s" is not a number of seconds; give 0.1 to 3600 seconds (the default is 60)"#,
             r#"REDIRECTS_MAX: "11" is above 10; give 0 to 10 (the default is 10)"#,
         ];

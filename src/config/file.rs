@@ -149,7 +149,7 @@ pub const REMOTE_KEYS: &[Key] = &[
         name: "max_bytes",
         kind: SIZE,
         default: "",
-        about: "The largest single artifact that is stored; a number, or with K, M, G, Ki, Mi, Gi. None is without limit. The bound on all of them together is `cache.max_bytes`.",
+        about: "The largest single artifact that is stored; a number, or with K, M, G, T, Ki, Mi, Gi, Ti. None is without limit. The bound on all of them together is `cache.max_bytes`.",
     },
     STALE_IF_ERROR,
     NEGATIVE_TTL,

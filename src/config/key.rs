@@ -145,7 +145,9 @@ impl Kind {
             }
             Self::Group => "write its keys below it, indented, as \"key: value\"".to_owned(),
             Self::Count { .. } | Self::Seconds { .. } => format!("give {self}"),
-            Self::Bytes { .. } => format!("give {self}, as a number or with Ki, Mi, Gi, K, M, G"),
+            Self::Bytes { .. } => {
+                format!("give {self}, as a number or with Ki, Mi, Gi, Ti, K, M, G, T")
+            }
         }
     }
 

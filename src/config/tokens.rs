@@ -20,6 +20,8 @@ use super::problem::{ConfigErrors, PROBLEMS_LISTED_MAX, Problem, Report, nearest
 use super::{Secret, key::bytes_written};
 use crate::artifact::{Digest, RemoteName};
 
+/// What a token begins with, so that people and scanners of secrets recognise one.
+pub const PREFIX: &str = "artifactapi_";
 /// The largest tokens file that is read, in bytes.
 pub const FILE_BYTES_MAX: u64 = 1 << 20;
 /// Tokens in one file: each is compared with whatever a client presents.
@@ -185,7 +187,8 @@ impl Tokens {
             match token {
                 Ok(token) => tokens.list.push(token),
                 Err(_) if report.errors.len() == PROBLEMS_LISTED_MAX => report.errors_unlisted += 1,
-                Err(Fault { key, what, fix }) => {
+                Err(fault) => {
+                    let Fault { key, what, fix } = fault.without_token(line);
                     let (file, line) = (file.to_owned(), Some(at + 1));
                     report.errors.push(Problem { file, line, key, what, fix, value: None });
                 }
@@ -230,6 +233,22 @@ struct Fault {
     key: String,
     what: String,
     fix: String,
+}
+
+impl Fault {
+    /// What is said of a line instead where a word of it looks like a token: whoever put one
+    /// there is told so, and the log does not repeat it.
+    fn without_token(self, line: &str) -> Self {
+        let is_secret = |word: &str| word.starts_with(PREFIX);
+        if !line.split([' ', '\t', ',']).any(is_secret) {
+            return self;
+        }
+        Self {
+            key: String::new(),
+            what: "the line holds a token itself".to_owned(),
+            fix: "put the line there that `artifactapi token` prints to standard output".to_owned(),
+        }
+    }
 }
 
 fn token_of(line: &str) -> Result<Token, Fault> {
@@ -359,6 +378,25 @@ mod tests {
             assert!(line.starts_with(expected), "{line:?} instead of {expected:?}");
         }
         assert!(!report.contains("hunter2"), "{report}");
+    }
+
+    #[test]
+    fn a_token_put_into_the_file_is_never_repeated() {
+        let (secret, digest) = (format!("{PREFIX}hunter2"), Digest::of(b"a"));
+        let lines = [
+            secret.clone(),
+            format!("ci {secret} read"),
+            format!("ci {digest} {secret}"),
+            format!("ci {digest} read,\t{secret}/"),
+            format!("{secret} {digest} read\n{secret} {digest} read"),
+        ];
+        for text in lines {
+            let report = Tokens::parse(&text, "tokens").unwrap_err().report.to_string();
+            assert!(report.contains(": the line holds a token itself; put the line"), "{report}");
+            assert!(!report.contains("hunter2"), "{report}");
+        }
+        // A name may begin like a token.
+        assert!(Tokens::parse(&format!("{PREFIX}ci {digest} read"), "tokens").is_ok());
     }
 
     #[test]

@@ -75,7 +75,7 @@ impl<'a> Need<'a> {
             // It may be somebody else's batch, and nobody can tell whose it is.
             Route::Job { .. } if !reads => (Some(Scope::Write), None),
             // A batch does no more than reads do, of whatever remotes it names.
-            Route::CacheArtifact { .. } | Route::Jobs | Route::Job { .. } => {
+            Route::CacheArtifact { .. } | Route::Jobs { .. } | Route::Job { .. } => {
                 (Some(Scope::Read), None)
             }
             Route::Artifact { remote, .. } | Route::Artifacts { remote, .. } if reads => {

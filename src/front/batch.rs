@@ -88,9 +88,10 @@ impl BatchApi {
     }
 
     /// `GET /jobs`.
-    pub(super) fn jobs(&self) -> Reply {
+    pub(super) fn jobs(&self, query: &str) -> Result<Reply, Problem> {
+        refuse_others(query, &[])?;
         let jobs: Vec<Value> = self.batches.jobs().iter().map(|job| job.summary()).collect();
-        reply::json(200, &json!({ "jobs": jobs }))
+        Ok(reply::json(200, &json!({ "jobs": jobs })))
     }
 
     /// `GET /jobs/{id}`.
@@ -141,9 +142,12 @@ fn ended(job: &Job) -> Reply {
 /// Options of a batch stand in its body: whoever writes `?dry_run=true` must not cache anything.
 fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
     let Some(name) = unknown_name(query, known) else { return Ok(()) };
-    let known = known.join(", ");
+    let known = match known {
+        [] => "there are none".to_owned(),
+        known => format!("use {}", known.join(", ")),
+    };
     let detail = format!(
-        "{name:?} is not a parameter here: use {known}; the options of a batch stand in its JSON"
+        "{name:?} is not a parameter here: {known}; the options of a batch stand in its JSON"
     );
     Err(Problem::new(400, detail))
 }

@@ -41,6 +41,8 @@ use reply::{NO_STORE, Problem, json};
 use route::Route;
 use wire::{Broken, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
 
+/// The parameters of `GET /artifacts/{remote}`.
+const LIST_PARAMETERS: &[&str] = &["include_pattern", "prefix", "limit", "cursor"];
 /// The parameters of `DELETE /artifacts/{remote}`.
 const PURGE_PARAMETERS: &[&str] =
     &["include_pattern", "prefix", "limit", "cursor", "dry_run", "all"];
@@ -139,7 +141,7 @@ impl Front {
                 self.artifact(catalog, (remote, path, query), head, body, &caller)
             }
             Route::CacheArtifact { query } => self.batches.begin(catalog, query, body).map(own),
-            Route::Jobs => Ok(own(self.batches.jobs())),
+            Route::Jobs { query } => self.batches.jobs(query).map(own),
             Route::Job { id, .. } if head.method == "DELETE" => self.batches.cancel(id).map(own),
             Route::Job { id, query } => self.batches.job(id, query).map(own),
             Route::Unknown => {
@@ -199,10 +201,7 @@ impl Front {
     ) -> Result<(Reply, Answered), Problem> {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
         let refuse = |detail: String| Problem::new(400, detail);
-        if let Some(name) = route::unknown_name(query, PURGE_PARAMETERS) {
-            let known = PURGE_PARAMETERS.join(", ");
-            return Err(refuse(format!("{name:?} is not a parameter here: use {known}")));
-        }
+        refuse_others(query, PURGE_PARAMETERS)?;
         let value = |name| route::query_value(query, name);
         let switch = |name| match value(name).as_deref() {
             None | Some("false") => Ok(false),
@@ -225,6 +224,7 @@ impl Front {
 
     fn list(&self, catalog: &Catalog, remote: &str, query: &str) -> Result<Reply, Problem> {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
+        refuse_others(query, LIST_PARAMETERS)?;
         let page = page_of(query)?;
         let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
         Ok(json(200, &list))
@@ -298,6 +298,12 @@ impl Front {
         };
         writer.send_and_tell(reply, Box::new(told));
     }
+}
+
+fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
+    let Some(name) = route::unknown_name(query, known) else { return Ok(()) };
+    let known = known.join(", ");
+    Err(Problem::new(400, format!("{name:?} is not a parameter here: use {known}")))
 }
 
 fn page_of(query: &str) -> Result<admin::Page, Problem> {

@@ -39,7 +39,10 @@ pub(super) enum Route<'a> {
         query: &'a str,
     },
     /// `/jobs`: the batches.
-    Jobs,
+    Jobs {
+        /// The query as sent.
+        query: &'a str,
+    },
     /// `/jobs/{id}`.
     Job {
         /// The job's id as sent.
@@ -70,7 +73,7 @@ impl<'a> Route<'a> {
         }
         match path {
             "/cache-artifact" => Self::CacheArtifact { query: query.unwrap_or_default() },
-            "/jobs" => Self::Jobs,
+            "/jobs" => Self::Jobs { query: query.unwrap_or_default() },
             "/" => Self::Root,
             "/health" => Self::Health,
             "/health/live" => Self::Live,
@@ -138,7 +141,7 @@ mod tests {
         check("/api//a", artifact("", "a", None));
         check("/artifacts/r?limit=1", Route::Artifacts { remote: "r", query: "limit=1" });
         check("/cache-artifact?wait=true", Route::CacheArtifact { query: "wait=true" });
-        check("/jobs", Route::Jobs);
+        check("/jobs", Route::Jobs { query: "" });
         check("/jobs/0a?limit=1", Route::Job { id: "0a", query: "limit=1" });
         check("/apis/r", Route::Unknown);
         check("//api/r/a", Route::Unknown);

@@ -12,7 +12,14 @@ use crate::config::tokens::{self, Scope};
 
 /// A caching proxy for artifacts.
 #[derive(Debug, Parser)]
-#[command(name = "artifactapi", version, about, disable_help_subcommand = true)]
+#[command(
+    name = "artifactapi",
+    version,
+    about,
+    disable_help_subcommand = true,
+    after_help = "Without a command it serves. Everything is set by environment variables: CONFIG_PATH names the file \
+                  that lists the remotes (remotes.yaml), DATA_DIR the folder of the cache (data); README lists them all."
+)]
 pub struct Cli {
     /// What to do; without a word: serve.
     #[command(subcommand)]
@@ -31,6 +38,8 @@ pub enum Command {
     },
     /// Rebuild the index from what the stored blobs say about themselves. Exit 0 if everything
     /// could be judged, and every blob says what it is.
+    ///
+    /// Stop the server first where DATA_DIR is its own.
     Reindex {
         /// Write nothing; say what would be done.
         #[arg(long)]
@@ -40,6 +49,8 @@ pub enum Command {
         json: bool,
     },
     /// Hash every stored artifact. Exit 0 if nothing is wrong, or was wrong and has been dropped.
+    ///
+    /// Stop the server first where DATA_DIR is its own.
     Verify {
         /// Of this remote only.
         #[arg(long)]
@@ -53,16 +64,19 @@ pub enum Command {
         json: bool,
     },
     /// Have a running server cache many artifacts: exit 0 if all went well, 1 if not.
+    ///
+    /// ARTIFACTAPI_TOKEN holds the token for a server whose ANONYMOUS_READ is false.
     Warm(Warm),
     /// Ask the server of this machine (LISTEN_ADDR) for its health: exit 0 if it answers, 1 if not.
     Health,
-    /// Make a token: print it once, and the line for TOKENS_FILE that lets it in.
+    /// Make a token: print it once, to standard error, and to standard output the line for
+    /// TOKENS_FILE that lets it in (`artifactapi token NAME >> tokens`).
     Token {
         /// Whose it is; it stands in the file and in the log.
         #[arg(value_parser = token_name)]
         name: String,
-        /// What it may do: read, write or admin; may be given several times.
-        #[arg(long = "scope", default_value = "read", value_parser = scope)]
+        /// What it may do: read, write or admin; several with commas, or given several times.
+        #[arg(long = "scope", default_value = "read", value_delimiter = ',', value_parser = scope)]
         scopes: Vec<Scope>,
         /// A remote that it is restricted to; may be given several times. None is all.
         #[arg(long = "remote")]
@@ -127,11 +141,13 @@ mod tests {
             parse(&["artifactapi", "token", "ci"]).unwrap(),
             Some(token(&[Scope::Read], &[]))
         );
-        let words = "artifactapi token ci --scope read --scope write --remote tools";
-        assert_eq!(
-            parse(&words.split(' ').collect::<Vec<_>>()).unwrap(),
-            Some(token(&[Scope::Read, Scope::Write], &["tools"]))
-        );
+        for scopes in ["--scope read --scope write", "--scope read,write"] {
+            let words = format!("artifactapi token ci {scopes} --remote tools");
+            assert_eq!(
+                parse(&words.split(' ').collect::<Vec<_>>()).unwrap(),
+                Some(token(&[Scope::Read, Scope::Write], &["tools"]))
+            );
+        }
         for wrong in ["token", "token a/b", "token ci --scope all", "token ci --remote a/b"] {
             let words: Vec<&str> = "artifactapi".split(' ').chain(wrong.split(' ')).collect();
             assert!(parse(&words).is_err(), "{wrong}");
@@ -142,5 +158,23 @@ mod tests {
         let both = ["artifactapi", "warm", "tools", "--pattern", "x", "--paths", "y"];
         assert!(parse(&both).is_err());
         assert!(parse(&["artifactapi", "warm"]).is_err());
+    }
+
+    #[test]
+    fn the_help_says_what_is_set_where() {
+        let help = |words: &[&str]| Cli::try_parse_from(words).unwrap_err().to_string();
+        let check = |words: &str, told: &str| {
+            let words = format!("artifactapi {words}");
+            let text = help(&words.trim().split(' ').collect::<Vec<_>>());
+            // Wherever the lines are broken.
+            let text = text.split_whitespace().collect::<Vec<_>>().join(" ");
+            assert!(text.contains(told), "{text}");
+        };
+        check("--help", "Without a command it serves.");
+        check("--help", "CONFIG_PATH names");
+        check("--help", "DATA_DIR the folder");
+        check("warm --help", crate::ops::warm::TOKEN_VARIABLE);
+        check("verify --help", "Stop the server first");
+        check("reindex --help", "Stop the server first");
     }
 }

@@ -5,10 +5,8 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use rustix::rand::{GetRandomFlags, getrandom};
 
 use crate::artifact::{Digest, RemoteName};
-use crate::config::tokens::Scope;
+use crate::config::tokens::{PREFIX, Scope};
 
-/// What a token begins with, so that people and scanners of secrets recognise one.
-const PREFIX: &str = "artifactapi_";
 /// Random bytes of a token: nobody guesses 256 bits.
 const RANDOM_BYTES: usize = 32;
 

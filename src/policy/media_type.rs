@@ -7,13 +7,40 @@ use crate::artifact::ArtifactPath;
 /// What a file is whose kind nothing tells.
 const UNKNOWN: &str = "application/octet-stream";
 
+/// Packages and what lies beside them, by the endings of their names: mime_guess takes them for
+/// something else of that ending, or does not know them.
+const OURS: &[(&str, &str)] = &[
+    ("rpm", "application/x-rpm"),
+    ("drpm", "application/x-rpm"),
+    ("deb", "application/vnd.debian.binary-package"),
+    ("udeb", "application/vnd.debian.binary-package"),
+    ("ddeb", "application/vnd.debian.binary-package"),
+    // Alpine's: it has no type of its own, and Android's would be another format's.
+    ("apk", UNKNOWN),
+    ("whl", "application/zip"),
+    ("dsc", "text/plain"),
+    ("pub", "text/plain"),
+    ("tgz", "application/gzip"),
+    ("tbz2", "application/x-bzip2"),
+    ("txz", "application/x-xz"),
+    ("zst", "application/zstd"),
+];
+
 /// The type by the file's name, then upstream's, then none in particular.
 pub fn of(path: &ArtifactPath, upstream: Option<&str>) -> Cow<'static, str> {
-    match (mime_guess::from_path(path.file_name()).first_raw(), upstream) {
+    let name = path.file_name();
+    let by_name = ours(name).or_else(|| mime_guess::from_path(name).first_raw());
+    match (by_name, upstream) {
         (Some(by_name), _) => by_name.into(),
         (None, Some(upstream)) => upstream.to_owned().into(),
         (None, None) => UNKNOWN.into(),
     }
+}
+
+fn ours(name: &str) -> Option<&'static str> {
+    let (_, ending) = name.rsplit_once('.')?;
+    let found = OURS.iter().find(|(known, _)| known.eq_ignore_ascii_case(ending))?;
+    Some(found.1)
 }
 
 #[cfg(test)]
@@ -30,5 +57,26 @@ mod tests {
         check("a/b", Some("text/html"), "text/html");
         check("simple/b/", Some("text/html"), "text/html");
         check("a/b", None, "application/octet-stream");
+        // The last dot's ending, in any case; a folder's name tells nothing.
+        check("a/b-1.2-3.x86_64.RPM", Some("text/html"), "application/x-rpm");
+        check("a.rpm/b", Some("text/html"), "text/html");
+    }
+
+    #[test]
+    fn packages_and_what_lies_beside_them_are_not_taken_for_something_else() {
+        let check = |name: &str, value| {
+            let path = ArtifactPath::from_canonical(format!("a/{name}")).unwrap();
+            assert_eq!(of(&path, None), value, "{path}");
+        };
+        check("bash-5.1.8-9.el9.x86_64.rpm", "application/x-rpm");
+        check("hello_2.10-3_amd64.deb", "application/vnd.debian.binary-package");
+        check("curl-8.9.0-r0.apk", "application/octet-stream");
+        check("hello_2.10-3.dsc", "text/plain");
+        check("builder@example.org-4a6a0840.rsa.pub", "text/plain");
+        check("hello_2.10.orig.tar.xz.asc", "application/pgp-signature");
+        check("tool-1.2.tgz", "application/gzip");
+        check("updateinfo.xml.zst", "application/zstd");
+        check("Packages.xz", "application/x-xz");
+        check("tool-1.2-py3-none-any.whl", "application/zip");
     }
 }

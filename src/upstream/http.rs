@@ -11,7 +11,7 @@
 //!
 //! Errors name a host, never a URL: its query may be a token.
 
-use ureq::http::{HeaderMap, HeaderValue, Request, Response, header};
+use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use ureq::{Body, Timeout};
 use url::Url;
 
@@ -99,7 +99,11 @@ impl HttpUpstream {
             match self.agents.for_hop(hop, url).run(message) {
                 Err(ureq::Error::Other(cause))
                     if cause.is::<StaleConnection>() && sends < SENDS_MAX => {}
-                answered => return answered.map_err(|error| self.explain(&host_of(url), error)),
+                answered => {
+                    let explained =
+                        |error| self.explain(&host_of(url), self.proxy(hop, url), error);
+                    return answered.map_err(explained);
+                }
             }
         }
     }
@@ -170,10 +174,23 @@ impl HttpUpstream {
         }
     }
 
-    fn explain(&self, host: &str, error: ureq::Error) -> UpstreamError {
+    /// The proxy that a hop goes through, without its credentials.
+    fn proxy(&self, hop: Hop, url: &Url) -> Option<String> {
+        let proxy = self.agents.for_hop(hop, url).config().proxy()?;
+        let uri: Uri = url.as_str().parse().ok()?;
+        (!proxy.is_no_proxy(&uri)).then(|| format!("{}:{}", proxy.host(), proxy.port()))
+    }
+
+    fn explain(&self, host: &str, proxy: Option<String>, error: ureq::Error) -> UpstreamError {
         use ureq::Error;
         let host = host.to_owned();
-        let connect = |host, reason: String| UpstreamError::Connect { host, reason };
+        // Whether it is the proxy or the host behind it that cannot be reached, nobody says.
+        let by_way = proxy.map(|proxy| format!("by way of the proxy {proxy}: "));
+        let by_way = by_way.unwrap_or_default();
+        let connect = |host, reason: String| UpstreamError::Connect {
+            host,
+            reason: format!("{by_way}{reason}"),
+        };
         let timeout = |host, during, after| UpstreamError::Timeout { host, during, after };
         match error {
             Error::Timeout(Timeout::Resolve | Timeout::Connect) => {
@@ -189,9 +206,7 @@ impl HttpUpstream {
             Error::Io(error) => connect(host, error.to_string()),
             Error::HostNotFound => connect(host, "there is no such host".to_owned()),
             Error::ConnectionFailed => connect(host, "nothing answered".to_owned()),
-            Error::ConnectProxyFailed(reason) => {
-                connect(host, format!("the proxy refused: {reason}"))
-            }
+            Error::ConnectProxyFailed(reason) => connect(host, format!("it refused: {reason}")),
             Error::Tls(reason) => connect(host, reason.to_owned()),
             Error::Rustls(error) => connect(host, error.to_string()),
             Error::Other(cause) if cause.is::<OnlyPrivate>() => {

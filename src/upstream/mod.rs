@@ -247,7 +247,7 @@ pub enum UpstreamError {
         reason: String,
     },
     /// It failed so often that it is left alone for a while; nothing was asked.
-    #[error("{host} keeps failing and is left alone for another {retry_after:?}")]
+    #[error("{host} keeps failing and is left alone for another {:.1} s", retry_after.as_secs_f64())]
     Blocked {
         /// Which host.
         host: String,

@@ -35,8 +35,9 @@ use crate::ops::metrics::Metrics;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
 
 pub mod ports;
+pub mod unused;
 
-use ports::{OpenedPorts, PortsError};
+use ports::{Backends, OpenedPorts, PortsError};
 
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
@@ -172,6 +173,11 @@ impl App {
     /// The addresses that clients connect to, with the ports that were chosen.
     pub fn addresses(&self) -> &str {
         &self.addresses
+    }
+
+    /// Which backends are in use.
+    pub fn backends(&self) -> Backends {
+        self.opened.backends()
     }
 
     /// Accepts and serves until [`App::stop`].
@@ -395,6 +401,35 @@ pub fn fetchable(settings: &Settings) -> Result<BTreeSet<RemoteName>, ConfigErro
     let has_upstream = |remote: &Remote| matches!(remote.kind, Kind::Remote(_));
     let fetchable = remotes.into_iter().filter(|(_, remote)| has_upstream(remote));
     Ok(fetchable.map(|(name, _)| name).collect())
+}
+
+/// Refuses a name that no remote of remotes.yaml has: for a command that found nothing of it.
+///
+/// # Errors
+/// [`NoRemoteError`].
+pub fn expect_remote(settings: &Settings, name: &RemoteName) -> Result<(), NoRemoteError> {
+    let remotes = load_remotes(settings)?;
+    if remotes.by_name.contains_key(name) {
+        return Ok(());
+    }
+    let file = settings.config_path.display().to_string();
+    Err(NoRemoteError::Unknown { name: name.clone(), file })
+}
+
+/// Why a remote that a command names is none.
+#[derive(Debug, thiserror::Error)]
+pub enum NoRemoteError {
+    /// remotes.yaml can't be used, so nobody knows.
+    #[error(transparent)]
+    Config(#[from] ConfigErrors),
+    /// It is in remotes.yaml under no such name.
+    #[error("no remote {name:?} is in {file}, and nothing is stored of one: is it mistyped?", name = name.as_str())]
+    Unknown {
+        /// The name.
+        name: RemoteName,
+        /// The file that was looked into.
+        file: String,
+    },
 }
 
 fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {

@@ -1,9 +1,11 @@
 //! Which backends stand behind the ports: embedded ones, or the services that the environment
 //! names, each by its own variables and in any mixture.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::unused::unused;
+use super::variable;
 use crate::artifact::BlobKey;
 use crate::blob::BlobStore;
 use crate::blob::Tiers;
@@ -51,6 +53,16 @@ pub enum PortsError {
         /// Why.
         source: std::io::Error,
     },
+    /// A command on what is stored was given a data folder that nothing was ever stored in.
+    #[error(
+        "DATA_DIR {folder} has no artifacts: is it mistyped? (there is no folder {blobs} in it)"
+    )]
+    NothingStored {
+        /// Which folder.
+        folder: PathBuf,
+        /// What it has not.
+        blobs: &'static str,
+    },
     /// Another process uses the data folder.
     #[error(transparent)]
     Locked(#[from] LockError),
@@ -95,6 +107,33 @@ pub struct OpenedPorts {
     _lock: DataDirLock,
 }
 
+/// The folder of `DATA_DIR` that files are kept in, where they are on the local disk.
+const BLOBS: &str = "blobs";
+
+/// Which backends are in use, in words for the log.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Backends {
+    /// Where files are.
+    pub files: &'static str,
+    /// Where the index is.
+    pub index: &'static str,
+    /// Where freshness and leases are.
+    pub coordination: &'static str,
+}
+
+/// For a command on what is stored: refuses a `DATA_DIR` that no server has used, before
+/// [`open`] makes one of it.
+///
+/// # Errors
+/// [`PortsError::NothingStored`].
+pub fn expect_stored(settings: &Settings, engines: &Engines) -> Result<(), PortsError> {
+    let folder: &Path = &settings.data_dir;
+    if engines.minio_endpoint.is_some() || folder.join(BLOBS).is_dir() {
+        return Ok(());
+    }
+    Err(PortsError::NothingStored { folder: folder.to_owned(), blobs: BLOBS })
+}
+
 /// Opens every port.
 ///
 /// A service that does not answer does not hinder the start: it is asked again as soon as it
@@ -107,6 +146,9 @@ pub fn open(
     engines: &Engines,
     clock: &Clock,
 ) -> Result<OpenedPorts, PortsError> {
+    for told in unused(&variable) {
+        tracing::warn!("{told}");
+    }
     let data_dir = settings.data_dir.clone();
     let in_data_dir = |source| PortsError::DataDir { folder: data_dir.clone(), source };
     std::fs::create_dir_all(&data_dir).map_err(in_data_dir)?;
@@ -177,6 +219,15 @@ pub fn open(
 }
 
 impl OpenedPorts {
+    /// Which backends these are.
+    pub fn backends(&self) -> Backends {
+        Backends {
+            files: if self.s3.is_some() { "S3" } else { "disk" },
+            index: if self.bridge.is_some() { "PostgreSQL" } else { "SQLite" },
+            coordination: if self.redis.is_some() { "Redis" } else { "memory" },
+        }
+    }
+
     /// What tells how each backend is.
     pub fn probes(&self) -> Vec<(&'static str, Probe)> {
         let blobs: Probe = match &self.s3 {

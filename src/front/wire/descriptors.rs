@@ -24,7 +24,7 @@ pub(super) fn connections_max(wanted: usize) -> usize {
         tracing::warn!(
             connections_max = wanted,
             allowed,
-            "the limit of open files allows fewer connections"
+            "the limit of open files allows fewer connections than CONNECTIONS_MAX: raise it to three times that (ulimit -n, or LimitNOFILE= of a systemd unit), or lower CONNECTIONS_MAX"
         );
     }
     allowed.min(wanted)

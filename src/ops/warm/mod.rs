@@ -73,7 +73,7 @@ pub enum WarmError {
     #[error(transparent)]
     Ask(#[from] AskError),
     /// The server refuses.
-    #[error("the server refuses ({status}): {detail}")]
+    #[error("the server refuses ({status}): {detail}{}", token_hint(*status))]
     Refused {
         /// The status code.
         status: u16,
@@ -83,6 +83,14 @@ pub enum WarmError {
     /// The answer broke off.
     #[error("the server's answer broke off; what was begun goes on there (GET /jobs)")]
     Broken(#[source] io::Error),
+}
+
+/// What to do about a refusal for want of a token.
+fn token_hint(status: u16) -> String {
+    match status {
+        401 | 403 => format!("; set {TOKEN_VARIABLE} to a token that may read there"),
+        _ => String::new(),
+    }
 }
 
 /// Has a server warm its cache. Says whether everything went well.

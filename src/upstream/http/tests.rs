@@ -343,6 +343,13 @@ fn a_refused_connection_is_told_as_such() {
     let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let error = get(&upstream(&origin(&format!("http://{closed}/"))), "f").unwrap_err();
     assert!(matches!(error, UpstreamError::Connect { .. }), "{error:?}");
+    let through = Origin {
+        proxy: Some(Url::parse(&format!("http://user:hunter2@{closed}")).unwrap()),
+        ..origin("http://files.example.org/")
+    };
+    let error = get(&upstream(&through), "f").unwrap_err().to_string();
+    let begin = format!("cannot connect to files.example.org: by way of the proxy {closed}: ");
+    assert!(error.starts_with(&begin) && !error.contains("hunter2"), "{error}");
 }
 
 #[test]
