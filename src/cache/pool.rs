@@ -179,6 +179,12 @@ impl FetchPool {
         self.jobs.len()
     }
 
+    /// A batch's fetches that wait for a thread.
+    #[cfg(test)]
+    pub(super) fn batch_queued(&self) -> usize {
+        self.batch.waiting().len()
+    }
+
     /// How many of a batch's fetches can run at once.
     pub(super) fn batch_threads(&self) -> usize {
         self.batch_threads

@@ -989,8 +989,9 @@ fn queued_fills(
             let filling =
                 thread::spawn(move || cache.fill(&target, &path, None, Wish::Fresh, &report));
             wait_until(|| world.cache.flight_count() == n + 1);
-            if n < 2 {
-                world.upstream.wait_for(&n.to_string(), 1);
+            match n {
+                0 | 1 => world.upstream.wait_for(&n.to_string(), 1),
+                _ => wait_until(|| world.cache.fetches.batch_queued() == n - 1),
             }
             filling
         })
