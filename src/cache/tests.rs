@@ -393,6 +393,23 @@ fn what_is_too_large_or_finds_no_room_is_served_unstored() {
 }
 
 #[test]
+fn what_is_read_along_takes_its_room_until_its_readers_have_gone() {
+    let body = bytes(MIB);
+    let upstream = Scripted::new().file("held", body.clone()).file("other", body.clone());
+    // Neither is stored.
+    let keys = "package: generic\n    max_bytes: 1000";
+    let world = World::with(upstream, keys, 3 * MIB as u64 / 2);
+    let found = world.find("held").unwrap();
+    let mut reader = world.cache.open(&world.target, found.bytes, Some(MIB as u64), None).unwrap();
+    wait_until(|| world.cache.flight_count() == 0);
+    world.check("other", Outcome::Pass, &body);
+    assert_eq!(read_to_vec(&mut reader, MIB).unwrap(), body);
+    drop(reader);
+    world.check("other", Outcome::Miss, &body);
+    world.settle();
+}
+
+#[test]
 fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
     for (keys, bytes_max) in [("max_bytes: 1000", None), ("description: x", Some(1000))] {
         let world = World::with(
@@ -413,6 +430,7 @@ fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
             // Who waits for the end learns what became of it.
             let found = world.cache.settle(found).unwrap();
             assert_eq!(found.met.is_stored, settled, "{path}");
+            drop(found);
             world.settle();
             assert_eq!(world.stored(path).is_some(), settled, "{path}");
         }
@@ -620,6 +638,7 @@ fn an_entry_whose_blob_is_gone_heals_itself() {
     assert!(matches!(why, OpenError::Gone), "{why}");
     let found = world.cache.recover(&world.target, &World::path("a"), why).unwrap();
     assert_eq!(found.met.outcome, Outcome::Miss);
+    drop(found);
     world.settle();
     world.check("a", Outcome::Hit, &body);
     assert_eq!(world.cache.counters().healed.get(), 1);
