@@ -127,12 +127,7 @@ impl Staging {
         reservation.grow_to(expect.len.unwrap_or(0))?;
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let path = self.inner.folder.join(format!("{number:016x}{SUFFIX}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| self.io_error(source))?;
+        let file = self.create(&path).map_err(|source| self.io_error(source))?;
         Ok(StagedFile {
             scratch: Arc::new(Scratch {
                 file: Arc::new(file),
@@ -144,6 +139,18 @@ impl Staging {
             expect,
             hashing: Hashing::begin(matches!(expect.checksum, Some(Checksum::Sha512(_)))),
         })
+    }
+
+    /// Creates a file, in a new folder where somebody took the folder away.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let create = || OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&self.inner.folder)?;
+                create()
+            }
+            created_or_failed => created_or_failed,
+        }
     }
 
     /// Bytes that are reserved now.
@@ -521,6 +528,17 @@ mod tests {
         assert_eq!(staging.reserved_bytes(), 0);
         drop((sealed, reader));
         assert_eq!((files_in(&folder), staging.reserved_bytes()), (1, 0));
+    }
+
+    #[test]
+    fn a_folder_that_vanished_is_made_again() {
+        let (folder, _) = staging(1);
+        let staging = Staging::open(&folder.path().join("staging"), 4).unwrap();
+        fs::remove_dir(folder.path().join("staging")).unwrap();
+        let mut staged = staging.begin(expecting(4)).unwrap();
+        staged.append_bytes(b"abcd").unwrap();
+        assert!(staged.seal().is_ok());
+        assert_eq!(staging.reserved_bytes(), 0);
     }
 
     #[test]
