@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
+use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
 use super::{FetchError, Ports, stored_head};
@@ -19,7 +20,7 @@ use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
 use crate::formats::Class;
 use crate::index::{IndexError, Put};
-use crate::staging::{Expect, SealedFile, StagedFile};
+use crate::staging::{Expect, SealedFile, StagedFile, StagingError};
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
@@ -75,9 +76,10 @@ pub(super) struct Job {
 /// Runs jobs, one at a time on each thread of the pool.
 pub(super) struct Fetcher {
     pub(super) ports: Ports,
-    space: Arc<Space>,
+    pub(super) space: Arc<Space>,
+    pub(super) no_room: Arc<NoRoom>,
     pub(super) counters: Arc<Counters>,
-    lease_ttl: Duration,
+    pub(super) lease_ttl: Duration,
 }
 
 /// A fetch under way.
@@ -94,15 +96,6 @@ struct Fetch<'a> {
 }
 
 impl Fetcher {
-    pub(super) fn new(
-        ports: Ports,
-        space: Arc<Space>,
-        counters: Arc<Counters>,
-        lease_ttl: Duration,
-    ) -> Self {
-        Self { ports, space, counters, lease_ttl }
-    }
-
     /// Runs a job to its end; `buffer` is the thread's own.
     pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, blob, class, task, remote, upstream } = job;
@@ -298,7 +291,11 @@ impl Fetcher {
                     });
                 }
             };
-            staged.append(buffer, read)?;
+            staged.append(buffer, read).inspect_err(|why| {
+                if let StagingError::Full { .. } = why {
+                    self.no_room.remember(fetch.key, self.ports.clock.now());
+                }
+            })?;
             fetched.inc_by(read as u64);
             fetch.writer.grew(staged.written());
             self.keep_lease(fetch);

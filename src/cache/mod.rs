@@ -28,6 +28,7 @@ mod fetch;
 mod fill;
 pub mod flight;
 mod found;
+mod no_room;
 mod pass;
 mod pool;
 mod prove;
@@ -51,9 +52,10 @@ pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
 use claims::Claims;
 use counters::Counters;
-use fetch::{Job, Task};
+use fetch::{Fetcher, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
+use no_room::NoRoom;
 use pool::{FetchPool, Urgency};
 use readers::Readers;
 use space::{Keeper, Space};
@@ -136,6 +138,7 @@ pub struct Cache {
     space: Arc<Space>,
     counters: Arc<Counters>,
     claims: Claims,
+    no_room: Arc<NoRoom>,
     // Whose turn it is among fills that found no room to stage: held while that one is fetched,
     // and only ever tried.
     room_turn: Mutex<()>,
@@ -155,8 +158,15 @@ impl Cache {
         let counters = Arc::new(Counters::default());
         let (space, flights): (Arc<Space>, Arc<Flights>) = Default::default();
         let (uses, readers): (Arc<Uses>, _) = (Arc::default(), Readers::new());
-        let fetches =
-            FetchPool::start(ports.clone(), bounds, Arc::clone(&space), Arc::clone(&counters));
+        let no_room = Arc::new(NoRoom::new());
+        let fetcher = Fetcher {
+            ports: ports.clone(),
+            space: Arc::clone(&space),
+            no_room: Arc::clone(&no_room),
+            counters: Arc::clone(&counters),
+            lease_ttl: bounds.lease_ttl,
+        };
+        let fetches = FetchPool::start(fetcher, bounds);
         let keeper = Keeper {
             ports: ports.clone(),
             space: Arc::clone(&space),
@@ -175,6 +185,7 @@ impl Cache {
             space,
             counters,
             claims: Claims::default(),
+            no_room,
             room_turn: Mutex::default(),
             lease_ttl: bounds.lease_ttl,
         }
@@ -199,6 +210,11 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Fetch | Decision::Revalidate, _)
+                    if self.no_room.was_met_by(&key, self.ports.clock.now()) =>
+                {
+                    return self.pass(target, key);
+                }
                 (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
                     Task::Prove(self.provable(&key, entry)?)
                 }
@@ -288,17 +304,17 @@ impl Cache {
 
     /// Waits until a flight has landed, so that the digest is known; for a client that asks
     /// for it. A found artifact that is no flight, or whose bytes are not kept, is given back
-    /// as it is.
+    /// as it is; nothing of it was sent yet, so a failure ends like one before the head.
     ///
     /// # Errors
     /// Why the fetch failed.
-    pub fn settle(&self, mut found: Found) -> Result<Found, CacheError> {
+    pub fn settle(&self, target: &Target, mut found: Found) -> Result<Found, CacheError> {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
                 Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
             }
-            End::Failed(why) => Err(CacheError::Fetch(why)),
+            End::Failed(why) => self.after_failure(target, &found.bytes.key, why),
             End::Unstored => {
                 found.met.is_stored = false;
                 Ok(found)

@@ -410,6 +410,36 @@ fn what_is_read_along_takes_its_room_until_its_readers_have_gone() {
 }
 
 #[test]
+fn what_finds_no_room_in_mid_body_is_passed_through_where_nothing_was_sent_and_the_next_time() {
+    let body = bytes(2 * MIB);
+    let gate = Gate::at(1000);
+    let file = File::of(body.clone()).chunked();
+    let held = file.clone().held_by(&gate);
+    let upstream =
+        Scripted::new().on(
+            "a",
+            move |request, nth| {
+                if nth == 1 { held.answer(request) } else { file.answer(request) }
+            },
+        );
+    let world = World::with(upstream, GENERIC, MIB as u64);
+    let found = world.find("a").unwrap();
+    assert_eq!(found.met.outcome, Outcome::Miss);
+    gate.open();
+    // As for a range or a digest.
+    let found = world.cache.settle(&world.target, found).unwrap();
+    assert_eq!(found.met.outcome, Outcome::Pass);
+    drop(found);
+    world.settle();
+    assert_eq!(world.upstream.count("a"), 2);
+    world.check("a", Outcome::Pass, &body);
+    assert_eq!(world.upstream.count("a"), 3, "it was not fetched in vain once more");
+    world.clock.advance(Duration::from_secs(61));
+    world.upstream.put("a", "small");
+    world.check("a", Outcome::Miss, b"small");
+}
+
+#[test]
 fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
     for (keys, bytes_max) in [("max_bytes: 1000", None), ("description: x", Some(1000))] {
         let world = World::with(
@@ -428,7 +458,7 @@ fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
             let found = world.find(path).unwrap();
             assert_eq!(found.met.is_stored, at_once, "{path}");
             // Who waits for the end learns what became of it.
-            let found = world.cache.settle(found).unwrap();
+            let found = world.cache.settle(&world.target, found).unwrap();
             assert_eq!(found.met.is_stored, settled, "{path}");
             drop(found);
             world.settle();
