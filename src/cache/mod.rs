@@ -526,7 +526,9 @@ impl Cache {
     fn stand_in(&self, target: &Target, key: ArtifactKey, class: Class, entry: Entry) -> Found {
         let now = self.ports.clock.now();
         let stale_for = policy::staleness(now, &target.remote.lifetimes, class, &entry);
-        self.found_stored(key, entry, Outcome::Stale, Some(-seconds(stale_for)))
+        // In its first second it is no hit either.
+        let ttl_s = -seconds(stale_for).max(1);
+        self.found_stored(key, entry, Outcome::Stale, Some(ttl_s))
     }
 
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {

@@ -249,8 +249,11 @@ fn a_stale_copy_stands_in_for_an_upstream_that_fails_but_not_for_one_that_means_
     let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
     world.check("index/a", Outcome::Miss, b"one");
     world.settle();
-    world.clock.advance(Duration::from_secs(150));
     world.upstream.go_down();
+    world.clock.advance(Duration::from_millis(100_500));
+    world.check("index/a", Outcome::Stale, b"one");
+    assert_eq!(world.find("index/a").unwrap().met.ttl_s, Some(-1));
+    world.clock.advance(Duration::from_millis(49_500));
     world.check("index/a", Outcome::Stale, b"one");
     assert_eq!(world.find("index/a").unwrap().met.ttl_s, Some(-50));
     world.upstream.come_back();
