@@ -28,7 +28,7 @@ use crate::upstream::{
 /// Bytes that are read from upstream at a time: no connection holds more of them.
 pub(super) const READ_BYTES: usize = 64 << 10;
 /// How often one body that was cut is continued.
-const RESUMES_MAX: usize = 3;
+pub(super) const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
 const PUTS_MAX: usize = 4;
 /// How often a replica without the lease looks for what the other one stored.

@@ -295,7 +295,7 @@ impl Cache {
 
     /// Fetches without storing: when there is no room to stage, or the store does not answer.
     fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
-        let upstream = target.upstream.as_deref().ok_or(CacheError::Absent)?;
+        let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
         let (about, passing) = pass::start(upstream, &key.path)?;
         let met = Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false };

@@ -443,6 +443,25 @@ fn what_finds_no_room_in_mid_body_is_passed_through_where_nothing_was_sent_and_t
 }
 
 #[test]
+fn a_passed_body_that_is_cut_goes_on_where_it_broke_off() {
+    let body = bytes(MIB);
+    // The first answer finds no room, the second one is passed through.
+    let cut = || {
+        let file = File::of(body.clone()).broken_at(600_000, ErrorKind::ConnectionReset);
+        file.broken_at(600_000, ErrorKind::ConnectionReset)
+    };
+    let upstream = Scripted::new().file("strong", cut().etag("\"v1\"")).file("none", cut());
+    let world = World::with(upstream, GENERIC, 1000);
+    world.check("strong", Outcome::Pass, &body);
+    let part = world.upstream.requests().pop().unwrap().part.unwrap();
+    assert_eq!((part.from, part.of.as_deref()), (600_000, Some("\"v1\"")));
+    let found = world.find("none").unwrap();
+    let range = Some(700_000..700_001);
+    let why = world.cache.open(&world.target, found.bytes, Some(MIB as u64), range).unwrap_err();
+    assert!(chain(&why).contains("after 600000 bytes"), "{}", chain(&why));
+}
+
+#[test]
 fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
     for (keys, bytes_max) in [("max_bytes: 1000", None), ("description: x", Some(1000))] {
         let world = World::with(
