@@ -213,7 +213,7 @@ impl Cache {
                 (Decision::Fetch | Decision::Revalidate, _)
                     if self.no_room.was_met_by(&key, self.ports.clock.now()) =>
                 {
-                    return self.pass(target, key);
+                    return self.pass_or_stand_in(target, &key);
                 }
                 (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
                     Task::Prove(self.provable(&key, entry)?)
@@ -508,7 +508,7 @@ impl Cache {
         why: Arc<FetchError>,
     ) -> Result<Found, CacheError> {
         if matches!(*why, FetchError::Staging(StagingError::Full { .. })) {
-            return self.pass(target, key.clone());
+            return self.pass_or_stand_in(target, key);
         }
         let (now, class) = (self.ports.clock.now(), target.class(&key.path));
         let stored = self.lookup(key).filter(|entry| {
@@ -520,6 +520,13 @@ impl Cache {
                 Ok(self.stand_in(target, key.clone(), class, entry))
             }
             None => Err(CacheError::Fetch(why)),
+        }
+    }
+
+    fn pass_or_stand_in(&self, target: &Target, key: &ArtifactKey) -> Result<Found, CacheError> {
+        match self.pass(target, key.clone()) {
+            Err(CacheError::Fetch(why)) => self.after_failure(target, key, why),
+            passed_or_absent => passed_or_absent,
         }
     }
 

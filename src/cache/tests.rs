@@ -437,9 +437,25 @@ fn what_finds_no_room_in_mid_body_is_passed_through_where_nothing_was_sent_and_t
     assert_eq!(world.upstream.count("a"), 2);
     world.check("a", Outcome::Pass, &body);
     assert_eq!(world.upstream.count("a"), 3, "it was not fetched in vain once more");
-    world.clock.advance(Duration::from_secs(61));
+    world.clock.advance(Duration::from_secs(60));
     world.upstream.put("a", "small");
     world.check("a", Outcome::Miss, b"small");
+}
+
+#[test]
+fn a_stale_copy_stands_in_where_what_found_no_room_cannot_be_passed_through() {
+    let large = File::of(bytes(2 * MIB)).chunked();
+    let world = World::with(Scripted::new().file("index/a", "one"), GENERIC, MIB as u64);
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(150));
+    world.upstream.put("index/a", large);
+    // Cut or passed through, as the first bytes came before the room ended or not.
+    let _ = world.get("index/a");
+    world.settle();
+    assert_eq!(world.find("index/a").unwrap().met.outcome, Outcome::Pass);
+    world.upstream.go_down();
+    world.check("index/a", Outcome::Stale, b"one");
 }
 
 #[test]
