@@ -283,7 +283,11 @@ fn a_new_version_that_breaks_off_leaves_the_old_one() {
     upstream.serve("/a", Answer::status(500));
     server.get("/api/files/a").expect(200, &old);
     upstream.serve("/a", Answer::file(&new).etag("\"v2\""));
-    eventually("the new version is served", || server.get("/api/files/a").body == new);
+    eventually("the new version is served", || {
+        let answer = server.get("/api/files/a");
+        let status = answer.header("cache-status").unwrap_or_default();
+        answer.body == new && status == "artifactapi; fwd=stale; fwd-status=200; stored"
+    });
 }
 
 #[test]

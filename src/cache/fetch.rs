@@ -241,6 +241,7 @@ impl Fetcher {
             is_checked: checksum.is_some() || fetch.stored.is_some(),
             is_storable: body.is_framed()
                 && head.len.is_none_or(|len| self.may_store(fetch.remote, len)),
+            is_refresh: fetch.stored.is_some(),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {

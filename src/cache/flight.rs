@@ -111,6 +111,8 @@ pub struct FlightHead {
     pub is_checked: bool,
     /// Whether it is to be stored, as far as the head tells.
     pub is_storable: bool,
+    /// Whether a stored copy was asked about, which this replaces.
+    pub is_refresh: bool,
 }
 
 /// How a flight ended.
@@ -478,6 +480,7 @@ mod tests {
             answered_at: SystemTime::UNIX_EPOCH,
             is_checked,
             is_storable: true,
+            is_refresh: false,
         }
     }
 

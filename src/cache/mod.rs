@@ -298,7 +298,8 @@ impl Cache {
         let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
         let (about, passing) = pass::start(upstream, &key.path)?;
-        let met = Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false };
+        let met =
+            Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false, is_refresh: false };
         Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })
     }
 
@@ -312,7 +313,9 @@ impl Cache {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
-                Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
+                let Met { outcome, is_refresh, .. } = found.met;
+                let stored = self.found_stored(found.bytes.key, entry, outcome, None);
+                Ok(Found { met: Met { is_refresh, ..stored.met }, ..stored })
             }
             End::Failed(why) => self.after_failure(target, &found.bytes.key, why),
             End::Unstored => {
@@ -564,7 +567,7 @@ impl Cache {
         };
         let reading = self.readers.read(&key).map(Arc::new);
         let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
-        Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
+        Found { met: Met { outcome, about, ttl_s, is_stored: true, is_refresh: false }, bytes }
     }
 
     fn found_flying(
@@ -586,9 +589,9 @@ impl Cache {
             content_encoding: head.content_encoding.clone(),
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
-        let is_stored = head.is_storable;
+        let (is_stored, is_refresh) = (head.is_storable, head.is_refresh);
         let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { met: Met { outcome, about, ttl_s: None, is_stored }, bytes }
+        Found { met: Met { outcome, about, ttl_s: None, is_stored, is_refresh }, bytes }
     }
 
     fn open_blob(

@@ -459,6 +459,22 @@ fn a_stale_copy_stands_in_where_what_found_no_room_cannot_be_passed_through() {
 }
 
 #[test]
+fn a_new_body_for_a_stored_copy_is_told_from_a_first_one() {
+    let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
+    for (body, is_refresh) in [("one", false), ("two", true), ("three", true)] {
+        world.upstream.put("index/a", body);
+        let found = world.find("index/a").unwrap();
+        assert_eq!((found.met.outcome, found.met.is_refresh), (Outcome::Miss, is_refresh));
+        let settled = world.cache.settle(&world.target, found).unwrap();
+        assert_eq!((settled.met.is_stored, settled.met.is_refresh), (true, is_refresh));
+        drop(settled);
+        world.settle();
+        assert!(!world.find("index/a").unwrap().met.is_refresh);
+        world.clock.advance(Duration::from_secs(150));
+    }
+}
+
+#[test]
 fn a_passed_body_that_is_cut_goes_on_where_it_broke_off() {
     let body = bytes(MIB);
     // The first answer finds no room, the second one is passed through.
