@@ -33,3 +33,27 @@ impl NoRoom {
         since.is_some_and(|since| now.duration_since(since).is_ok_and(|ago| ago < REMEMBERED_FOR))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::artifact::ArtifactPath;
+
+    #[test]
+    fn it_is_remembered_for_a_minute_and_not_before_it_happened() {
+        let key = |path| {
+            let path = ArtifactPath::from_canonical(path).unwrap();
+            ArtifactKey { remote: "r".parse().unwrap(), path }
+        };
+        let (no_room, now) = (NoRoom::new(), SystemTime::now());
+        let second = Duration::from_secs(1);
+        no_room.remember(&key("a"), now);
+        let was_met = |path, at| no_room.was_met_by(&key(path), at);
+        assert!(was_met("a", now) && was_met("a", now + 59 * second));
+        assert!(!was_met("a", now + 60 * second), "room may have come back");
+        assert!(!was_met("a", now - second), "the clock was set back");
+        assert!(!was_met("b", now));
+        no_room.remember(&key("a"), now + 60 * second);
+        assert!(was_met("a", now + 61 * second));
+    }
+}
