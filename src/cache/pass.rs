@@ -11,6 +11,7 @@ use super::flight::FlightHead;
 use super::{CacheError, FetchError, Representation, client_validators};
 use crate::artifact::{ArtifactPath, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
+use crate::chain::chain;
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest,
 };
@@ -149,7 +150,11 @@ fn part_of(
                 && is_same_version(&head.validators, validators);
             fits.then_some(body)
         }
-        Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) | Err(_) => None,
+        Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) => None,
+        Err(error) => {
+            tracing::warn!(%path, error = chain(&error), "a part could not be had");
+            None
+        }
     }
 }
 
