@@ -2,8 +2,9 @@
 //!
 //! A [`StagedFile`] grows while readers follow it. [`StagedFile::seal`] turns it into a
 //! [`SealedFile`] only if every promised byte arrived and hashed as expected, and only a
-//! sealed file can be published. Dropping either removes the scratch file and gives its
-//! reservation back.
+//! sealed file can be published. The last of them and of the readers removes the [`Scratch`] file
+//! and gives its reservation back: however slow the readers are, the quota bounds what lies on
+//! the disk. What a store has taken is the store's.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -31,7 +32,7 @@ pub struct Staging {
     inner: Arc<Inner>,
 }
 
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Inner {
     folder: PathBuf,
     bytes_max: u64,
@@ -122,23 +123,34 @@ impl Staging {
     /// # Errors
     /// [`StagingError::Full`] where the quota does not allow it, or the file system's.
     pub fn begin(&self, expect: Expect) -> Result<StagedFile, StagingError> {
-        let mut reservation = Reservation { staging: self.clone(), bytes: 0 };
+        let reservation = Reservation { staging: self.clone(), bytes: AtomicU64::new(0) };
         reservation.grow_to(expect.len.unwrap_or(0))?;
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let path = self.inner.folder.join(format!("{number:016x}{SUFFIX}"));
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .create_new(true)
-            .open(&path)
-            .map_err(|source| self.io_error(source))?;
+        let file = self.create(&path).map_err(|source| self.io_error(source))?;
         Ok(StagedFile {
-            scratch: Scratch { path, is_moved: AtomicBool::new(false), reservation },
-            file: Arc::new(file),
+            scratch: Arc::new(Scratch {
+                file: Arc::new(file),
+                path,
+                is_moved: AtomicBool::new(false),
+                reservation,
+            }),
             written: 0,
             expect,
             hashing: Hashing::begin(matches!(expect.checksum, Some(Checksum::Sha512(_)))),
         })
+    }
+
+    /// Creates a file, in a new folder where somebody took the folder away.
+    fn create(&self, path: &Path) -> io::Result<File> {
+        let create = || OpenOptions::new().read(true).write(true).create_new(true).open(path);
+        match create() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {
+                fs::create_dir_all(&self.inner.folder)?;
+                create()
+            }
+            created_or_failed => created_or_failed,
+        }
     }
 
     /// Bytes that are reserved now.
@@ -177,29 +189,31 @@ pub fn is_no_space(error: &io::Error) -> bool {
 #[derive(Debug)]
 struct Reservation {
     staging: Staging,
-    bytes: u64,
+    // Only who writes the file makes it grow.
+    bytes: AtomicU64,
 }
 
 impl Reservation {
     /// Makes room for a file that grows to `bytes` and will, as far as one knows, grow on. What
     /// comes may be little, so where there is no room for more, it gets what it needs.
-    fn grow_on_to(&mut self, bytes: u64) -> Result<(), StagingError> {
-        if bytes <= self.bytes {
+    fn grow_on_to(&self, bytes: u64) -> Result<(), StagingError> {
+        let has = self.bytes.load(Ordering::Relaxed);
+        if bytes <= has {
             return Ok(());
         }
-        let step = self.bytes.clamp(RESERVATION_MIN_BYTES, RESERVATION_STEP_BYTES);
-        self.grow_to(bytes.max(self.bytes + step)).or_else(|_| self.grow_to(bytes))
+        let step = has.clamp(RESERVATION_MIN_BYTES, RESERVATION_STEP_BYTES);
+        self.grow_to(bytes.max(has + step)).or_else(|_| self.grow_to(bytes))
     }
 
-    fn grow_to(&mut self, bytes: u64) -> Result<(), StagingError> {
-        let wanted = bytes.saturating_sub(self.bytes);
+    fn grow_to(&self, bytes: u64) -> Result<(), StagingError> {
+        let wanted = bytes.saturating_sub(self.bytes.load(Ordering::Relaxed));
         let inner = &self.staging.inner;
         let grown = inner.reserved.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |reserved| {
             reserved.checked_add(wanted).filter(|sum| *sum <= inner.bytes_max)
         });
         match grown {
             Ok(_) => {
-                self.bytes += wanted;
+                self.bytes.fetch_add(wanted, Ordering::Relaxed);
                 Ok(())
             }
             Err(reserved) => {
@@ -207,21 +221,47 @@ impl Reservation {
             }
         }
     }
+
+    fn give_back(&self) {
+        let bytes = self.bytes.swap(0, Ordering::Relaxed);
+        self.staging.inner.reserved.fetch_sub(bytes, Ordering::Relaxed);
+    }
 }
 
 impl Drop for Reservation {
     fn drop(&mut self) {
-        self.staging.inner.reserved.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.give_back();
     }
 }
 
-/// The name of a scratch file, removed when dropped unless it was moved. Whoever has the file
-/// open keeps it.
+/// A scratch file on the disk: removed when dropped, unless it was moved.
 #[derive(Debug)]
-struct Scratch {
+pub struct Scratch {
+    // Closed before the room is given back: whoever clones it holds on to the scratch file too.
+    file: Arc<File>,
     path: PathBuf,
     is_moved: AtomicBool,
     reservation: Reservation,
+}
+
+impl Scratch {
+    /// The bytes. Readers read at offsets and do not move the cursor.
+    pub fn file(&self) -> &Arc<File> {
+        &self.file
+    }
+
+    /// A file that lies in no scratch folder.
+    #[cfg(test)]
+    pub fn of(file: File) -> Self {
+        let staging = Staging { inner: Arc::default() };
+        let reservation = Reservation { staging, bytes: AtomicU64::new(0) };
+        Self {
+            file: Arc::new(file),
+            path: PathBuf::new(),
+            is_moved: AtomicBool::new(true),
+            reservation,
+        }
+    }
 }
 
 impl Drop for Scratch {
@@ -238,8 +278,7 @@ impl Drop for Scratch {
 /// A file that grows.
 #[derive(Debug)]
 pub struct StagedFile {
-    scratch: Scratch,
-    file: Arc<File>,
+    scratch: Arc<Scratch>,
     written: u64,
     expect: Expect,
     hashing: Hashing,
@@ -247,8 +286,8 @@ pub struct StagedFile {
 
 impl StagedFile {
     /// The file for readers, who may read at any offset below [`StagedFile::written`].
-    pub fn share(&self) -> Arc<File> {
-        Arc::clone(&self.file)
+    pub fn share(&self) -> Arc<Scratch> {
+        Arc::clone(&self.scratch)
     }
 
     /// How many bytes are written.
@@ -275,7 +314,9 @@ impl StagedFile {
             None => self.scratch.reservation.grow_on_to(end)?,
         }
         let staging = &self.scratch.reservation.staging;
-        (&*self.file).write_all(&buffer[..len]).map_err(|source| staging.io_error(source))?;
+        (&**self.scratch.file())
+            .write_all(&buffer[..len])
+            .map_err(|source| staging.io_error(source))?;
         self.hashing.add(buffer, len);
         self.written = end;
         Ok(())
@@ -290,7 +331,7 @@ impl StagedFile {
     /// Ends the file, if it is what was expected.
     ///
     /// # Errors
-    /// [`SealError`]; the scratch file is gone then.
+    /// [`SealError`]; the scratch file is gone then, unless somebody reads it.
     pub fn seal(self) -> Result<SealedFile, SealError> {
         if let Some(expected) = self.expect.len.filter(|len| *len != self.written) {
             return Err(SealError::Short { written: self.written, expected });
@@ -309,15 +350,14 @@ impl StagedFile {
                 });
             }
         }
-        Ok(SealedFile { scratch: self.scratch, file: self.file, len: self.written, digest })
+        Ok(SealedFile { scratch: self.scratch, len: self.written, digest })
     }
 }
 
 /// A whole body: every promised byte is there and hashed as expected.
 #[derive(Debug)]
 pub struct SealedFile {
-    scratch: Scratch,
-    file: Arc<File>,
+    scratch: Arc<Scratch>,
     len: u64,
     digest: Digest,
 }
@@ -325,17 +365,19 @@ pub struct SealedFile {
 impl SealedFile {
     /// The bytes. A store reads at offsets and does not move the cursor.
     pub fn file(&self) -> &File {
-        &self.file
+        self.scratch.file()
     }
 
     /// Moves the scratch file to `path`, over what is there, for a store that keeps it as it is.
-    /// From then on it is the store's; [`SealedFile::file`] stays open.
+    /// From then on it is the store's and takes no room of the quota; [`SealedFile::file`] stays
+    /// open.
     ///
     /// # Errors
     /// What the file system says; the scratch file is where it was then.
     pub fn move_to(&self, path: &Path) -> io::Result<()> {
         fs::rename(&self.scratch.path, path)?;
         self.scratch.is_moved.store(true, Ordering::Relaxed);
+        self.scratch.reservation.give_back();
         Ok(())
     }
 
@@ -458,6 +500,46 @@ mod tests {
             reservations += usize::from(after > before);
         }
         assert!(reservations <= 9, "{reservations}");
+    }
+
+    #[test]
+    fn room_is_kept_until_the_last_reader_has_gone() {
+        let (folder, staging) = staging(4);
+        let mut staged = staging.begin(expecting(4)).unwrap();
+        staged.append_bytes(b"abcd").unwrap();
+        let readers = [staged.share(), staged.share()];
+        drop(staged.seal().unwrap());
+        for reader in readers {
+            assert!(matches!(staging.begin(expecting(1)), Err(StagingError::Full { .. })));
+            drop(reader);
+        }
+        assert_eq!((files_in(&folder), staging.reserved_bytes()), (0, 0));
+    }
+
+    #[test]
+    fn what_a_store_has_taken_needs_no_room_though_it_is_read() {
+        let (folder, staging) = staging(4);
+        let mut staged = staging.begin(expecting(4)).unwrap();
+        staged.append_bytes(b"abcd").unwrap();
+        let reader = staged.share();
+        let sealed = staged.seal().unwrap();
+        assert!(sealed.move_to(Path::new("/nowhere/at/all")).is_err());
+        assert_eq!(staging.reserved_bytes(), 4);
+        sealed.move_to(&folder.path().join("stored")).unwrap();
+        assert_eq!(staging.reserved_bytes(), 0);
+        drop((sealed, reader));
+        assert_eq!((files_in(&folder), staging.reserved_bytes()), (1, 0));
+    }
+
+    #[test]
+    fn a_folder_that_vanished_is_made_again() {
+        let (folder, _) = staging(1);
+        let staging = Staging::open(&folder.path().join("staging"), 4).unwrap();
+        fs::remove_dir(folder.path().join("staging")).unwrap();
+        let mut staged = staging.begin(expecting(4)).unwrap();
+        staged.append_bytes(b"abcd").unwrap();
+        assert!(staged.seal().is_ok());
+        assert_eq!(staging.reserved_bytes(), 0);
     }
 
     #[test]

@@ -283,7 +283,11 @@ fn a_new_version_that_breaks_off_leaves_the_old_one() {
     upstream.serve("/a", Answer::status(500));
     server.get("/api/files/a").expect(200, &old);
     upstream.serve("/a", Answer::file(&new).etag("\"v2\""));
-    eventually("the new version is served", || server.get("/api/files/a").body == new);
+    eventually("the new version is served", || {
+        let answer = server.get("/api/files/a");
+        let status = answer.header("cache-status").unwrap_or_default();
+        answer.body == new && status == "artifactapi; fwd=stale; fwd-status=200; stored"
+    });
 }
 
 #[test]
@@ -347,6 +351,10 @@ fn what_does_not_fit_into_staging_is_passed_through() {
     // Its length is known too late: the beginning may have been sent.
     let answer = server.get("/api/files/large-chunked");
     assert!(answer.body == large || !answer.looks_whole() || answer.status() == 507);
+    // The next time it is known.
+    let again = server.get("/api/files/large-chunked");
+    again.expect(200, &large);
+    again.expect_header("cache-status", "artifactapi; fwd=bypass");
     server.get("/api/files/small").expect(200, &small);
     server.get("/api/files/small").expect_header("x-artifact-source", "cache");
     assert_eq!(server.blob_files().len(), 1);

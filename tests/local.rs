@@ -278,6 +278,7 @@ fn ranges_and_validators_work_as_for_remotes() {
 #[test]
 fn conditions_of_an_upload_hold_or_it_stores_nothing() {
     let server = setup(Remote::local().with("allow_overwrite: true")).start();
+    let (earlier, later) = ("Sat, 01 Jan 2000 00:00:00 GMT", "Fri, 01 Jan 2100 00:00:00 GMT");
     let put = |name: &str, value: &str, bytes: &[u8]| {
         server.ask(&put("a", bytes).header(name, value)).status()
     };
@@ -290,8 +291,15 @@ fn conditions_of_an_upload_hold_or_it_stores_nothing() {
     assert_eq!(put("If-Match", &etag, b"two"), 201);
     assert_eq!(put("If-Match", &etag, b"three"), 412);
     get(&server, "a").expect(200, b"two");
+    // RFC 9110, section 13.1.3: only GET and HEAD look at it.
+    assert_eq!(put("If-Modified-Since", later, b"four"), 201);
+    assert_eq!(put("If-Unmodified-Since", earlier, b"five"), 412);
+    assert_eq!(put("If-Unmodified-Since", later, b"five"), 201);
+
     server.ask(&delete("a").header("If-Match", etag.as_str())).expect_error(412);
-    server.ask(&delete("a").header("If-Match", "*")).expect_status(204);
+    server.ask(&delete("a").header("If-Unmodified-Since", earlier)).expect_error(412);
+    let unheeded = delete("a").header("If-Modified-Since", later).header("If-Match", "*");
+    server.ask(&unheeded).expect_status(204);
 }
 
 #[test]

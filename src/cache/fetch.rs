@@ -9,6 +9,7 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
+use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
 use super::versions::{confirms, is_same_version, version_of};
@@ -20,7 +21,7 @@ use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
 use crate::formats::Class;
 use crate::index::{IndexError, Put};
-use crate::staging::{Expect, SealedFile, StagedFile};
+use crate::staging::{Expect, SealedFile, StagedFile, StagingError};
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
@@ -30,7 +31,7 @@ use crate::upstream::{
 pub(super) const READ_BYTES: usize = 64 << 10;
 const READ_BYTES_MAX: usize = 512 << 10;
 /// How often one body that was cut is continued.
-const RESUMES_MAX: usize = 3;
+pub(super) const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
 const PUTS_MAX: usize = 4;
 /// How often a replica without the lease looks for what the other one stored.
@@ -78,9 +79,10 @@ pub(super) struct Job {
 /// Runs jobs, one at a time on each thread of the pool.
 pub(super) struct Fetcher {
     pub(super) ports: Ports,
-    space: Arc<Space>,
+    pub(super) space: Arc<Space>,
+    pub(super) no_room: Arc<NoRoom>,
     pub(super) counters: Arc<Counters>,
-    lease_ttl: Duration,
+    pub(super) lease_ttl: Duration,
 }
 
 /// A fetch under way.
@@ -97,15 +99,6 @@ struct Fetch<'a> {
 }
 
 impl Fetcher {
-    pub(super) fn new(
-        ports: Ports,
-        space: Arc<Space>,
-        counters: Arc<Counters>,
-        lease_ttl: Duration,
-    ) -> Self {
-        Self { ports, space, counters, lease_ttl }
-    }
-
     /// Runs a job to its end; `buffer` is the thread's own.
     pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, blob, class, task, remote, upstream } = job;
@@ -259,6 +252,7 @@ impl Fetcher {
             is_checked: checksum.is_some() || fetch.stored.is_some(),
             is_storable: body.is_framed()
                 && head.len.is_none_or(|len| self.may_store(fetch.remote, len)),
+            is_refresh: fetch.stored.is_some(),
         });
         let mut resumes = 0;
         while let Err(cut) = self.pump(fetch, &mut *body, &mut staged, buffer) {
@@ -312,7 +306,11 @@ impl Fetcher {
                     });
                 }
             };
-            staged.append(buffer, read)?;
+            staged.append(buffer, read).inspect_err(|why| {
+                if let StagingError::Full { .. } = why {
+                    self.no_room.remember(fetch.key, self.ports.clock.now());
+                }
+            })?;
             if read == buffer.len() && read < READ_BYTES_MAX {
                 *buffer = vec![0; 2 * read];
             }

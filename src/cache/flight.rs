@@ -10,7 +10,6 @@
 //! takes its own lock to hear it: first a flight's lock, then a queue's, never the other way.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
@@ -18,6 +17,7 @@ use std::time::{Duration, Instant, SystemTime};
 use super::FetchError;
 use crate::artifact::{ArtifactKey, Entry, Validators};
 use crate::body::{BodyError, Piece, Source};
+use crate::staging::Scratch;
 use crate::waiting;
 
 /// How much of the end is held back while a body's checksum is not yet known to be right. Small
@@ -95,8 +95,8 @@ struct State {
 /// What is known once upstream's answer has begun.
 #[derive(Debug)]
 pub struct FlightHead {
-    /// The growing file.
-    pub file: Arc<File>,
+    /// The growing file, and its room.
+    pub file: Arc<Scratch>,
     /// The length, where upstream announced it.
     pub len: Option<u64>,
     /// Upstream's validators.
@@ -111,6 +111,8 @@ pub struct FlightHead {
     pub is_checked: bool,
     /// Whether it is to be stored, as far as the head tells.
     pub is_storable: bool,
+    /// Whether a stored copy was asked about, which this replaces.
+    pub is_refresh: bool,
 }
 
 /// How a flight ended.
@@ -440,7 +442,7 @@ impl Source for FlightSource {
         let end = self.to.map_or(readable, |to| readable.min(to));
         let (offset, len) = (self.offset, end - self.offset);
         self.offset = end;
-        Ok((len > 0).then_some(Piece::Region { file: &self.head.file, offset, len }))
+        Ok((len > 0).then_some(Piece::Region { file: self.head.file.file(), offset, len }))
     }
 }
 
@@ -449,6 +451,7 @@ mod tests {
     use super::*;
     use crate::artifact::ArtifactPath;
     use crate::body::{Body, read_to_vec};
+    use std::fs::File;
     use std::io::Write;
 
     fn key() -> ArtifactKey {
@@ -469,7 +472,7 @@ mod tests {
 
     fn head(file: &File, len: Option<u64>, is_checked: bool) -> FlightHead {
         FlightHead {
-            file: Arc::new(file.try_clone().unwrap()),
+            file: Arc::new(Scratch::of(file.try_clone().unwrap())),
             len,
             validators: Validators::default(),
             content_type: None,
@@ -477,6 +480,7 @@ mod tests {
             answered_at: SystemTime::UNIX_EPOCH,
             is_checked,
             is_storable: true,
+            is_refresh: false,
         }
     }
 

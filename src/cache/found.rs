@@ -45,6 +45,8 @@ pub struct Met {
     pub ttl_s: Option<i64>,
     /// Whether it is, or is being, stored.
     pub is_stored: bool,
+    /// Whether upstream's answer takes the place of a stored copy.
+    pub is_refresh: bool,
 }
 
 /// The way to an artifact's bytes: give it to [`super::Cache::open`].

@@ -28,6 +28,7 @@ mod fetch;
 mod fill;
 pub mod flight;
 mod found;
+mod no_room;
 mod pass;
 mod pool;
 mod prove;
@@ -52,9 +53,10 @@ pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
 use claims::Claims;
 use counters::Counters;
-use fetch::{Job, Task};
+use fetch::{Fetcher, Job, Task};
 use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
+use no_room::NoRoom;
 use pool::{FetchPool, Urgency};
 use readers::Readers;
 use space::{Keeper, Space};
@@ -137,6 +139,7 @@ pub struct Cache {
     space: Arc<Space>,
     counters: Arc<Counters>,
     claims: Claims,
+    no_room: Arc<NoRoom>,
     // Whose turn it is among fills that found no room to stage: held while that one is fetched,
     // and only ever tried.
     room_turn: Mutex<()>,
@@ -156,8 +159,15 @@ impl Cache {
         let counters = Arc::new(Counters::default());
         let (space, flights): (Arc<Space>, Arc<Flights>) = Default::default();
         let (uses, readers): (Arc<Uses>, _) = (Arc::default(), Readers::new());
-        let fetches =
-            FetchPool::start(ports.clone(), bounds, Arc::clone(&space), Arc::clone(&counters));
+        let no_room = Arc::new(NoRoom::new());
+        let fetcher = Fetcher {
+            ports: ports.clone(),
+            space: Arc::clone(&space),
+            no_room: Arc::clone(&no_room),
+            counters: Arc::clone(&counters),
+            lease_ttl: bounds.lease_ttl,
+        };
+        let fetches = FetchPool::start(fetcher, bounds);
         let keeper = Keeper {
             ports: ports.clone(),
             space: Arc::clone(&space),
@@ -176,6 +186,7 @@ impl Cache {
             space,
             counters,
             claims: Claims::default(),
+            no_room,
             room_turn: Mutex::default(),
             lease_ttl: bounds.lease_ttl,
         }
@@ -200,6 +211,11 @@ impl Cache {
                     return Ok(self.stand_in(target, key, class, entry));
                 }
                 (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Fetch | Decision::Revalidate, _)
+                    if self.no_room.was_met_by(&key, self.ports.clock.now()) =>
+                {
+                    return self.pass_or_stand_in(target, &key);
+                }
                 (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
                     Task::Prove(self.provable(&key, entry)?)
                 }
@@ -280,26 +296,29 @@ impl Cache {
 
     /// Fetches without storing: when there is no room to stage, or the store does not answer.
     fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
-        let upstream = target.upstream.as_deref().ok_or(CacheError::Absent)?;
+        let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
-        let (about, passing) = pass::start(upstream, &key.path)?;
-        let met = Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false };
+        let (about, passing) = pass::start(upstream, &key.path, self.ports.clock.now())?;
+        let met =
+            Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false, is_refresh: false };
         Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })
     }
 
     /// Waits until a flight has landed, so that the digest is known; for a client that asks
     /// for it. A found artifact that is no flight, or whose bytes are not kept, is given back
-    /// as it is.
+    /// as it is; nothing of it was sent yet, so a failure ends like one before the head.
     ///
     /// # Errors
     /// Why the fetch failed.
-    pub fn settle(&self, mut found: Found) -> Result<Found, CacheError> {
+    pub fn settle(&self, target: &Target, mut found: Found) -> Result<Found, CacheError> {
         let From::Flight(reader, _) = &found.bytes.from else { return Ok(found) };
         match reader.landing() {
             End::Stored(entry) => {
-                Ok(self.found_stored(found.bytes.key, entry, found.met.outcome, None))
+                let Met { outcome, is_refresh, .. } = found.met;
+                let stored = self.found_stored(found.bytes.key, entry, outcome, None);
+                Ok(Found { met: Met { is_refresh, ..stored.met }, ..stored })
             }
-            End::Failed(why) => Err(CacheError::Fetch(why)),
+            End::Failed(why) => self.after_failure(target, &found.bytes.key, why),
             End::Unstored => {
                 found.met.is_stored = false;
                 Ok(found)
@@ -493,7 +512,7 @@ impl Cache {
         why: Arc<FetchError>,
     ) -> Result<Found, CacheError> {
         if matches!(*why, FetchError::Staging(StagingError::Full { .. })) {
-            return self.pass(target, key.clone());
+            return self.pass_or_stand_in(target, key);
         }
         let (now, class) = (self.ports.clock.now(), target.class(&key.path));
         let stored = self.lookup(key).filter(|entry| {
@@ -508,10 +527,19 @@ impl Cache {
         }
     }
 
+    fn pass_or_stand_in(&self, target: &Target, key: &ArtifactKey) -> Result<Found, CacheError> {
+        match self.pass(target, key.clone()) {
+            Err(CacheError::Fetch(why)) => self.after_failure(target, key, why),
+            passed_or_absent => passed_or_absent,
+        }
+    }
+
     fn stand_in(&self, target: &Target, key: ArtifactKey, class: Class, entry: Entry) -> Found {
         let now = self.ports.clock.now();
         let stale_for = policy::staleness(now, &target.remote.lifetimes, class, &entry);
-        self.found_stored(key, entry, Outcome::Stale, Some(-seconds(stale_for)))
+        // In its first second it is no hit either.
+        let ttl_s = -seconds(stale_for).max(1);
+        self.found_stored(key, entry, Outcome::Stale, Some(ttl_s))
     }
 
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
@@ -540,7 +568,7 @@ impl Cache {
         };
         let reading = self.readers.read(&key).map(Arc::new);
         let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
-        Found { met: Met { outcome, about, ttl_s, is_stored: true }, bytes }
+        Found { met: Met { outcome, about, ttl_s, is_stored: true, is_refresh: false }, bytes }
     }
 
     fn found_flying(
@@ -562,9 +590,9 @@ impl Cache {
             content_encoding: head.content_encoding.clone(),
             age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
         };
-        let is_stored = head.is_storable;
+        let (is_stored, is_refresh) = (head.is_storable, head.is_refresh);
         let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { met: Met { outcome, about, ttl_s: None, is_stored }, bytes }
+        Found { met: Met { outcome, about, ttl_s: None, is_stored, is_refresh }, bytes }
     }
 
     fn open_blob(

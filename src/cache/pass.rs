@@ -5,12 +5,15 @@
 
 use std::io::Read;
 use std::sync::Arc;
+use std::time::SystemTime;
 
+use super::fetch::RESUMES_MAX;
 use super::flight::FlightHead;
 use super::versions::{is_same_version, version_of};
 use super::{CacheError, FetchError, Representation, client_validators};
-use crate::artifact::ArtifactPath;
+use crate::artifact::{ArtifactPath, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
+use crate::chain::chain;
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest,
 };
@@ -19,7 +22,16 @@ use crate::upstream::{
 const READ_BYTES: usize = 64 << 10;
 
 /// An upstream's answer on its way to one client.
-pub(super) struct Passing(Box<dyn UpstreamBody>);
+pub(super) struct Passing {
+    upstream: Arc<dyn Upstream>,
+    path: ArtifactPath,
+    len: Option<u64>,
+    validators: Validators,
+    answered_at: SystemTime,
+    body: Box<dyn UpstreamBody>,
+    read: u64,
+    resumes: usize,
+}
 
 impl std::fmt::Debug for Passing {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -27,10 +39,11 @@ impl std::fmt::Debug for Passing {
     }
 }
 
-/// Asks upstream for the whole file.
+/// Asks upstream for the whole file, `now`.
 pub(super) fn start(
-    upstream: &dyn Upstream,
+    upstream: &Arc<dyn Upstream>,
     path: &ArtifactPath,
+    now: SystemTime,
 ) -> Result<(Representation, Passing), CacheError> {
     let failed = |error: UpstreamError| CacheError::Fetch(Arc::new(FetchError::Upstream(error)));
     let request = UpstreamRequest { path, unless: None, part: None };
@@ -48,7 +61,17 @@ pub(super) fn start(
                 content_encoding: head.content_encoding,
                 ..Representation::default()
             };
-            Ok((about, Passing(body)))
+            let passing = Passing {
+                upstream: Arc::clone(upstream),
+                path: path.clone(),
+                len: head.len,
+                validators: head.validators,
+                answered_at: now,
+                body,
+                read: 0,
+                resumes: 0,
+            };
+            Ok((about, passing))
         }
     }
 }
@@ -56,16 +79,50 @@ pub(super) fn start(
 impl Passing {
     /// The bytes from `from` to `to`; those before are read and thrown away.
     pub(super) fn open(mut self, from: u64, to: Option<u64>) -> Result<Body, Arc<FetchError>> {
-        let skipped = std::io::copy(&mut (&mut self.0).take(from), &mut std::io::sink());
+        let skipped = std::io::copy(&mut self.by_ref().take(from), &mut std::io::sink());
         match skipped {
             Ok(skipped) if skipped == from => {}
-            Ok(written) => return Err(cut(written, "it ended early", false)),
+            Ok(_) => return Err(cut(self.read, "it ended early", false)),
             Err(error) => {
                 let is_timeout = error.kind() == std::io::ErrorKind::TimedOut;
-                return Err(cut(0, &error.to_string(), is_timeout));
+                return Err(cut(self.read, &error.to_string(), is_timeout));
             }
         }
-        Ok(reading(self.0, to.map(|to| to - from)))
+        Ok(reading(self, to.map(|to| to - from)))
+    }
+
+    /// The rest of a body that was cut, if upstream still has the same version of known length.
+    fn rest(&mut self) -> Option<Box<dyn UpstreamBody>> {
+        self.len?;
+        self.resumes += 1;
+        if self.resumes > RESUMES_MAX {
+            return None;
+        }
+        let (path, from) = (&self.path, self.read);
+        let version = (&self.validators, self.answered_at);
+        part_of(&*self.upstream, path, version, self.len, (from, None))
+    }
+}
+
+impl Read for Passing {
+    /// Goes on where the body is cut, as a fetch does.
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            let read = self.body.read(buffer);
+            match &read {
+                Ok(0) if !buffer.is_empty() && self.len.is_some_and(|len| self.read < len) => {}
+                Ok(more) => {
+                    self.read += *more as u64;
+                    return read;
+                }
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => return read,
+                Err(_) => {}
+            }
+            match self.rest() {
+                Some(rest) => self.body = rest,
+                None => return read,
+            }
+        }
     }
 }
 
@@ -78,15 +135,33 @@ pub(super) fn part(
     from: u64,
     to: Option<u64>,
 ) -> Option<Body> {
-    let part = Part { from, to, of: Some(version_of(&flight.validators, flight.answered_at)?) };
+    let body =
+        part_of(upstream, path, (&flight.validators, flight.answered_at), flight.len, (from, to))?;
+    Some(reading(body, to.map(|to| to - from)))
+}
+
+/// A part of the version of `len` bytes that has these validators; `None` where there is no
+/// such part.
+fn part_of(
+    upstream: &dyn Upstream,
+    path: &ArtifactPath,
+    (validators, answered_at): (&Validators, SystemTime),
+    len: Option<u64>,
+    (from, to): (u64, Option<u64>),
+) -> Option<Box<dyn UpstreamBody>> {
+    let part = Part { from, to, of: Some(version_of(validators, answered_at)?) };
     match upstream.get(&UpstreamRequest { path, unless: None, part: Some(part) }) {
         Ok(UpstreamReply::Found(head, body)) => {
             let fits = head.part_from == Some(from)
-                && head.full_len == flight.len
-                && is_same_version(&head.validators, &flight.validators);
-            fits.then(|| reading(body, to.map(|to| to - from)))
+                && head.full_len == len
+                && is_same_version(&head.validators, validators);
+            fits.then_some(body)
         }
-        Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) | Err(_) => None,
+        Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) => None,
+        Err(error) => {
+            tracing::warn!(%path, error = chain(&error), "a part could not be had");
+            None
+        }
     }
 }
 
@@ -94,7 +169,7 @@ fn cut(written: u64, reason: &str, is_timeout: bool) -> Arc<FetchError> {
     Arc::new(FetchError::Cut { written, reason: reason.to_owned(), is_timeout })
 }
 
-fn reading(body: Box<dyn UpstreamBody>, len: Option<u64>) -> Body {
+fn reading(body: impl Read + Send + 'static, len: Option<u64>) -> Body {
     let reader: Box<dyn Read + Send> = match len {
         Some(len) => Box::new(body.take(len)),
         None => Box::new(body),

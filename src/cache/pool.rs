@@ -15,11 +15,9 @@ use std::time::Instant;
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounded, select};
 use threadpool::ThreadPool;
 
-use super::counters::Counters;
 use super::fetch::{Fetcher, Job};
 use super::flight::End;
-use super::space::Space;
-use super::{CacheBounds, FetchError, Ports};
+use super::{CacheBounds, FetchError};
 use crate::artifact::ArtifactKey;
 
 mod pace;
@@ -96,12 +94,7 @@ pub(super) fn batch_threads(fetch_threads: usize) -> usize {
 }
 
 impl FetchPool {
-    pub(super) fn start(
-        ports: Ports,
-        bounds: &CacheBounds,
-        space: Arc<Space>,
-        counters: Arc<Counters>,
-    ) -> Self {
+    pub(super) fn start(fetcher: Fetcher, bounds: &CacheBounds) -> Self {
         let (jobs, waiting) = bounded(bounds.fetch_queue_max);
         let shared = batch_threads(bounds.fetch_threads);
         let batch = Arc::new(BatchQueue::new(bounds.fetch_queue_max.max(shared)));
@@ -111,7 +104,7 @@ impl FetchPool {
             .num_threads(shared + clients_only)
             .thread_name("fetch".to_owned())
             .build();
-        let fetcher = Arc::new(Fetcher::new(ports, space, counters, bounds.lease_ttl));
+        let fetcher = Arc::new(fetcher);
         let pace = Arc::new(Pace::new(shared));
         for _ in 0..clients_only {
             let (fetcher, waiting) = (Arc::clone(&fetcher), waiting.clone());

@@ -253,8 +253,11 @@ fn a_stale_copy_stands_in_for_an_upstream_that_fails_but_not_for_one_that_means_
     let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
     world.check("index/a", Outcome::Miss, b"one");
     world.settle();
-    world.clock.advance(Duration::from_secs(150));
     world.upstream.go_down();
+    world.clock.advance(Duration::from_millis(100_500));
+    world.check("index/a", Outcome::Stale, b"one");
+    assert_eq!(world.find("index/a").unwrap().met.ttl_s, Some(-1));
+    world.clock.advance(Duration::from_millis(49_500));
     world.check("index/a", Outcome::Stale, b"one");
     assert_eq!(world.find("index/a").unwrap().met.ttl_s, Some(-50));
     world.upstream.come_back();
@@ -492,6 +495,104 @@ fn what_is_too_large_or_finds_no_room_is_served_unstored() {
 }
 
 #[test]
+fn what_is_read_along_takes_its_room_until_its_readers_have_gone() {
+    let body = bytes(MIB);
+    let upstream = Scripted::new().file("held", body.clone()).file("other", body.clone());
+    // Neither is stored.
+    let keys = "package: generic\n    max_bytes: 1000";
+    let world = World::with(upstream, keys, 3 * MIB as u64 / 2);
+    let found = world.find("held").unwrap();
+    let mut reader = world.cache.open(&world.target, found.bytes, Some(MIB as u64), None).unwrap();
+    wait_until(|| world.cache.flight_count() == 0);
+    world.check("other", Outcome::Pass, &body);
+    assert_eq!(read_to_vec(&mut reader, MIB).unwrap(), body);
+    drop(reader);
+    world.check("other", Outcome::Miss, &body);
+    world.settle();
+}
+
+#[test]
+fn what_finds_no_room_in_mid_body_is_passed_through_where_nothing_was_sent_and_the_next_time() {
+    let body = bytes(2 * MIB);
+    let gate = Gate::at(1000);
+    let file = File::of(body.clone()).chunked();
+    let held = file.clone().held_by(&gate);
+    let upstream =
+        Scripted::new().on(
+            "a",
+            move |request, nth| {
+                if nth == 1 { held.answer(request) } else { file.answer(request) }
+            },
+        );
+    let world = World::with(upstream, GENERIC, MIB as u64);
+    let found = world.find("a").unwrap();
+    assert_eq!(found.met.outcome, Outcome::Miss);
+    gate.open();
+    // As for a range or a digest.
+    let found = world.cache.settle(&world.target, found).unwrap();
+    assert_eq!(found.met.outcome, Outcome::Pass);
+    drop(found);
+    world.settle();
+    assert_eq!(world.upstream.count("a"), 2);
+    world.check("a", Outcome::Pass, &body);
+    assert_eq!(world.upstream.count("a"), 3, "it was not fetched in vain once more");
+    world.clock.advance(Duration::from_secs(60));
+    world.upstream.put("a", "small");
+    world.check("a", Outcome::Miss, b"small");
+}
+
+#[test]
+fn a_stale_copy_stands_in_where_what_found_no_room_cannot_be_passed_through() {
+    let large = File::of(bytes(2 * MIB)).chunked();
+    let world = World::with(Scripted::new().file("index/a", "one"), GENERIC, MIB as u64);
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(150));
+    world.upstream.put("index/a", large);
+    // Cut or passed through, as the first bytes came before the room ended or not.
+    let _ = world.get("index/a");
+    world.settle();
+    assert_eq!(world.find("index/a").unwrap().met.outcome, Outcome::Pass);
+    world.upstream.go_down();
+    world.check("index/a", Outcome::Stale, b"one");
+}
+
+#[test]
+fn a_new_body_for_a_stored_copy_is_told_from_a_first_one() {
+    let world = World::new(Scripted::new().file("index/a", File::of("one").etag("\"1\"")));
+    for (body, is_refresh) in [("one", false), ("two", true), ("three", true)] {
+        world.upstream.put("index/a", body);
+        let found = world.find("index/a").unwrap();
+        assert_eq!((found.met.outcome, found.met.is_refresh), (Outcome::Miss, is_refresh));
+        let settled = world.cache.settle(&world.target, found).unwrap();
+        assert_eq!((settled.met.is_stored, settled.met.is_refresh), (true, is_refresh));
+        drop(settled);
+        world.settle();
+        assert!(!world.find("index/a").unwrap().met.is_refresh);
+        world.clock.advance(Duration::from_secs(150));
+    }
+}
+
+#[test]
+fn a_passed_body_that_is_cut_goes_on_where_it_broke_off() {
+    let body = bytes(MIB);
+    // The first answer finds no room, the second one is passed through.
+    let cut = || {
+        let file = File::of(body.clone()).broken_at(600_000, ErrorKind::ConnectionReset);
+        file.broken_at(600_000, ErrorKind::ConnectionReset)
+    };
+    let upstream = Scripted::new().file("strong", cut().etag("\"v1\"")).file("none", cut());
+    let world = World::with(upstream, GENERIC, 1000);
+    world.check("strong", Outcome::Pass, &body);
+    let part = world.upstream.requests().pop().unwrap().part.unwrap();
+    assert_eq!((part.from, part.of.as_deref()), (600_000, Some("\"v1\"")));
+    let found = world.find("none").unwrap();
+    let range = Some(700_000..700_001);
+    let why = world.cache.open(&world.target, found.bytes, Some(MIB as u64), range).unwrap_err();
+    assert!(chain(&why).contains("after 600000 bytes"), "{}", chain(&why));
+}
+
+#[test]
 fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
     for (keys, bytes_max) in [("max_bytes: 1000", None), ("description: x", Some(1000))] {
         let world = World::with(
@@ -510,8 +611,9 @@ fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
             let found = world.find(path).unwrap();
             assert_eq!(found.met.is_stored, at_once, "{path}");
             // Who waits for the end learns what became of it.
-            let found = world.cache.settle(found).unwrap();
+            let found = world.cache.settle(&world.target, found).unwrap();
             assert_eq!(found.met.is_stored, settled, "{path}");
+            drop(found);
             world.settle();
             assert_eq!(world.stored(path).is_some(), settled, "{path}");
         }
@@ -745,6 +847,7 @@ fn an_entry_whose_blob_is_gone_heals_itself() {
     assert!(matches!(why, OpenError::Gone), "{why}");
     let found = world.cache.recover(&world.target, &World::path("a"), why).unwrap();
     assert_eq!(found.met.outcome, Outcome::Miss);
+    drop(found);
     world.settle();
     world.check("a", Outcome::Hit, &body);
     assert_eq!(world.cache.counters().healed.get(), 1);

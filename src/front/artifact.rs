@@ -26,7 +26,7 @@ pub(super) fn answer(
 ) -> (Reply, Answered) {
     let mut found = cache.find(target, path);
     for _ in 0..OPENS_MAX {
-        let ready = match found.and_then(|found| settle_if_asked(cache, head, found)) {
+        let ready = match found.and_then(|found| settle_if_asked(cache, target, head, found)) {
             Ok(ready) => ready,
             Err(error) => return failure(&error),
         };
@@ -41,9 +41,14 @@ pub(super) fn answer(
 
 /// A client that asks for the digest, or for a range of something whose length nobody knows
 /// yet, gets its answer once the fetch has ended.
-fn settle_if_asked(cache: &Cache, head: &RequestHead, found: Found) -> Result<Found, CacheError> {
+fn settle_if_asked(
+    cache: &Cache,
+    target: &Target,
+    head: &RequestHead,
+    found: Found,
+) -> Result<Found, CacheError> {
     let needs_length = found.met.about.len.is_none() && head.header("range").is_some();
-    if wants_digest(head) || needs_length { cache.settle(found) } else { Ok(found) }
+    if wants_digest(head) || needs_length { cache.settle(target, found) } else { Ok(found) }
 }
 
 /// Whether `Want-Repr-Digest` (RFC 9530, section 4) asks for SHA-256 with any preference but 0.

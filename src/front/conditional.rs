@@ -1,7 +1,8 @@
 //! Conditional requests: 304, 412, and whether `If-Range` holds (RFC 9110, section 13).
 //!
-//! For GET and HEAD of something that exists. It compares what a client has seen with what is
-//! stored; asking upstream conditionally is not done here.
+//! For GET and HEAD of something that exists, and for changes of it, which take everything but
+//! [`Verdict::Proceed`] as a 412. It compares what a client has seen with what is stored; asking
+//! upstream conditionally is not done here.
 //!
 //! What is malformed never matches: the worst that follows is a whole answer, or a 412 to a
 //! client that asked not to be given anything else.
@@ -18,7 +19,7 @@ pub struct Conditions {
     pub if_match: Option<String>,
     /// `If-None-Match`: answer only if the client has no such copy (section 13.1.2).
     pub if_none_match: Option<String>,
-    /// `If-Modified-Since` (section 13.1.3).
+    /// `If-Modified-Since` of a GET or HEAD (section 13.1.3).
     pub if_modified_since: Option<String>,
     /// `If-Unmodified-Since` (section 13.1.4).
     pub if_unmodified_since: Option<String>,
@@ -40,16 +41,18 @@ pub enum Verdict {
 impl Conditions {
     /// Takes the conditions out of a request head.
     pub fn of(head: &RequestHead) -> Self {
+        // Section 13.1.3: for other methods it is to be ignored.
+        let is_read = matches!(head.method.as_str(), "GET" | "HEAD");
         Self {
             if_match: head.header("if-match"),
             if_none_match: head.header("if-none-match"),
-            if_modified_since: head.header("if-modified-since"),
+            if_modified_since: head.header("if-modified-since").filter(|_| is_read),
             if_unmodified_since: head.header("if-unmodified-since"),
             if_range: head.header("if-range"),
         }
     }
 
-    /// Evaluates all but `If-Range` in the order of section 13.2.2, for GET and HEAD.
+    /// Evaluates all but `If-Range` in the order of section 13.2.2.
     /// `current` are the validators that the answer would carry.
     pub fn evaluate(&self, current: &Validators) -> Verdict {
         let etag = current.etag.as_deref();
@@ -160,8 +163,12 @@ mod tests {
     }
 
     fn asked(fields: &[(&str, &str)]) -> Conditions {
+        asked_with("GET", fields)
+    }
+
+    fn asked_with(method: &str, fields: &[(&str, &str)]) -> Conditions {
         Conditions::of(&RequestHead {
-            method: "GET".to_owned(),
+            method: method.to_owned(),
             target: "/".to_owned(),
             is_http_11: true,
             headers: fields.iter().map(|(n, v)| ((*n).to_owned(), (*v).to_owned())).collect(),
@@ -259,6 +266,18 @@ mod tests {
                 let verdict = asked(&[(name, THEN)]).evaluate(&stored(r#""a""#, last_modified));
                 assert_eq!(verdict, Proceed, "{name} against {last_modified:?}");
             }
+        }
+    }
+
+    #[test]
+    fn only_reads_look_at_if_modified_since() {
+        for (method, verdict) in
+            [("GET", NotModified), ("HEAD", NotModified), ("PUT", Proceed), ("DELETE", Proceed)]
+        {
+            let asked = asked_with(method, &[("if-modified-since", AFTER)]);
+            assert_eq!(asked.evaluate(&stored("", THEN)), verdict, "{method}");
+            let asked = asked_with(method, &[("if-unmodified-since", BEFORE)]);
+            assert_eq!(asked.evaluate(&stored("", THEN)), PreconditionFailed, "{method}");
         }
     }
 

@@ -145,11 +145,12 @@ fn cache_status(met: &Met) -> Cow<'static, str> {
     }
     let ttl = met.ttl_s.map(|ttl| format!("; ttl={ttl}")).unwrap_or_default();
     let stored = if met.is_stored { "; stored" } else { "" };
+    let why = if met.is_refresh { "stale; fwd-status=200" } else { "uri-miss" };
     let text = match met.outcome {
         Outcome::Hit | Outcome::Stale => format!("artifactapi; hit{ttl}"),
         Outcome::Revalidated => format!("artifactapi; fwd=stale; fwd-status=304{ttl}"),
-        Outcome::Miss => format!("artifactapi; fwd=uri-miss{stored}"),
-        Outcome::Collapsed => format!("artifactapi; fwd=uri-miss{stored}; collapsed"),
+        Outcome::Miss => format!("artifactapi; fwd={why}{stored}"),
+        Outcome::Collapsed => format!("artifactapi; fwd={why}{stored}; collapsed"),
         Outcome::Pass => "artifactapi; fwd=bypass".to_owned(),
     };
     text.into()
@@ -190,6 +191,7 @@ const EXTENDED_VALUE: &percent_encoding::AsciiSet = &percent_encoding::NON_ALPHA
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::cache::Representation;
     use std::sync::Arc;
 
     #[test]
@@ -227,6 +229,24 @@ mod tests {
         check(cut(false), 502, None);
         assert_eq!(Problem::from(&CacheError::Absent).status, 404);
         assert_eq!(Problem::from(&CacheError::Offline).status, 404);
+    }
+
+    #[test]
+    fn a_cache_status_says_why_upstream_was_asked() {
+        let check = |outcome, is_refresh, is_stored, ttl_s, expected: &str| {
+            let about = Representation::default();
+            let met = Met { outcome, about, ttl_s, is_stored, is_refresh };
+            assert_eq!(cache_status(&met), format!("artifactapi; {expected}"));
+        };
+        check(Outcome::Hit, false, true, None, "hit");
+        check(Outcome::Stale, false, true, Some(-1), "hit; ttl=-1");
+        check(Outcome::Revalidated, false, true, Some(9), "fwd=stale; fwd-status=304; ttl=9");
+        check(Outcome::Miss, false, true, None, "fwd=uri-miss; stored");
+        check(Outcome::Miss, true, true, None, "fwd=stale; fwd-status=200; stored");
+        check(Outcome::Miss, true, false, None, "fwd=stale; fwd-status=200");
+        check(Outcome::Collapsed, false, true, None, "fwd=uri-miss; stored; collapsed");
+        check(Outcome::Collapsed, true, true, None, "fwd=stale; fwd-status=200; stored; collapsed");
+        check(Outcome::Pass, false, false, None, "fwd=bypass");
     }
 
     #[test]

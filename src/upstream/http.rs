@@ -84,11 +84,12 @@ impl HttpUpstream {
         })
     }
 
-    /// Sends the request to one hop; a connection of the pool that had died costs one more
-    /// try (RFC 9112, section 9.3.1), since GET may be repeated.
+    /// Sends the request to one hop, to which `led_by` sent us; a connection of the pool that had
+    /// died costs one more try (RFC 9112, section 9.3.1), since GET may be repeated.
     fn ask(
         &self,
         hop: Hop,
+        led_by: &str,
         url: &Url,
         request: &UpstreamRequest<'_>,
     ) -> Result<Response<Body>, UpstreamError> {
@@ -101,7 +102,7 @@ impl HttpUpstream {
                     if cause.is::<StaleConnection>() && sends < SENDS_MAX => {}
                 answered => {
                     let explained =
-                        |error| self.explain(&host_of(url), self.proxy(hop, url), error);
+                        |error| self.explain(&host_of(url), self.proxy(hop, url), led_by, error);
                     return answered.map_err(explained);
                 }
             }
@@ -181,7 +182,13 @@ impl HttpUpstream {
         (!proxy.is_no_proxy(&uri)).then(|| format!("{}:{}", proxy.host(), proxy.port()))
     }
 
-    fn explain(&self, host: &str, proxy: Option<String>, error: ureq::Error) -> UpstreamError {
+    fn explain(
+        &self,
+        host: &str,
+        proxy: Option<String>,
+        led_by: &str,
+        error: ureq::Error,
+    ) -> UpstreamError {
         use ureq::Error;
         let host = host.to_owned();
         // Whether it is the proxy or the host behind it that cannot be reached, nobody says.
@@ -210,7 +217,7 @@ impl HttpUpstream {
             Error::Tls(reason) => connect(host, reason.to_owned()),
             Error::Rustls(error) => connect(host, error.to_string()),
             Error::Other(cause) if cause.is::<OnlyPrivate>() => {
-                UpstreamError::Redirect { host, reason: LEADS_INSIDE.to_owned() }
+                UpstreamError::Redirect { host: led_by.to_owned(), reason: LEADS_INSIDE.to_owned() }
             }
             Error::LargeResponseHeader(_, max) => {
                 protocol(&host, format!("the head is larger than {max} bytes"))
@@ -227,9 +234,10 @@ impl Upstream for HttpUpstream {
     fn get(&self, request: &UpstreamRequest<'_>) -> Result<UpstreamReply, UpstreamError> {
         let mut url = url_of(&self.base, request.path)?;
         let mut hop = Hop::Home;
+        let mut led_by = host_of(&url);
         for _ in 0..=self.redirects_max {
             let host = host_of(&url);
-            let (head, body) = self.ask(hop, &url, request)?.into_parts();
+            let (head, body) = self.ask(hop, &led_by, &url, request)?.into_parts();
             let answer = answer::read(&head, request, self.clock.now())
                 .map_err(|reason| protocol(&host, reason))?;
             let Answer::Elsewhere(location) = answer else {
@@ -249,7 +257,7 @@ impl Upstream for HttpUpstream {
                 hop = Hop::Onward;
             }
             body::drain(unlimited(body));
-            url = next;
+            (led_by, url) = (host, next);
         }
         Err(UpstreamError::Redirect {
             host: host_of(&self.base),

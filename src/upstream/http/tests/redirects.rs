@@ -11,6 +11,7 @@ use url::Url;
 use super::super::HttpUpstream;
 use super::super::agent::Agents;
 use super::super::raw_server::RawServer;
+use super::super::vetted::OnlyPrivate;
 use super::{found, get, ok, origin, read_all, upstream};
 use crate::artifact::{ArtifactPath, Validators};
 use crate::clock::Clock;
@@ -189,6 +190,16 @@ fn the_proxy_itself_is_known() {
     check("https://PROXY.example.org:3128/x", true);
     check("http://proxy.example.org/x", false);
     check("http://files.example.org:3128/x", false);
+}
+
+#[test]
+fn a_name_that_leads_inside_is_blamed_on_who_sent_us_there() {
+    let upstream = upstream(&origin("http://files.example.org/"));
+    let inside = ureq::Error::Other(Box::new(OnlyPrivate));
+    match upstream.explain("inside.example.org", None, "files.example.org", inside) {
+        UpstreamError::Redirect { host, .. } => assert_eq!(host, "files.example.org"),
+        other => panic!("{other:?}"),
+    }
 }
 
 #[test]
