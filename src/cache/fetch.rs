@@ -12,6 +12,7 @@ use super::flight::{End, FlightHead, FlightWriter};
 use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
+use super::unread::Unread;
 use super::versions::{confirms, is_same_version, version_of};
 use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
@@ -293,6 +294,7 @@ impl Fetcher {
             *buffer = vec![0; READ_BYTES];
         }
         let fetched = counters::of(&self.counters.fetched_bytes, &fetch.key.remote);
+        let mut unread = Unread::new(Instant::now(), staged.written());
         loop {
             let read = match body.read(buffer) {
                 Ok(0) => break,
@@ -316,6 +318,9 @@ impl Fetcher {
             }
             fetched.inc_by(read as u64);
             fetch.writer.grew(staged.written());
+            if unread.is_too_slow(Instant::now(), staged.written(), || fetch.writer.is_followed()) {
+                return Err(FetchError::Abandoned);
+            }
             self.keep_lease(fetch);
         }
         match staged.expect().len {

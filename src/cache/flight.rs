@@ -147,6 +147,11 @@ impl FlightWriter {
         FlightReader { flight: Arc::clone(&self.flight) }
     }
 
+    /// Whether anybody reads along, or is about to. (The table and the writer hold it too.)
+    pub fn is_followed(&self) -> bool {
+        Arc::strong_count(&self.flight) > 2
+    }
+
     /// Upstream's answer has begun: readers may look at the head and at the file. Those that wait
     /// are woken by the first bytes, which seldom are long in coming.
     pub fn start(&self, head: FlightHead) {
@@ -506,6 +511,19 @@ mod tests {
             assert!(!waiting.is_finished() && Instant::now() < deadline, "it does not wait");
             std::thread::yield_now();
         }
+    }
+
+    #[test]
+    fn a_flight_is_followed_while_somebody_reads_along() {
+        let flights = Arc::new(Flights::default());
+        let Joined::Lead(writer) = flights.join(&key()) else { panic!("it is the first") };
+        assert!(!writer.is_followed());
+        let leader = writer.reader();
+        let Joined::Follow(follower) = flights.join(&key()) else { panic!("there is one") };
+        drop(leader);
+        assert!(writer.is_followed());
+        drop(follower);
+        assert!(!writer.is_followed());
     }
 
     #[test]

@@ -40,6 +40,7 @@ pub mod sweep;
 #[cfg(test)]
 mod tests;
 mod turn;
+mod unread;
 pub mod upkeep;
 mod upload;
 mod uses;
