@@ -18,7 +18,7 @@ use ureq::unversioned::transport::{
 };
 
 /// The largest buffer that a connection reads into, in bytes.
-const INPUT_BYTES_MAX: usize = 512 << 10;
+const INPUT_BYTES_MAX: usize = 256 << 10;
 /// What of the input buffer is lent for a request's body on its way, at least.
 const LENT_BYTES_MIN: usize = 16 << 10;
 
@@ -297,7 +297,7 @@ mod tests {
             buffers.input_consume(received);
             assert!(!buffers.can_use_input());
         }
-        assert_eq!(rooms, [64, 64, 128, 256, 256, 512, 512]);
+        assert_eq!(rooms, [64, 64, 128, 256, 256, 256, 256]);
         buffers.shrink();
         assert_eq!(receive(&mut buffers, 10) >> 10, 64);
     }

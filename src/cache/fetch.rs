@@ -30,7 +30,7 @@ use crate::upstream::{
 /// Bytes that are read from upstream at a time; more where reads fill the buffer, as those of a
 /// large body from a near server do.
 pub(super) const READ_BYTES: usize = 64 << 10;
-const READ_BYTES_MAX: usize = 512 << 10;
+const READ_BYTES_MAX: usize = 256 << 10;
 /// How often one body that was cut is continued.
 pub(super) const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
