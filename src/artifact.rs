@@ -522,6 +522,14 @@ impl Validators {
     }
 }
 
+/// Whether two ETags are the same but for weakness (RFC 9110, section 8.8.3.2).
+pub fn weakly_equal(one: &str, other: &str) -> bool {
+    fn opaque(tag: &str) -> &str {
+        tag.strip_prefix("W/").unwrap_or(tag)
+    }
+    opaque(one) == opaque(other)
+}
+
 /// What the index knows of a stored artifact.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Entry {

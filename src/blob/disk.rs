@@ -40,7 +40,7 @@ use crate::clock::Clock;
 use crate::staging::{SealedFile, is_no_space};
 
 /// The store's folder inside `DATA_DIR`.
-const FOLDER: &str = "blobs";
+pub const FOLDER: &str = "blobs";
 /// Where names wait until they are moved over a blob's. It is no remote's name, so no blob
 /// can lie in it; what a crash leaves in it goes at the next start.
 const INCOMING: &str = ".incoming";

@@ -13,7 +13,7 @@ use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
 use super::unread::Unread;
-use super::versions::{confirms, is_same_version, version_of};
+use super::versions::{confirms, part_of};
 use super::{FetchError, Ports, stored_head};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
@@ -24,7 +24,7 @@ use crate::formats::Class;
 use crate::index::{IndexError, Put};
 use crate::staging::{Expect, SealedFile, StagedFile, StagingError};
 use crate::upstream::{
-    Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
+    Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
 
 /// Bytes that are read from upstream at a time; more where reads fill the buffer, as those of a
@@ -352,22 +352,13 @@ impl Fetcher {
         written: u64,
     ) -> Option<Box<dyn UpstreamBody>> {
         let len = head.len?;
-        let of = version_of(&head.validators, answered_at)?;
-        let part = Some(Part { from: written, to: None, of: Some(of) });
-        let request = UpstreamRequest { path: &fetch.key.path, unless: None, part };
-        match fetch.upstream.get(&request) {
-            Ok(UpstreamReply::Found(rest, body)) => {
-                let fits = rest.part_from == Some(written)
-                    && rest.full_len.is_none_or(|full| full == len)
-                    && is_same_version(&rest.validators, &head.validators);
-                fits.then_some(body)
-            }
-            Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) => None,
-            Err(error) => {
-                tracing::warn!(artifact = %fetch.key, error = chain(&error), "a cut body could not be continued");
-                None
-            }
-        }
+        let (version, bytes) = ((&head.validators, answered_at), (written, None));
+        let fits = |full: Option<u64>| full.is_none_or(|full| full == len);
+        let rest = part_of(fetch.upstream, &fetch.key.path, version, bytes, fits);
+        rest.unwrap_or_else(|error| {
+            tracing::warn!(artifact = %fetch.key, error = chain(&error), "a cut body could not be continued");
+            None
+        })
     }
 
     /// Publishes and records. The clients have their bytes; what fails here costs a refetch.

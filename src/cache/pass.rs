@@ -7,19 +7,14 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::fetch::RESUMES_MAX;
+use super::fetch::{READ_BYTES, RESUMES_MAX};
 use super::flight::FlightHead;
-use super::versions::{is_same_version, version_of};
+use super::versions::part_of;
 use super::{CacheError, FetchError, Representation, client_validators};
 use crate::artifact::{ArtifactPath, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::chain::chain;
-use crate::upstream::{
-    Part, Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest,
-};
-
-/// Bytes that are read from upstream at a time.
-const READ_BYTES: usize = 64 << 10;
+use crate::upstream::{Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest};
 
 /// An upstream's answer on its way to one client.
 pub(super) struct Passing {
@@ -100,7 +95,7 @@ impl Passing {
         }
         let (path, from) = (&self.path, self.read);
         let version = (&self.validators, self.answered_at);
-        part_of(&*self.upstream, path, version, self.len, (from, None))
+        part_of_len(&*self.upstream, path, version, self.len, (from, None))
     }
 }
 
@@ -135,34 +130,23 @@ pub(super) fn part(
     from: u64,
     to: Option<u64>,
 ) -> Option<Body> {
-    let body =
-        part_of(upstream, path, (&flight.validators, flight.answered_at), flight.len, (from, to))?;
+    let version = (&flight.validators, flight.answered_at);
+    let body = part_of_len(upstream, path, version, flight.len, (from, to))?;
     Some(reading(body, to.map(|to| to - from)))
 }
 
-/// A part of the version of `len` bytes that has these validators; `None` where there is no
-/// such part.
-fn part_of(
+/// A part of a version of exactly `len` bytes; `None` where it can't be had.
+fn part_of_len(
     upstream: &dyn Upstream,
     path: &ArtifactPath,
-    (validators, answered_at): (&Validators, SystemTime),
+    version: (&Validators, SystemTime),
     len: Option<u64>,
-    (from, to): (u64, Option<u64>),
+    bytes: (u64, Option<u64>),
 ) -> Option<Box<dyn UpstreamBody>> {
-    let part = Part { from, to, of: Some(version_of(validators, answered_at)?) };
-    match upstream.get(&UpstreamRequest { path, unless: None, part: Some(part) }) {
-        Ok(UpstreamReply::Found(head, body)) => {
-            let fits = head.part_from == Some(from)
-                && head.full_len == len
-                && is_same_version(&head.validators, validators);
-            fits.then_some(body)
-        }
-        Ok(UpstreamReply::NotModified(_) | UpstreamReply::Absent) => None,
-        Err(error) => {
-            tracing::warn!(%path, error = chain(&error), "a part could not be had");
-            None
-        }
-    }
+    part_of(upstream, path, version, bytes, |full| full == len).unwrap_or_else(|error| {
+        tracing::warn!(%path, error = chain(&error), "a part could not be had");
+        None
+    })
 }
 
 fn cut(written: u64, reason: &str, is_timeout: bool) -> Arc<FetchError> {

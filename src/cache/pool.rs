@@ -128,9 +128,7 @@ impl FetchPool {
     pub(super) fn submit(&self, job: Job, urgency: Urgency) {
         match urgency {
             Urgency::Client => {
-                if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-                    self.jobs.try_send(job)
-                {
+                if let Some(job) = self.queue_for_client(job) {
                     refuse(job);
                 }
             }
@@ -151,13 +149,17 @@ impl FetchPool {
     /// and no thread has begun it, it becomes a client's.
     pub(super) fn promote(&self, key: &ArtifactKey) {
         let Some(job) = self.batch.withdraw(key) else { return };
-        if let Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) =
-            self.jobs.try_send(job)
-        {
-            // Clients' queue is full: it waits on as a batch's, rather than failing that too.
-            if let Some(job) = self.batch.push(job) {
-                refuse(job);
-            }
+        // Where clients' queue is full, it waits on as a batch's, rather than failing that too.
+        if let Some(job) = self.queue_for_client(job).and_then(|job| self.batch.push(job)) {
+            refuse(job);
+        }
+    }
+
+    /// Queues a client's job; gives it back where there is no room.
+    fn queue_for_client(&self, job: Job) -> Option<Job> {
+        match self.jobs.try_send(job) {
+            Ok(()) => None,
+            Err(TrySendError::Full(job) | TrySendError::Disconnected(job)) => Some(job),
         }
     }
 

@@ -2,15 +2,44 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::artifact::Validators;
+use crate::artifact::{ArtifactPath, Validators, weakly_equal};
+use crate::upstream::{
+    Part, Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest,
+};
 
 /// How long before an answer a file must have changed last for its date to name a version:
 /// dates count seconds, and clocks differ.
 const DATE_IS_STRONG_AFTER: Duration = Duration::from_secs(60);
 
+/// Asks upstream for the bytes from `from` to `to` of the version that it gave `validators` of at
+/// `answered_at`; `fits` judges the whole file's length, where the part tells it. `None` where
+/// there is no such part, or nothing names the version.
+///
+/// # Errors
+/// Upstream's.
+pub(super) fn part_of(
+    upstream: &dyn Upstream,
+    path: &ArtifactPath,
+    (validators, answered_at): (&Validators, SystemTime),
+    (from, to): (u64, Option<u64>),
+    fits: impl FnOnce(Option<u64>) -> bool,
+) -> Result<Option<Box<dyn UpstreamBody>>, UpstreamError> {
+    let Some(of) = version_of(validators, answered_at) else { return Ok(None) };
+    let part = Some(Part { from, to, of: Some(of) });
+    Ok(match upstream.get(&UpstreamRequest { path, unless: None, part })? {
+        UpstreamReply::Found(head, body) => {
+            let is_it = head.part_from == Some(from)
+                && fits(head.full_len)
+                && is_same_version(&head.validators, validators);
+            is_it.then_some(body)
+        }
+        UpstreamReply::NotModified(_) | UpstreamReply::Absent => None,
+    })
+}
+
 /// What names a version in `If-Range`: a strong ETag, else a date that is old enough to be one
 /// (RFC 9110, sections 13.1.5 and 8.8.2.2). `answered_at` is when upstream sent it.
-pub(super) fn version_of(validators: &Validators, answered_at: SystemTime) -> Option<&str> {
+fn version_of(validators: &Validators, answered_at: SystemTime) -> Option<&str> {
     let is_strong = |date: &&str| {
         let changed_at = httpdate::parse_http_date(date).ok();
         changed_at
@@ -23,7 +52,7 @@ pub(super) fn version_of(validators: &Validators, answered_at: SystemTime) -> Op
 
 /// Whether a part that answers `If-Range` belongs to the version whose head was seen. It must
 /// repeat an ETag, and may leave a date out (RFC 9110, section 15.3.7).
-pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
+fn is_same_version(part: &Validators, whole: &Validators) -> bool {
     match whole.strong_etag() {
         Some(etag) => part.strong_etag() == Some(etag),
         None => {
@@ -34,18 +63,14 @@ pub(super) fn is_same_version(part: &Validators, whole: &Validators) -> bool {
 }
 
 /// Whether a 304 is about the stored version: one that names another confirms nothing
-/// (RFC 9111, section 4.3.4). An ETag decides, and where one side has none, the date.
+/// (RFC 9111, section 4.3.4). An ETag decides, compared as `If-None-Match` is, and where one side
+/// has none, the date.
 pub(super) fn confirms(told: &Validators, stored: &Validators) -> bool {
     match (&told.etag, &stored.etag) {
-        (Some(told), Some(stored)) => opaque(told) == opaque(stored),
+        (Some(told), Some(stored)) => weakly_equal(told, stored),
         (Some(_), None) => {
             told.last_modified.is_some() && told.last_modified == stored.last_modified
         }
         (None, _) => told.last_modified.is_none() || told.last_modified == stored.last_modified,
     }
-}
-
-/// An ETag without its mark of weakness: a 304 compares so (RFC 9110, section 13.1.2).
-fn opaque(etag: &str) -> &str {
-    etag.strip_prefix("W/").unwrap_or(etag)
 }

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
-use super::route::{query_value, unknown_name};
+use super::route::{query_value, unknown_parameter};
 use super::wire::Reply;
 use crate::batch::watch::Lines;
 use crate::batch::{
@@ -141,15 +141,8 @@ fn ended(job: &Job) -> Reply {
 
 /// Options of a batch stand in its body: whoever writes `?dry_run=true` must not cache anything.
 fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some(name) = unknown_name(query, known) else { return Ok(()) };
-    let known = match known {
-        [] => "there are none".to_owned(),
-        known => format!("use {}", known.join(", ")),
-    };
-    let detail = format!(
-        "{name:?} is not a parameter here: {known}; the options of a batch stand in its JSON"
-    );
-    Err(Problem::new(400, detail))
+    let Some(detail) = unknown_parameter(query, known) else { return Ok(()) };
+    Err(Problem::new(400, format!("{detail}; the options of a batch stand in its JSON")))
 }
 
 fn too_many(detail: &str) -> Problem {

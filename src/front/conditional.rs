@@ -9,7 +9,7 @@
 
 use std::time::SystemTime;
 
-use crate::artifact::Validators;
+use crate::artifact::{Validators, weakly_equal};
 use crate::front::wire::RequestHead;
 
 /// The conditions of a request, as sent.
@@ -108,16 +108,6 @@ fn lists(list: &str, etag: Option<&str>, equal: fn(&str, &str) -> bool) -> bool 
 /// Both strong and the same (section 8.8.3.2).
 fn strongly_equal(one: &str, other: &str) -> bool {
     one == other && !one.starts_with("W/")
-}
-
-/// The same but for weakness (section 8.8.3.2).
-fn weakly_equal(one: &str, other: &str) -> bool {
-    opaque(one) == opaque(other)
-}
-
-/// A tag without its mark of weakness.
-fn opaque(tag: &str) -> &str {
-    tag.strip_prefix("W/").unwrap_or(tag)
 }
 
 /// The elements of a list of entity tags: `"a"`, `W/"b"`. A comma inside quotes belongs to its

@@ -301,9 +301,8 @@ impl Front {
 }
 
 fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some(name) = route::unknown_name(query, known) else { return Ok(()) };
-    let known = known.join(", ");
-    Err(Problem::new(400, format!("{name:?} is not a parameter here: use {known}")))
+    let Some(detail) = route::unknown_parameter(query, known) else { return Ok(()) };
+    Err(Problem::new(400, detail))
 }
 
 fn page_of(query: &str) -> Result<admin::Page, Problem> {

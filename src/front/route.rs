@@ -113,10 +113,20 @@ pub(super) fn query_value(query: &str, name: &str) -> Option<String> {
 }
 
 /// The first name in a query that is none of these.
-pub(super) fn unknown_name(query: &str, known: &[&str]) -> Option<String> {
+fn unknown_name(query: &str, known: &[&str]) -> Option<String> {
     url::form_urlencoded::parse(query.as_bytes())
         .map(|(name, _)| name.into_owned())
         .find(|name| !known.contains(&name.as_str()))
+}
+
+/// What is wrong with a query that has a parameter beside the known ones.
+pub(super) fn unknown_parameter(query: &str, known: &[&str]) -> Option<String> {
+    let name = unknown_name(query, known)?;
+    let known = match known {
+        [] => "there are none".to_owned(),
+        known => format!("use {}", known.join(", ")),
+    };
+    Some(format!("{name:?} is not a parameter here: {known}"))
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@ use super::variable;
 use crate::artifact::BlobKey;
 use crate::blob::BlobStore;
 use crate::blob::Tiers;
-use crate::blob::disk::{DiskBlobs, OpenDiskError, sync_folder};
+use crate::blob::disk::{self, DiskBlobs, OpenDiskError, sync_folder};
 use crate::blob::hot::{HotBlobs, HotSettings};
 use crate::blob::s3::settings::{BadEndpoint, Secure, endpoint};
 use crate::blob::s3::{S3Error, S3Settings, S3Store};
@@ -107,9 +107,6 @@ pub struct OpenedPorts {
     _lock: DataDirLock,
 }
 
-/// The folder of `DATA_DIR` that files are kept in, where they are on the local disk.
-const BLOBS: &str = "blobs";
-
 /// Which backends are in use, in words for the log.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backends {
@@ -128,10 +125,10 @@ pub struct Backends {
 /// [`PortsError::NothingStored`].
 pub fn expect_stored(settings: &Settings, engines: &Engines) -> Result<(), PortsError> {
     let folder: &Path = &settings.data_dir;
-    if engines.minio_endpoint.is_some() || folder.join(BLOBS).is_dir() {
+    if engines.minio_endpoint.is_some() || folder.join(disk::FOLDER).is_dir() {
         return Ok(());
     }
-    Err(PortsError::NothingStored { folder: folder.to_owned(), blobs: BLOBS })
+    Err(PortsError::NothingStored { folder: folder.to_owned(), blobs: disk::FOLDER })
 }
 
 /// Opens every port.
