@@ -8,6 +8,9 @@ use std::fs::File;
 use std::io;
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
+
+use crate::waiting::Awaited;
 
 /// Where a body's pieces come from.
 pub trait Source: Send {
@@ -16,6 +19,14 @@ pub trait Source: Send {
     /// # Errors
     /// [`BodyError`], after which the source is not asked again.
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError>;
+
+    /// Waits for the next piece, or the end, at most for `patience`: gives what is still to come
+    /// then, and nothing where [`Source::next_piece`] is the next to be called. A source that
+    /// can't tell is asked for its piece, however long that takes.
+    fn comes_later(&mut self, patience: Duration) -> Option<Box<dyn Awaited>> {
+        let _ = patience;
+        None
+    }
 
     /// Bytes of memory that it keeps between pieces; none where they are a file's. A source
     /// that wraps another passes on that one's.
@@ -129,6 +140,14 @@ impl Body {
     /// Bytes of memory that its source keeps between pieces.
     pub fn buffered(&self) -> usize {
         self.source.buffered()
+    }
+
+    /// See [`Source::comes_later`].
+    pub fn comes_later(&mut self, patience: Duration) -> Option<Box<dyn Awaited>> {
+        match self.len == Some(self.given) {
+            true => None,
+            false => self.source.comes_later(patience),
+        }
     }
 
     /// The next piece; `None` once every promised byte was given.

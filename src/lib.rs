@@ -32,8 +32,8 @@
 //! | 4 | [`front`] [`ops`] [`batch`] | sockets, routes, replies; what an operator sees; many artifacts at once |
 //! | 5 | [`wiring`], `main.rs` | what is put together with what |
 //!
-//! A room uses lower floors only; sideways, `names` uses `recent`, `config` uses `formats` and
-//! `policy`, `policy` uses `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`.
+//! A room uses lower floors only; sideways, `names` uses `recent`, `body` uses `waiting`,
+//! `config` uses `formats` and `policy`, `policy` uses `formats`, `blob` uses `staging`, and `front` uses `ops` and `batch`.
 //! A test holds the sources against this.
 //!
 //! # Architecture invariants
@@ -48,6 +48,8 @@
 //! - Stored bytes are upstream's bytes.
 //! - A thread that waits for a flight never holds a slot that the flight needs: clients are
 //!   served by one pool, fetches run on another.
+//! - A client that is slow, or that waits for a flight, holds no worker for longer than a moment:
+//!   its connection is parked until its socket takes bytes again or the flight calls.
 //! - A client's miss never waits behind a batch: half of the fetch threads never run one's
 //!   fetches, the others take them only when no client waits, and one that a client joins becomes
 //!   a client's.

@@ -4,6 +4,8 @@
 //! whoever waits for long wants to know whether anybody still wants the outcome. Both are of
 //! the thread, not of the call, so they stand beside it: a pool and a listener say with
 //! [`on_this_thread`] what they know, and [`wait`] is put around what blocks.
+//!
+//! Whoever would wait for longer than is worth a thread has itself called instead: [`Awaited`].
 
 use std::cell::RefCell;
 use std::rc::Rc;
@@ -22,6 +24,16 @@ pub trait Waits {
     fn is_in_vain(&self) -> bool {
         false
     }
+}
+
+/// Called once what was waited for may have come: on the thread that brings it, which must not
+/// be held up. To be called early is no harm; whoever is called looks whether it has come.
+pub type Wake = Box<dyn FnOnce() + Send>;
+
+/// Something that will come, and is not worth a thread until then.
+pub trait Awaited: Send {
+    /// Has `wake` called when it has come; gives it back, uncalled, where it is there already.
+    fn call(&self, wake: Wake) -> Option<Wake>;
 }
 
 thread_local! {

@@ -7,7 +7,7 @@ use serde_json::Value;
 use crate::support::client::Ask;
 use crate::support::remotes::Remote;
 use crate::support::server::{PROGRAM, Server, Setup};
-use crate::support::upstream::{Answer, Gate, Upstream};
+use crate::support::upstream::{Answer, Upstream};
 use crate::support::{eventually, noise, sha256_hex};
 
 #[test]
@@ -68,38 +68,34 @@ fn a_server_is_alive_and_ready_and_its_own_program_says_so() {
 
 #[test]
 fn health_and_metrics_answer_when_every_worker_is_busy() {
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    upstream.serve("/a", Answer::file(b"bytes").head_held_by(&gate));
-    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 1).start();
-    std::thread::scope(|scope| {
-        scope.spawn(|| server.get("/api/files/a").expect(200, b"bytes"));
-        server.wait_busy_workers(1);
-        for path in ["/health", "/health/live", "/health/ready"] {
-            server.get(path).expect_status(200);
-        }
-        server.get("/metrics").expect_status(200);
-        gate.open();
-    });
+    let server = Setup::new().with_uploads().env("WORKERS", 1).start();
+    let (mut upload, rest) = server.hold_a_worker("a");
+    server.wait_under_way(1);
+    for path in ["/health", "/health/live", "/health/ready"] {
+        server.get(path).expect_status(200);
+    }
+    server.get("/metrics").expect_status(200);
+    upload.send_raw(&rest);
+    upload.incoming(false).expect("it is answered").finish().expect_status(201);
 }
 
 #[test]
 fn a_request_without_room_is_503_at_once() {
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    upstream.serve("/a", Answer::file(b"bytes").head_held_by(&gate));
-    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 1).env("QUEUE_MAX", 1).start();
+    let server = Setup::new().with_uploads().env("WORKERS", 1).env("QUEUE_MAX", 1).start();
+    let (mut upload, rest) = server.hold_a_worker("a");
+    server.wait_under_way(1);
     std::thread::scope(|scope| {
-        scope.spawn(|| server.get("/api/files/a").expect(200, b"bytes"));
-        server.wait_busy_workers(1);
-        scope.spawn(|| server.get("/api/files/a").expect(200, b"bytes"));
+        scope.spawn(|| server.get("/api/own/a").expect(200, b"bytes"));
         eventually("one request waits", || server.metric("artifactapi_queued") >= 1.0);
         for _ in 0..5 {
-            let answer = server.ask(&Ask::get("/api/files/a"));
+            let answer = server.ask(&Ask::get("/api/own/a"));
             answer.expect_error(503);
             assert!(answer.header("retry-after").is_some(), "{:?}", answer.head);
         }
-        gate.open();
+        upload.send_raw(&rest);
+        upload.incoming(false).expect("it is answered").finish().expect_status(201);
     });
-    server.get("/api/files/a").expect(200, b"bytes");
+    server.get("/api/own/a").expect(200, b"bytes");
 }
 
 #[test]

@@ -105,7 +105,7 @@ fn a_failed_fetch_is_one_failure_for_all_who_wait() {
             for _ in 0..10 {
                 scope.spawn(|| server.get(&format!("/api/files{path}")).expect_error(status));
             }
-            server.wait_busy_workers(10);
+            server.wait_under_way(10);
             gate.open();
         });
         assert_eq!(upstream.answering_peak(&path), 1);
@@ -139,7 +139,7 @@ fn refreshes_of_one_index_are_one_question() {
         for _ in 0..10 {
             scope.spawn(|| server.get("/api/files/latest").expect(200, b"two"));
         }
-        server.wait_busy_workers(10);
+        server.wait_under_way(10);
         gate.open();
     });
     assert_eq!(upstream.count("/latest"), 2);

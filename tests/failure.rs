@@ -205,7 +205,7 @@ fn wrong_bytes_for_a_name_with_a_checksum_never_look_whole() {
                 for _ in 0..3 {
                     scope.spawn(|| expect_no_whole_file(&server.get(&target), name));
                 }
-                server.wait_busy_workers(3);
+                server.wait_under_way(3);
                 gate.open();
             });
             expect_nothing_stored(&server);
@@ -376,8 +376,8 @@ fn clients_that_have_gone_leave_their_workers_to_others() {
         // Kept until the upstream was asked, so that a worker waits for it.
         eventually("the upstream is asked", || upstream.count(&format!("/{name}")) == 1);
     }
-    // Both have gone; while nobody needs a worker theirs wait on, and then they don't.
-    server.get("/api/files/hit").expect(200, &bytes);
+    // Both have gone, though nobody can know, and nobody waits for them.
+    server.ask(&Ask::get("/api/files/hit")).expect(200, &bytes);
     gate.open();
     eventually("the fetches ended well, though nobody waited", || server.blob_files().len() == 3);
 }

@@ -40,6 +40,8 @@ const FLOORS: &[(&str, u32)] = &[
 /// Steps on one floor that are allowed: from, to.
 const SIDEWAYS: &[(&str, &str)] = &[
     ("names", "recent"),
+    // A body says what of it is still to come.
+    ("body", "waiting"),
     ("config", "formats"),
     ("config", "policy"),
     // A judgement is about a class, and classes are the formats'.

@@ -4,12 +4,9 @@ use std::sync::Barrier;
 
 use crate::support::client::{Ask, Connection, Received};
 use crate::support::remotes::Remote;
-use crate::support::server::{Server, Setup};
+use crate::support::server::{ADMIN_TOKEN as ADMIN, Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
 use crate::support::{eventually, noise, sha256_hex};
-
-/// What lets the tests in.
-const ADMIN: &str = "a-token-of-the-tests";
 
 fn setup(remote: Remote) -> Setup {
     Setup::new().remote("own", remote).env("ADMIN_TOKEN", ADMIN)

@@ -3,11 +3,13 @@
 use std::io::Read;
 use std::net::TcpListener;
 
+use rustix::process::Signal;
+
 use crate::support::client::{Ask, Connection};
-use crate::support::eventually;
 use crate::support::remotes::Remote;
 use crate::support::server::{Server, Setup};
 use crate::support::upstream::{Answer, Gate, Upstream};
+use crate::support::{eventually, noise};
 
 /// Probes and scrapes in a row: more than there are seats, so that each must be given back.
 const PROBES: usize = 30;
@@ -39,34 +41,99 @@ fn asked(server: &Server, target: &str) -> Connection {
 
 #[test]
 fn health_and_metrics_answer_while_every_worker_and_ordinary_connection_is_taken() {
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    // It hangs: nobody gets anything before the gate is opened.
-    upstream.serve("/held", Answer::file(b"at last").head_held_by(&gate));
-    let server = Setup::files(Remote::at(&upstream))
+    let server = Setup::new()
+        .with_uploads()
         .env("WORKERS", 2)
         .env("QUEUE_MAX", 6)
         .env("CONNECTIONS_MAX", 12)
         .env("CONNECTIONS_RESERVED", 4)
         .start();
-    let at_work: Vec<Connection> = (0..2).map(|_| asked(&server, "/api/files/held")).collect();
-    server.wait_busy_workers(2);
+    let uploads = ["a", "b"].map(|path| server.hold_a_worker(path));
+    server.wait_under_way(2);
     expect_to_be_observable(&server);
 
-    let queued: Vec<Connection> = (0..6).map(|_| asked(&server, "/api/files/held")).collect();
+    let queued: Vec<Connection> = (0..6).map(|_| asked(&server, "/artifacts/own")).collect();
     eventually("the queue is full", || server.metric("artifactapi_queued") == 6.0);
     // All eight ordinary connections are taken now: what comes has a reserved one.
     expect_to_be_observable(&server);
     for _ in 0..PROBES {
-        server.ask(&Ask::get("/api/files/held")).expect_error(503);
+        server.ask(&Ask::get("/artifacts/own")).expect_error(503);
     }
     expect_to_be_observable(&server);
 
-    gate.open();
-    for connection in at_work.into_iter().chain(queued) {
-        let answer = connection.incoming(false).expect("who waited is answered").finish();
-        answer.expect(200, b"at last");
+    for (mut upload, rest) in uploads {
+        upload.send_raw(&rest);
+        upload.incoming(false).expect("it is answered").finish().expect_status(201);
     }
-    server.get("/api/files/held").expect(200, b"at last");
+    for connection in queued {
+        connection.incoming(false).expect("who waited is answered").finish().expect_status(200);
+    }
+}
+
+#[test]
+fn clients_that_wait_for_upstream_hold_no_worker() {
+    const WAITING: usize = 20;
+    let (upstream, beginning, middle) = (Upstream::start(), Gate::new(), Gate::new());
+    // Little enough for the sockets' buffers, so that nobody waits for the clients.
+    let bytes = noise(1, 50_000);
+    upstream.serve("/silent", Answer::file(&bytes).head_held_by(&beginning));
+    upstream.serve("/slow", Answer::file(&bytes).held_at(30_000, &middle));
+    upstream.serve("/other", Answer::file(b"other"));
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 2).start();
+    server.get("/api/files/other").expect(200, b"other");
+    let waiting =
+        |path: &str| -> Vec<Connection> { (0..WAITING).map(|_| asked(&server, path)).collect() };
+    let (silent, slow) = (waiting("/api/files/silent"), waiting("/api/files/slow"));
+    eventually("all of them wait without a worker", || {
+        server.metric("artifactapi_waiting") == 2.0 * WAITING as f64
+    });
+    assert_eq!(server.metric("artifactapi_busy_workers"), 0.0);
+    let hit = server.ask(&Ask::get("/api/files/other"));
+    hit.expect_header("x-artifact-source", "cache");
+    upstream.serve("/another", Answer::file(b"another"));
+    server.ask(&Ask::get("/api/files/another")).expect(200, b"another");
+    for (gate, clients) in [(beginning, silent), (middle, slow)] {
+        gate.open();
+        for client in clients {
+            client.incoming(false).expect("it is answered").finish().expect(200, &bytes);
+        }
+    }
+    for path in ["/silent", "/slow"] {
+        assert_eq!(upstream.count(path), 1, "{path}");
+    }
+    assert_eq!(server.metric("artifactapi_waiting"), 0.0);
+}
+
+#[test]
+fn a_client_that_leaves_while_it_waits_without_a_worker_has_its_line() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let server = Setup::files(Remote::at(&upstream)).start();
+    let client = asked(&server, "/api/files/held");
+    eventually("it waits", || server.metric("artifactapi_waiting") == 1.0);
+    client.reset();
+    server.wait_logged(&["access", "/api/files/held", "client left"]);
+    assert_eq!(server.metric("artifactapi_waiting"), 0.0);
+    gate.open();
+    server.get("/api/files/held").expect(200, b"bytes");
+    assert_eq!(upstream.count("/held"), 1);
+}
+
+#[test]
+fn a_stop_answers_those_who_wait_without_a_worker() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 4).env("SHUTDOWN_GRACE_S", 600);
+    let mut server = server.start();
+    let clients: Vec<Connection> = (0..3).map(|_| asked(&server, "/api/files/held")).collect();
+    eventually("all wait", || server.metric("artifactapi_waiting") == 3.0);
+    server.signal(Signal::TERM);
+    eventually("nobody is accepted any more", || server.try_connect().is_err());
+    gate.open();
+    for client in clients {
+        client.incoming(false).expect("it is answered").finish().expect(200, b"bytes");
+    }
+    assert_eq!(server.wait_exit().code(), Some(0));
 }
 
 #[test]

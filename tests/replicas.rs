@@ -61,8 +61,7 @@ fn a_herd_over_all_replicas_is_one_download() {
         gate.wait_reached(1);
         for (replica, begun) in replicas.iter().zip(&begun) {
             eventually("every client is being served", || {
-                let waiting = replica.metric("artifactapi_busy_workers") as usize;
-                waiting + begun.load(Ordering::SeqCst) >= CLIENTS / REPLICAS
+                replica.under_way() + begun.load(Ordering::SeqCst) >= CLIENTS / REPLICAS
             });
         }
         gate.open();
@@ -99,7 +98,7 @@ fn a_replica_that_dies_in_mid_fetch_costs_the_others_one_fetch() {
             }
         }
         for replica in &replicas {
-            replica.wait_busy_workers(EACH);
+            replica.wait_under_way(EACH);
         }
         leader.kill();
     });

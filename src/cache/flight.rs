@@ -5,6 +5,9 @@
 //! or abort the fetch. Every end, a dropped writer included, takes the flight out of the table
 //! first and wakes the readers then: a newcomer finds the flight, or what it left behind.
 //!
+//! A reader that has waited long enough is no thread any more: it leaves a call that the writer
+//! makes when what it waits for has come ([`Coming`]).
+//!
 //! Locks: the table's and a flight's own, never one inside the other, none across I/O. Who begins
 //! or ends a wait tells so while it holds the flight's ([`waiting::wait`]), and a pool's queue
 //! takes its own lock to hear it: first a flight's lock, then a queue's, never the other way.
@@ -18,7 +21,7 @@ use super::FetchError;
 use crate::artifact::{ArtifactKey, Entry, Validators};
 use crate::body::{BodyError, Piece, Source};
 use crate::staging::Scratch;
-use crate::waiting;
+use crate::waiting::{self, Awaited, Wake};
 
 /// How much of the end is held back while a body's checksum is not yet known to be right. Small
 /// bodies are held back whole, which lets a wrong one be answered with an error.
@@ -81,15 +84,36 @@ struct Flight {
     urgent: AtomicBool,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
     head: Option<Arc<FlightHead>>,
     written: u64,
     // How many readers wait, and the least number of readable bytes that one of them waits for.
     waiting: usize,
     awaited: Option<u64>,
+    // Whom to call when so much has come.
+    calls: Vec<(Until, Wake)>,
     whole: bool,
     end: Option<End>,
+}
+
+impl std::fmt::Debug for State {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("State")
+            .field("written", &self.written)
+            .field("whole", &self.whole)
+            .field("end", &self.end)
+            .finish_non_exhaustive()
+    }
+}
+
+/// What of a flight is waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Until {
+    /// So many readable bytes, or the end of the body, which is that of a body without bytes.
+    Readable(u64),
+    /// The end of the flight.
+    Landed,
 }
 
 /// What is known once upstream's answer has begun.
@@ -164,14 +188,17 @@ impl FlightWriter {
         let had_none = state.readable() == 0;
         state.written = written;
         let readable = state.readable();
-        if state.awaited.take_if(|awaited| *awaited <= readable).is_some() {
-            drop(state);
+        let is_awaited = state.awaited.take_if(|awaited| *awaited <= readable).is_some();
+        let calls = state.take_calls();
+        drop(state);
+        if is_awaited {
             self.flight.changed.notify_all();
-            if had_none {
-                // Who waits for the first bytes goes first, where processors are few: the
-                // scheduler would let this thread run on for milliseconds.
-                std::thread::yield_now();
-            }
+        }
+        make(calls);
+        if is_awaited && had_none {
+            // Who waits for the first bytes goes first, where processors are few: the
+            // scheduler would let this thread run on for milliseconds.
+            std::thread::yield_now();
         }
     }
 
@@ -188,10 +215,12 @@ impl FlightWriter {
     fn update(&self, change: impl FnOnce(&mut State)) {
         let mut state = lock(&self.flight.state);
         change(&mut state);
-        if state.waiting > 0 {
-            drop(state);
+        let (calls, has_waiting) = (state.take_calls(), state.waiting > 0);
+        drop(state);
+        if has_waiting {
             self.flight.changed.notify_all();
         }
+        make(calls);
     }
 
     fn land(&self, end: End) {
@@ -232,26 +261,33 @@ pub enum Begun {
 
 impl FlightReader {
     /// Waits for upstream's answer and its first readable bytes, at most until `deadline`; an
-    /// answer whose bytes are not there by then is given without.
-    pub fn head(&self, deadline: Instant) -> Begun {
+    /// answer whose bytes are not there by then is given without. `None` where `patience` has
+    /// run out before.
+    pub fn head(&self, deadline: Instant, patience: Duration) -> Option<Begun> {
+        let patience = Patience::new(patience);
         let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
             let has_bytes = state.whole || state.readable() > 0;
             match (&state.head, &state.end) {
-                (_, Some(End::Failed(why))) => return Begun::Ended(End::Failed(Arc::clone(why))),
-                (Some(head), end) if has_bytes || end.is_some() || left.is_zero() => {
-                    return Begun::Head(Arc::clone(head));
+                (_, Some(End::Failed(why))) => {
+                    return Some(Begun::Ended(End::Failed(Arc::clone(why))));
                 }
-                (None, Some(end)) => return Begun::Ended(end.clone()),
-                (None, None) if left.is_zero() => return Begun::TimedOut,
+                (Some(head), end) if has_bytes || end.is_some() || left.is_zero() => {
+                    return Some(Begun::Head(Arc::clone(head)));
+                }
+                (None, Some(end)) => return Some(Begun::Ended(end.clone())),
+                (None, None) if left.is_zero() => return Some(Begun::TimedOut),
                 _ => {}
             }
+            if patience.left().is_zero() {
+                return None;
+            }
             state.await_bytes(1);
-            state = match self.wait(state, left, &mut look) {
+            state = match self.wait(state, left.min(patience.left()), &mut look) {
                 Some(state) => state,
-                None => return Begun::Ended(End::Failed(Arc::new(FetchError::InVain))),
+                None => return Some(Begun::Ended(End::Failed(Arc::new(FetchError::InVain)))),
             };
         }
     }
@@ -263,20 +299,51 @@ impl FlightReader {
     /// # Errors
     /// Why the fetch failed.
     pub fn wait_for(&self, offset: u64) -> Result<(), Arc<FetchError>> {
-        self.readable_from(offset, Duration::ZERO).map(drop)
+        self.readable_from(offset, Duration::ZERO, Duration::MAX).map(drop)
+    }
+
+    /// Waits until the byte at `offset` can be read, or there is none, at most for `patience`:
+    /// gives what is still to come then.
+    pub fn comes_later(&self, offset: u64, patience: Duration) -> Option<Coming> {
+        match self.readable_from(offset, Duration::ZERO, patience) {
+            Ok(None) => Some(self.coming(Until::Readable(offset + 1))),
+            Ok(Some(_)) | Err(_) => None,
+        }
+    }
+
+    /// Waits for the end of the flight, at most for `patience`: gives what is still to come then.
+    pub fn lands_later(&self, patience: Duration) -> Option<Coming> {
+        (!self.has_landed_within(patience)).then(|| self.coming(Until::Landed))
+    }
+
+    /// What [`FlightReader::head`] waits for.
+    pub fn head_to_come(&self) -> Coming {
+        self.coming(Until::Readable(1))
+    }
+
+    fn coming(&self, until: Until) -> Coming {
+        Coming { flight: Arc::clone(&self.flight), until }
     }
 
     /// Waits for the end of the flight, which always comes: see [`FlightReader::wait_for`].
     pub fn landing(&self) -> End {
+        self.landing_within(Duration::MAX).expect("this patience has no end")
+    }
+
+    fn landing_within(&self, patience: Duration) -> Option<End> {
+        let patience = Patience::new(patience);
         let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
-            if let Some(end) = &state.end {
-                return end.clone();
+            let left = patience.left();
+            match &state.end {
+                Some(end) => return Some(end.clone()),
+                None if left.is_zero() => return None,
+                None => {}
             }
-            state = match self.wait(state, Duration::MAX, &mut look) {
+            state = match self.wait(state, left, &mut look) {
                 Some(state) => state,
-                None => return End::Failed(Arc::new(FetchError::InVain)),
+                None => return Some(End::Failed(Arc::new(FetchError::InVain))),
             };
         }
     }
@@ -288,22 +355,10 @@ impl FlightReader {
         state.whole || announced.is_some_and(|len| state.written >= len)
     }
 
-    /// Waits until the flight has landed, at most for `patience`; says whether it has.
+    /// Waits until the flight has landed, at most for `patience`; says whether it has, or
+    /// whether the wait is in vain.
     pub fn has_landed_within(&self, patience: Duration) -> bool {
-        let deadline = Instant::now() + patience;
-        let mut look = Look::later();
-        let mut state = lock(&self.flight.state);
-        while state.end.is_none() {
-            let left = deadline.saturating_duration_since(Instant::now());
-            if left == Duration::ZERO {
-                return false;
-            }
-            state = match self.wait(state, left, &mut look) {
-                Some(state) => state,
-                None => return false,
-            };
-        }
-        true
+        self.landing_within(patience).is_some()
     }
 
     /// Whether a client reads along, so that the fetch must not wait behind batches.
@@ -328,18 +383,24 @@ impl FlightReader {
 
     /// The bytes from `from` on, up to `to` or the end, as they come.
     pub fn follow(&self, head: Arc<FlightHead>, from: u64, to: Option<u64>) -> FlightSource {
-        FlightSource { reader: self.clone(), head, offset: from, to, is_quick: false }
+        let (reader, readable) = (self.clone(), from);
+        FlightSource { reader, head, offset: from, to, readable, is_quick: false }
     }
 
     /// Waits for bytes behind `offset` and says where they end now; `offset` itself where the
     /// body ends there. Where there are none yet, lets [`GATHER_BYTES`] of them come together
-    /// for as long as `gather`.
-    fn readable_from(&self, offset: u64, gather: Duration) -> Result<u64, Arc<FetchError>> {
+    /// for as long as `gather`. `None` where `patience` has run out before.
+    fn readable_from(
+        &self,
+        offset: u64,
+        gather: Duration,
+        patience: Duration,
+    ) -> Result<Option<u64>, Arc<FetchError>> {
         let mut state = lock(&self.flight.state);
         if state.readable() > offset {
-            return Ok(state.readable());
+            return Ok(Some(state.readable()));
         }
-        let gathered_at = Instant::now() + gather;
+        let (gathered_at, patience) = (Instant::now() + gather, Patience::new(patience));
         let mut look = Look::later();
         loop {
             let (readable, gather) =
@@ -347,18 +408,19 @@ impl FlightReader {
             let is_over = state.whole || state.end.is_some();
             let wanted = offset + if gather.is_zero() || is_over { 1 } else { GATHER_BYTES };
             if readable >= wanted {
-                return Ok(readable);
+                return Ok(Some(readable));
             }
             if state.whole {
-                return Ok(offset);
+                return Ok(Some(offset));
             }
             match &state.end {
                 Some(End::Failed(why)) => return Err(Arc::clone(why)),
-                Some(_) => return Ok(offset),
+                Some(_) => return Ok(Some(offset)),
+                None if patience.left().is_zero() => return Ok(None),
                 None => {}
             }
             state.await_bytes(wanted);
-            let left = if gather.is_zero() { Duration::MAX } else { gather };
+            let left = if gather.is_zero() { patience.left() } else { gather };
             state = self.wait(state, left, &mut look).ok_or(FetchError::InVain)?;
         }
     }
@@ -404,7 +466,62 @@ impl Look {
     }
 }
 
+/// How long a wait may go on.
+struct Patience(Option<Instant>);
+
+impl Patience {
+    /// From now on; [`Duration::MAX`] has no end.
+    fn new(patience: Duration) -> Self {
+        Self(Instant::now().checked_add(patience))
+    }
+
+    fn left(&self) -> Duration {
+        let left = |until: Instant| until.saturating_duration_since(Instant::now());
+        self.0.map_or(Duration::MAX, left)
+    }
+}
+
+/// Something of a flight that is still to come.
+#[derive(Debug)]
+pub struct Coming {
+    flight: Arc<Flight>,
+    until: Until,
+}
+
+impl Awaited for Coming {
+    fn call(&self, wake: Wake) -> Option<Wake> {
+        let mut state = lock(&self.flight.state);
+        if state.has_come(self.until) {
+            return Some(wake);
+        }
+        state.calls.push((self.until, wake));
+        None
+    }
+}
+
+/// Makes calls, without any lock.
+fn make(calls: Vec<Wake>) {
+    calls.into_iter().for_each(|wake| wake());
+}
+
 impl State {
+    fn has_come(&self, until: Until) -> bool {
+        match until {
+            _ if self.end.is_some() => true,
+            Until::Readable(wanted) => self.whole || self.readable() >= wanted,
+            Until::Landed => false,
+        }
+    }
+
+    /// The calls that are due.
+    fn take_calls(&mut self) -> Vec<Wake> {
+        let (due, left) = std::mem::take(&mut self.calls)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(until, _)| self.has_come(*until));
+        self.calls = left;
+        due.into_iter().map(|(_, wake)| wake).collect()
+    }
+
     /// A reader is about to wait for so many readable bytes.
     fn await_bytes(&mut self, wanted: u64) {
         self.awaited = Some(self.awaited.map_or(wanted, |awaited| awaited.min(wanted)));
@@ -427,27 +544,46 @@ pub struct FlightSource {
     head: Arc<FlightHead>,
     offset: u64,
     to: Option<u64>,
+    // Where the bytes that are known of end.
+    readable: u64,
     // Whether the last bytes came fast enough to gather the next.
     is_quick: bool,
 }
 
-impl Source for FlightSource {
-    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
-        if self.to.is_some_and(|to| self.offset >= to) {
-            return Ok(None);
+impl FlightSource {
+    /// Waits for bytes or the end, at most for `patience`; says whether they have come.
+    fn wait(&mut self, patience: Duration) -> Result<bool, Arc<FetchError>> {
+        if self.readable > self.offset || self.to.is_some_and(|to| self.offset >= to) {
+            return Ok(true);
         }
         let began = Instant::now();
         let gather = if self.is_quick { GATHER_WAIT } else { Duration::ZERO };
-        let readable = self
-            .reader
-            .readable_from(self.offset, gather)
-            .map_err(|why| BodyError::Cut(format!("the fetch failed: {why}")))?;
+        let Some(readable) = self.reader.readable_from(self.offset, gather, patience)? else {
+            return Ok(false);
+        };
         let has_much = readable - self.offset >= GATHER_BYTES / 4;
         self.is_quick = has_much && began.elapsed() < GATHER_WAIT;
-        let end = self.to.map_or(readable, |to| readable.min(to));
+        self.readable = readable;
+        Ok(true)
+    }
+}
+
+impl Source for FlightSource {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        self.wait(Duration::MAX)
+            .map_err(|why| BodyError::Cut(format!("the fetch failed: {why}")))?;
+        let end = self.to.map_or(self.readable, |to| self.readable.min(to));
         let (offset, len) = (self.offset, end - self.offset);
         self.offset = end;
         Ok((len > 0).then_some(Piece::Region { file: self.head.file.file(), offset, len }))
+    }
+
+    fn comes_later(&mut self, patience: Duration) -> Option<Box<dyn Awaited>> {
+        // What has failed is told by the next piece.
+        match self.wait(patience) {
+            Ok(true) | Err(_) => None,
+            Ok(false) => Some(Box::new(self.reader.coming(Until::Readable(self.offset + 1)))),
+        }
     }
 }
 
@@ -458,6 +594,7 @@ mod tests {
     use crate::body::{Body, read_to_vec};
     use std::fs::File;
     use std::io::Write;
+    use std::sync::atomic::AtomicUsize;
 
     fn key() -> ArtifactKey {
         let path = ArtifactPath::from_canonical("a/b").unwrap();
@@ -492,9 +629,9 @@ mod tests {
     fn begun(reader: &FlightReader) -> Arc<FlightHead> {
         let deadline = soon();
         loop {
-            match reader.head(Instant::now()) {
-                Begun::Head(head) => return head,
-                Begun::TimedOut if Instant::now() < deadline => std::thread::yield_now(),
+            match reader.head(Instant::now(), Duration::MAX) {
+                Some(Begun::Head(head)) => return head,
+                Some(Begun::TimedOut) if Instant::now() < deadline => std::thread::yield_now(),
                 other => panic!("no head: {other:?}"),
             }
         }
@@ -532,12 +669,15 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         let writer = lead(&flights);
         let reader = writer.reader();
-        let waiting = std::thread::spawn(move || reader.head(soon()));
+        let waiting = std::thread::spawn(move || reader.head(soon(), Duration::MAX));
         until_it_waits(&writer, &waiting, |state| state.waiting > 0);
         writer.start(head(&file, None, false));
-        assert!(matches!(writer.reader().head(Instant::now()), Begun::Head(_)), "it is there");
+        assert!(
+            matches!(writer.reader().head(Instant::now(), Duration::MAX), Some(Begun::Head(_))),
+            "it is there"
+        );
         writer.grew(1);
-        assert!(matches!(waiting.join().unwrap(), Begun::Head(_)));
+        assert!(matches!(waiting.join().unwrap(), Some(Begun::Head(_))));
         assert_eq!(lock(&writer.flight.state).waiting, 0);
     }
 
@@ -565,8 +705,8 @@ mod tests {
         let reader = writer.reader();
         let _known = waiting::on_this_thread(std::rc::Rc::new(Gone));
         let is_in_vain = |why: &FetchError| matches!(why, FetchError::InVain);
-        match reader.head(soon()) {
-            Begun::Ended(End::Failed(why)) => assert!(is_in_vain(&why)),
+        match reader.head(soon(), Duration::MAX) {
+            Some(Begun::Ended(End::Failed(why))) => assert!(is_in_vain(&why)),
             other => panic!("{other:?}"),
         }
         assert!(is_in_vain(&reader.wait_for(0).unwrap_err()));
@@ -575,7 +715,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         writer.start(head(&file, Some(1), false));
         writer.grew(1);
-        assert!(matches!(reader.head(soon()), Begun::Head(_)));
+        assert!(matches!(reader.head(soon(), Duration::MAX), Some(Begun::Head(_))));
         assert!(reader.wait_for(0).is_ok());
     }
 
@@ -620,7 +760,7 @@ mod tests {
             true
         });
         let _known = waiting::on_this_thread(std::rc::Rc::new(asked));
-        assert_eq!(reader.readable_from(0, GATHER_WAIT).unwrap(), 1);
+        assert_eq!(reader.readable_from(0, GATHER_WAIT, Duration::MAX).unwrap(), Some(1));
     }
 
     #[test]
@@ -664,7 +804,9 @@ mod tests {
         writer.start(head(&file, None, false));
         let reader = writer.reader();
         let gather = soon() - Instant::now();
-        let waiting = std::thread::spawn(move || reader.readable_from(0, gather).unwrap());
+        let waiting = std::thread::spawn(move || {
+            reader.readable_from(0, gather, Duration::MAX).unwrap().unwrap()
+        });
         until_it_waits(&writer, &waiting, |state| state.awaited == Some(GATHER_BYTES));
         writer.grew(1);
         assert_eq!(lock(&writer.flight.state).awaited, Some(GATHER_BYTES), "it was woken");
@@ -720,14 +862,94 @@ mod tests {
         drop(writer);
         assert!(matches!(source.next_piece(), Err(BodyError::Cut(_))));
         assert!(reader.wait_for(0).is_err());
-        assert!(matches!(reader.head(soon()), Begun::Ended(End::Failed(_))));
+        assert!(matches!(reader.head(soon(), Duration::MAX), Some(Begun::Ended(End::Failed(_)))));
         assert_eq!(flights.count(), 0);
+    }
+
+    /// What of a flight is called for, and how often it was.
+    fn called(coming: Option<Coming>) -> Arc<AtomicUsize> {
+        let (calls, coming) = (Arc::new(AtomicUsize::new(0)), coming.expect("it is to come"));
+        let call = Arc::clone(&calls);
+        let wake = Box::new(move || _ = call.fetch_add(1, Ordering::SeqCst));
+        assert!(coming.call(wake).is_none(), "it has not come");
+        calls
+    }
+
+    #[test]
+    fn who_has_no_patience_is_called_when_it_has_come() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        assert!(reader.head(soon(), Duration::ZERO).is_none());
+        let begun = called(Some(reader.head_to_come()));
+        let third = called(reader.comes_later(2, Duration::ZERO));
+        let landed = called(reader.lands_later(Duration::ZERO));
+        let check = |expected: [usize; 3]| {
+            let calls = [&begun, &third, &landed].map(|calls| calls.load(Ordering::SeqCst));
+            assert_eq!(calls, expected);
+        };
+        writer.start(head(&file, None, false));
+        check([0, 0, 0]);
+        writer.grew(2);
+        check([1, 0, 0]);
+        writer.whole();
+        check([1, 1, 0]);
+        writer.land(End::Unstored);
+        check([1, 1, 1]);
+        drop(writer);
+        check([1, 1, 1]);
+    }
+
+    #[test]
+    fn who_would_be_called_for_what_is_there_is_told_so() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        let reader = writer.reader();
+        let (begun, first) = (reader.head_to_come(), reader.comes_later(0, Duration::ZERO));
+        writer.start(head(&file, None, false));
+        writer.grew(1);
+        let is_there = |coming: &dyn Awaited| coming.call(Box::new(|| ())).is_some();
+        assert!(is_there(&begun) && is_there(&first.unwrap()));
+        assert!(reader.comes_later(0, Duration::ZERO).is_none());
+        let landed = reader.lands_later(Duration::ZERO).unwrap();
+        assert!(!is_there(&landed));
+        drop(writer);
+        assert!(is_there(&landed) && reader.lands_later(Duration::ZERO).is_none());
+    }
+
+    #[test]
+    fn a_body_says_what_is_still_to_come_of_it() {
+        let flights = Arc::new(Flights::default());
+        let file = tempfile::tempfile().unwrap();
+        let writer = lead(&flights);
+        writer.start(head(&file, Some(2), false));
+        let reader = writer.reader();
+        let mut body = Body::new(Some(2), Box::new(reader.follow(begun(&reader), 0, None)));
+        let come = |body: &mut Body| body.comes_later(Duration::ZERO).is_none();
+        assert!(!come(&mut body));
+        writer.grew(1);
+        assert!(come(&mut body));
+        assert_eq!(body.next_piece().unwrap().unwrap().len(), 1);
+        assert!(!come(&mut body));
+        writer.grew(2);
+        assert_eq!(body.next_piece().unwrap().unwrap().len(), 1);
+        assert!(come(&mut body), "it is at its end");
+        // A failure has come too.
+        let mut failing = reader.follow(begun(&reader), 2, None);
+        assert!(failing.comes_later(Duration::ZERO).is_some());
+        drop(writer);
+        assert!(failing.comes_later(Duration::ZERO).is_none() && failing.next_piece().is_err());
     }
 
     #[test]
     fn waiting_for_a_head_has_a_bound() {
         let flights = Arc::new(Flights::default());
         let writer = lead(&flights);
-        assert!(matches!(writer.reader().head(Instant::now()), Begun::TimedOut));
+        assert!(matches!(
+            writer.reader().head(Instant::now(), Duration::MAX),
+            Some(Begun::TimedOut)
+        ));
     }
 }

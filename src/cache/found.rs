@@ -1,9 +1,10 @@
 //! What a request found: what is known of the artifact, and the way to its bytes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::flight::{FlightHead, FlightReader};
+use super::FAR_AHEAD_BYTES;
+use super::flight::{Coming, FlightHead, FlightReader};
 use super::pass::Passing;
 use super::readers::Reading;
 use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
@@ -23,6 +24,34 @@ pub enum Outcome {
     Collapsed,
     /// Passed through without being stored.
     Pass,
+}
+
+/// What a search has come to.
+#[derive(Debug)]
+pub enum Sought {
+    /// Here it is.
+    Found(Found),
+    /// It comes, or not: see [`super::Cache::board`].
+    Boarding(Boarding),
+}
+
+/// A place in a flight whose head is not known yet.
+#[derive(Debug)]
+pub struct Boarding {
+    pub(super) key: ArtifactKey,
+    pub(super) reader: FlightReader,
+    pub(super) outcome: Outcome,
+    /// How long the request waits at most.
+    pub(super) until: Instant,
+    /// How often the request may still start again.
+    pub(super) rounds_left: usize,
+}
+
+impl Boarding {
+    /// What it waits for.
+    pub fn awaited(&self) -> Coming {
+        self.reader.head_to_come()
+    }
 }
 
 /// An artifact that can be served.
@@ -66,6 +95,31 @@ impl Bytes {
         };
         Some(Self { key: self.key.clone(), from })
     }
+
+    /// Waits until the byte at `offset` can be opened, or never will be, at most for `patience`:
+    /// gives what is still to come then.
+    pub fn come_later(&self, offset: u64, patience: Duration) -> Option<Coming> {
+        match &self.from {
+            From::Flight(reader, _) if !is_far_ahead(reader, offset) => {
+                reader.comes_later(offset, patience)
+            }
+            From::Flight(..) | From::Store(..) | From::Passing(_) => None,
+        }
+    }
+
+    /// Waits until they are all there and stored, if they will be, at most for `patience`: gives
+    /// what is still to come then.
+    pub fn land_later(&self, patience: Duration) -> Option<Coming> {
+        match &self.from {
+            From::Flight(reader, _) => reader.lands_later(patience),
+            From::Store(..) | From::Passing(_) => None,
+        }
+    }
+}
+
+/// Whether a range that begins there is not worth waiting for.
+pub(super) fn is_far_ahead(reader: &FlightReader, offset: u64) -> bool {
+    offset > reader.written() + FAR_AHEAD_BYTES
 }
 
 /// What a client learns of an artifact before its bytes.

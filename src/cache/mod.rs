@@ -1,6 +1,6 @@
 //! The cache: one request from judgement to bytes.
 //!
-//! [`Cache::find`] is the request on one screen. A miss is a flight: the fetch runs on its own
+//! [`Cache::seek`] is the request on one screen. A miss is a flight: the fetch runs on its own
 //! pool ([`fetch`]) and every client, the first included, reads along ([`flight`]). This room
 //! knows no HTTP towards clients and no backend by name.
 
@@ -48,7 +48,8 @@ mod versions;
 
 pub use error::{CacheError, FetchError, Loss, OpenError};
 pub use fill::{Filled, Reporter, Wish};
-pub use found::{Bytes, Found, Met, Outcome, Representation};
+pub use flight::Coming;
+pub use found::{Boarding, Bytes, Found, Met, Outcome, Representation, Sought};
 pub use purge::Purged;
 pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
@@ -193,32 +194,50 @@ impl Cache {
         }
     }
 
-    /// Finds an artifact that the remote's patterns allow: in the store, in a flight, or at
-    /// upstream. Blocks until its head is known.
+    /// Seeks an artifact that the remote's patterns allow: in the store, in a flight, or at
+    /// upstream. Blocks until its head is known, but waits for that of a flight for no longer
+    /// than `patience`.
     ///
     /// # Errors
     /// [`CacheError`].
-    pub fn find(&self, target: &Target, path: &ArtifactPath) -> Result<Found, CacheError> {
+    pub fn seek(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        patience: Duration,
+    ) -> Result<Sought, CacheError> {
         let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
-        let class = target.class(path);
-        for _ in 0..ROUNDS_MAX {
-            let stored = self.lookup(&key);
-            let decision = self.judge(target, &key, class, stored.as_ref());
+        self.seek_in(ROUNDS_MAX, target, &key, patience)
+    }
+
+    fn seek_in(
+        &self,
+        rounds: usize,
+        target: &Target,
+        key: &ArtifactKey,
+        patience: Duration,
+    ) -> Result<Sought, CacheError> {
+        let class = target.class(&key.path);
+        for rounds_left in (0..rounds).rev() {
+            let stored = self.lookup(key);
+            let decision = self.judge(target, key, class, stored.as_ref());
+            let found = |found: Found| Ok(Sought::Found(found));
             let task = match (decision, stored) {
                 (Decision::Hit(left), Some(entry)) => {
-                    return Ok(self.found_stored(key, entry, Outcome::Hit, left.map(seconds)));
+                    let left = left.map(seconds);
+                    return found(self.found_stored(key.clone(), entry, Outcome::Hit, left));
                 }
                 (Decision::Stale, Some(entry)) => {
-                    return Ok(self.stand_in(target, key, class, entry));
+                    return found(self.stand_in(target, key.clone(), class, entry));
                 }
-                (Decision::Pass, _) => return self.pass(target, key),
+                (Decision::Pass, _) => return found(self.pass(target, key.clone())?),
                 (Decision::Fetch | Decision::Revalidate, _)
-                    if self.no_room.was_met_by(&key, self.ports.clock.now()) =>
+                    if self.no_room.was_met_by(key, self.ports.clock.now()) =>
                 {
-                    return self.pass_or_stand_in(target, &key);
+                    return found(self.pass_or_stand_in(target, key)?);
                 }
                 (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
-                    Task::Prove(self.provable(&key, entry)?)
+                    Task::Prove(self.provable(key, entry)?)
                 }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),
@@ -226,11 +245,56 @@ impl Cache {
                 _ if target.reach() == Reach::Offline => return Err(CacheError::Offline),
                 _ => return Err(CacheError::Absent),
             };
-            if let Some(found) = self.join(target, &key, task)? {
-                return Ok(found);
+            if let Some((reader, outcome)) = self.join(target, key, task) {
+                let until = Instant::now() + HEAD_WAIT_MAX;
+                let boarding = Boarding { key: key.clone(), reader, outcome, until, rounds_left };
+                return self.board(target, boarding, patience);
             }
         }
         Err(CacheError::Unsettled)
+    }
+
+    /// Goes on with what [`Cache::seek`] has begun: waits for the flight's head, for no longer
+    /// than `patience`.
+    ///
+    /// # Errors
+    /// [`CacheError`].
+    pub fn board(
+        &self,
+        target: &Target,
+        boarding: Boarding,
+        patience: Duration,
+    ) -> Result<Sought, CacheError> {
+        let Some(begun) = boarding.reader.head(boarding.until, patience) else {
+            return Ok(Sought::Boarding(boarding));
+        };
+        let Boarding { key, reader, outcome, rounds_left, .. } = boarding;
+        let found = match begun {
+            Begun::Head(head) => self.found_flying(&key, outcome, reader, head),
+            Begun::TimedOut => {
+                let late = Arc::new(FetchError::Late(HEAD_WAIT_MAX));
+                self.after_failure(target, &key, late)?
+            }
+            Begun::Ended(End::Confirmed(entry)) => {
+                // Whoever asked: its bytes come from the store.
+                let left = self.freshness_left(target, &key);
+                self.found_stored(key, entry, Outcome::Revalidated, left)
+            }
+            Begun::Ended(End::Already(entry)) => {
+                let left = self.freshness_left(target, &key);
+                self.found_stored(key, entry, Outcome::Hit, left)
+            }
+            Begun::Ended(End::Absent) => return Err(CacheError::Absent),
+            Begun::Ended(End::Failed(why)) if !matches!(*why, FetchError::Abandoned) => {
+                self.after_failure(target, &key, why)?
+            }
+            // The ground moved: nobody fetches it any more. (A flight that stored bytes had a
+            // head.)
+            Begun::Ended(End::Failed(_) | End::Stored(_) | End::Unstored) => {
+                return self.seek_in(rounds_left, target, &key, patience);
+            }
+        };
+        Ok(Sought::Found(found))
     }
 
     /// Opens bytes of a found artifact of length `len`; `range` lies inside it, `None` is all.
@@ -256,7 +320,7 @@ impl Cache {
                 Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
-                if from > reader.written() + FAR_AHEAD_BYTES
+                if found::is_far_ahead(&reader, from)
                     && let Some(body) = self.pass_part(target, &bytes.key, &head, from, to)
                 {
                     return Ok(body);
@@ -269,7 +333,7 @@ impl Cache {
         }
     }
 
-    /// Finds an artifact again whose opening failed: anew where it was forgotten, at upstream
+    /// Seeks an artifact again whose opening failed: anew where it was forgotten, at upstream
     /// where the store does not answer, and a stale copy where the fetch failed.
     ///
     /// # Errors
@@ -279,10 +343,11 @@ impl Cache {
         target: &Target,
         path: &ArtifactPath,
         why: OpenError,
-    ) -> Result<Found, CacheError> {
+        patience: Duration,
+    ) -> Result<Sought, CacheError> {
         let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
-        match why {
-            OpenError::Gone => self.find(target, path),
+        let found = match why {
+            OpenError::Gone => return self.seek(target, path, patience),
             OpenError::Lost(loss) => Err(CacheError::Lost(loss)),
             OpenError::Store(error) if target.reach() != Reach::Online => {
                 Err(CacheError::Store(chain(&error)))
@@ -292,7 +357,8 @@ impl Cache {
                 self.pass(target, key)
             }
             OpenError::Fetch(why) => self.after_failure(target, &key, why),
-        }
+        };
+        found.map(Sought::Found)
     }
 
     /// Fetches without storing: when there is no room to stage, or the store does not answer.
@@ -430,47 +496,24 @@ impl Cache {
         target: &Target,
         key: &ArtifactKey,
         task: Task,
-    ) -> Result<Option<Found>, CacheError> {
-        let (reader, outcome) = match self.flights.join(key) {
+    ) -> Option<(FlightReader, Outcome)> {
+        match self.flights.join(key) {
             // Whoever asks again right after the last byte came finds it stored.
             Joined::Follow(reader)
                 if reader.is_complete() && reader.has_landed_within(LANDING_WAIT_MAX) =>
             {
-                return Ok(None);
+                None
             }
             Joined::Follow(reader) => {
                 reader.hurry();
                 self.fetches.promote(key);
-                (reader, Outcome::Collapsed)
+                Some((reader, Outcome::Collapsed))
             }
             Joined::Lead(writer) => {
                 let blob = BlobKey::of(key);
-                match self.depart(target, key, blob, task, writer, Urgency::Client) {
-                    Some(reader) => (reader, Outcome::Miss),
-                    None => return Ok(None),
-                }
+                let reader = self.depart(target, key, blob, task, writer, Urgency::Client)?;
+                Some((reader, Outcome::Miss))
             }
-        };
-        match reader.head(Instant::now() + HEAD_WAIT_MAX) {
-            Begun::Head(head) => Ok(Some(self.found_flying(key, outcome, reader, head))),
-            Begun::TimedOut => {
-                let late = Arc::new(FetchError::Late(HEAD_WAIT_MAX));
-                self.after_failure(target, key, late).map(Some)
-            }
-            Begun::Ended(End::Confirmed(entry)) => {
-                // Whoever asked: its bytes come from the store.
-                let left = self.freshness_left(target, key);
-                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Revalidated, left)))
-            }
-            Begun::Ended(End::Already(entry)) => {
-                let left = self.freshness_left(target, key);
-                Ok(Some(self.found_stored(key.clone(), entry, Outcome::Hit, left)))
-            }
-            Begun::Ended(End::Absent) => Err(CacheError::Absent),
-            Begun::Ended(End::Failed(why)) if matches!(*why, FetchError::Abandoned) => Ok(None),
-            Begun::Ended(End::Failed(why)) => self.after_failure(target, key, why).map(Some),
-            // A flight that stored bytes had a head.
-            Begun::Ended(End::Stored(_) | End::Unstored) => Ok(None),
         }
     }
 

@@ -100,6 +100,29 @@ impl World {
     }
 }
 
+/// As a client that waits as long as it takes.
+impl Cache {
+    pub(super) fn find(&self, target: &Target, path: &ArtifactPath) -> Result<Found, CacheError> {
+        found(self.seek(target, path, Duration::MAX))
+    }
+
+    pub(super) fn find_again(
+        &self,
+        target: &Target,
+        path: &ArtifactPath,
+        why: OpenError,
+    ) -> Result<Found, CacheError> {
+        found(self.recover(target, path, why, Duration::MAX))
+    }
+}
+
+fn found(sought: Result<Sought, CacheError>) -> Result<Found, CacheError> {
+    match sought? {
+        Sought::Found(found) => Ok(found),
+        Sought::Boarding(boarding) => panic!("its patience has run out: {boarding:?}"),
+    }
+}
+
 pub(super) fn replica(ports: &Ports) -> Arc<Cache> {
     let bounds =
         CacheBounds { fetch_threads: 4, fetch_queue_max: 4, lease_ttl: Duration::from_secs(20) };
@@ -845,7 +868,7 @@ fn an_entry_whose_blob_is_gone_heals_itself() {
     let found = world.find("a").unwrap();
     let why = world.cache.open(&world.target, found.bytes, Some(1000), None).unwrap_err();
     assert!(matches!(why, OpenError::Gone), "{why}");
-    let found = world.cache.recover(&world.target, &World::path("a"), why).unwrap();
+    let found = world.cache.find_again(&world.target, &World::path("a"), why).unwrap();
     assert_eq!(found.met.outcome, Outcome::Miss);
     drop(found);
     world.settle();

@@ -84,7 +84,7 @@ settings! {
         log_level: LogLevel = "LOG_LEVEL", "info", Kind::OneOf(LogLevel::WORDS),
             "The least important lines that are logged.";
         workers: usize = "WORKERS", "256", Kind::Count { min: 1, max: 4096 },
-            "Threads that answer requests; each serves one client at a time.";
+            "Threads that answer requests; each serves one client at a time, and others while that one or its upstream is slow.";
         queue_max: usize = "QUEUE_MAX", "1024", Kind::Count { min: 1, max: 1_000_000 },
             "Requests that may wait for a worker; one more is answered 503.";
         fetch_threads: usize = "FETCH_THREADS", "32", Kind::Count { min: 1, max: 4096 },

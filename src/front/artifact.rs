@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::conditional::{Conditions, Verdict};
 use super::multipart::{Boundary, multipart};
@@ -10,45 +11,108 @@ use super::reply::{Problem, describe};
 use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError};
-use crate::cache::{Bytes, Cache, CacheError, Found, OpenError, Representation, Target};
+use crate::cache::{
+    Boarding, Bytes, Cache, CacheError, Coming, Found, OpenError, Representation, Sought, Target,
+};
 use crate::ops::Answered;
 use crate::policy::media_type;
+use crate::waiting::Awaited;
 
 /// How often one request opens an artifact that changes under its hands.
 const OPENS_MAX: usize = 4;
 
-/// Answers a GET or HEAD of an allowed path.
-pub(super) fn answer(
-    cache: &Arc<Cache>,
-    target: &Arc<Target>,
-    path: &ArtifactPath,
-    head: &RequestHead,
-) -> (Reply, Answered) {
-    let mut found = cache.find(target, path);
-    for _ in 0..OPENS_MAX {
-        let ready = match found.and_then(|found| settle_if_asked(cache, target, head, found)) {
-            Ok(ready) => ready,
-            Err(error) => return failure(&error),
-        };
-        let answered = Answered::Cache(ready.met.outcome);
-        match Asked::of(head, &ready.met.about).reply(cache, target, path, ready) {
-            Ok(reply) => return (reply, answered),
-            Err(why) => found = cache.recover(target, path, why),
+/// The search for an allowed path, by GET or HEAD, and how far it has come.
+pub(super) struct Search {
+    cache: Arc<Cache>,
+    target: Arc<Target>,
+    path: ArtifactPath,
+    at: At,
+    opens_left: usize,
+}
+
+enum At {
+    /// Nothing is known yet.
+    Start,
+    /// Its flight has no head yet.
+    Boarding(Boarding),
+    /// It is found.
+    Found(Found),
+    /// It was found, and could not be opened.
+    Unopened(OpenError),
+}
+
+/// What a search has come to.
+pub(super) enum Progress {
+    /// It can be answered.
+    Answered(Reply, Answered),
+    /// It goes on when that has come.
+    Waits(Search, Box<dyn Awaited>),
+}
+
+impl Search {
+    /// A search that has not begun.
+    pub(super) fn new(cache: Arc<Cache>, target: Arc<Target>, path: ArtifactPath) -> Self {
+        Self { cache, target, path, at: At::Start, opens_left: OPENS_MAX }
+    }
+
+    /// Goes on until it is answered, or waits for a flight that takes longer than `patience`.
+    pub(super) fn advance(mut self, head: &RequestHead, patience: Duration) -> Progress {
+        while self.opens_left > 0 {
+            let found = match self.find(patience) {
+                Ok(Sought::Found(found)) => found,
+                Ok(Sought::Boarding(boarding)) => {
+                    let awaited = boarding.awaited();
+                    return self.waits(At::Boarding(boarding), awaited);
+                }
+                Err(error) => return failure(&error),
+            };
+            let found = match needs_landing(head, &found) {
+                false => found,
+                true => match found.bytes.land_later(patience) {
+                    Some(awaited) => return self.waits(At::Found(found), awaited),
+                    None => match self.cache.settle(&self.target, found) {
+                        Ok(settled) => settled,
+                        Err(error) => return failure(&error),
+                    },
+                },
+            };
+            let asked = Asked::of(head, &found.met.about);
+            if let Some(offset) = asked.first_byte()
+                && let Some(awaited) = found.bytes.come_later(offset, patience)
+            {
+                return self.waits(At::Found(found), awaited);
+            }
+            let answered = Answered::Cache(found.met.outcome);
+            match asked.reply(&self.cache, &self.target, &self.path, found) {
+                Ok(reply) => return Progress::Answered(reply, answered),
+                Err(why) => {
+                    self.at = At::Unopened(why);
+                    self.opens_left -= 1;
+                }
+            }
+        }
+        failure(&CacheError::Unsettled)
+    }
+
+    fn find(&mut self, patience: Duration) -> Result<Sought, CacheError> {
+        let Self { cache, target, path, .. } = self;
+        match std::mem::replace(&mut self.at, At::Start) {
+            At::Start => cache.seek(target, path, patience),
+            At::Boarding(boarding) => cache.board(target, boarding, patience),
+            At::Found(found) => Ok(Sought::Found(found)),
+            At::Unopened(why) => cache.recover(target, path, why, patience),
         }
     }
-    failure(&CacheError::Unsettled)
+
+    fn waits(self, at: At, awaited: Coming) -> Progress {
+        Progress::Waits(Self { at, ..self }, Box::new(awaited))
+    }
 }
 
 /// A client that asks for the digest, or for a range of something whose length nobody knows
 /// yet, gets its answer once the fetch has ended.
-fn settle_if_asked(
-    cache: &Cache,
-    target: &Target,
-    head: &RequestHead,
-    found: Found,
-) -> Result<Found, CacheError> {
-    let needs_length = found.met.about.len.is_none() && head.header("range").is_some();
-    if wants_digest(head) || needs_length { cache.settle(target, found) } else { Ok(found) }
+fn needs_landing(head: &RequestHead, found: &Found) -> bool {
+    wants_digest(head) || (found.met.about.len.is_none() && head.header("range").is_some())
 }
 
 /// Whether `Want-Repr-Digest` (RFC 9530, section 4) asks for SHA-256 with any preference but 0.
@@ -60,12 +124,12 @@ fn wants_digest(head: &RequestHead) -> bool {
     })
 }
 
-fn failure(error: &CacheError) -> (Reply, Answered) {
+fn failure(error: &CacheError) -> Progress {
     let answered = match error {
         CacheError::Absent | CacheError::Offline => Answered::Absent,
         _ => Answered::Failed,
     };
-    (Problem::from(error).reply(), answered)
+    Progress::Answered(Problem::from(error).reply(), answered)
 }
 
 /// What a request asks for, held against what was found.
@@ -100,6 +164,18 @@ impl Asked {
             Resolved::Single(range) => Self::One(range, len),
             Resolved::Several(ranges) => Self::Several(ranges, len),
             Resolved::Unsatisfiable => Self::Unsatisfiable(len),
+        }
+    }
+
+    /// The first byte of the artifact that the reply will have.
+    fn first_byte(&self) -> Option<u64> {
+        match self {
+            Self::NotModified | Self::PreconditionFailed | Self::Unsatisfiable(_) | Self::Head => {
+                None
+            }
+            Self::Whole => Some(0),
+            Self::One(range, _) => Some(range.start),
+            Self::Several(ranges, _) => ranges.first().map(|range| range.start),
         }
     }
 

@@ -8,12 +8,12 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::artifact::{ArtifactPath, RemoteName};
+use crate::artifact::ArtifactPath;
 use crate::body::Body;
-use crate::cache::Cache;
+use crate::cache::{Cache, Target};
 use crate::chain::chain;
 use crate::index::IndexError;
-use crate::ops::access_log::{self, Line, Refusals, Wholeness};
+use crate::ops::access_log::Refusals;
 use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
@@ -27,6 +27,7 @@ pub mod catalog;
 mod change;
 pub mod conditional;
 mod digests;
+mod exchange;
 pub mod multipart;
 pub mod pools;
 pub mod range;
@@ -35,11 +36,13 @@ mod route;
 pub mod wire;
 
 use access::{Access, Caller, Need};
+use artifact::Search;
 use catalog::{Catalog, Catalogs};
+use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
 use route::Route;
-use wire::{Broken, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service};
+use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// The parameters of `GET /artifacts/{remote}`.
 const LIST_PARAMETERS: &[&str] = &["include_pattern", "prefix", "limit", "cursor"];
@@ -81,15 +84,14 @@ impl Service for Front {
     }
 
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
-        let began = Instant::now();
-        let catalog = self.catalogs.current();
-        let (reply, answered) = self.answer(&catalog, &request.head, request.body);
-        self.send(&catalog, request.head, reply, answered, began, writer);
+        let exchange = self.begin(request.head);
+        let step = self.answer(&exchange.catalog, &exchange.head, request.body);
+        exchange.go_on(step, writer);
     }
 
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter) {
-        let (catalog, reply) = (self.catalogs.current(), Problem::overload().reply());
-        self.send(&catalog, head.clone(), reply, Answered::Shed, Instant::now(), writer);
+        let overload = Step::Answered(Problem::overload().reply(), Answered::Shed);
+        self.begin(head.clone()).go_on(overload, writer);
     }
 
     fn refused(&self, refused: &Refused) {
@@ -99,12 +101,16 @@ impl Service for Front {
 }
 
 impl Front {
-    fn answer(
-        &self,
-        catalog: &Catalog,
-        head: &RequestHead,
-        body: &mut dyn Read,
-    ) -> (Reply, Answered) {
+    fn begin(&self, head: RequestHead) -> Exchange {
+        Exchange {
+            metrics: Arc::clone(&self.metrics),
+            catalog: self.catalogs.current(),
+            head,
+            began: Instant::now(),
+        }
+    }
+
+    fn answer(&self, catalog: &Catalog, head: &RequestHead, body: &mut dyn Read) -> Step {
         let route = Route::of(&head.target);
         if !route.allowed().contains(&head.method.as_str()) {
             let detail = format!(
@@ -113,13 +119,18 @@ impl Front {
                 route.allowed().join(" or ")
             );
             let reply = Problem::new(405, detail).reply();
-            return (reply.header("Allow", route.allowed().join(", ")), Answered::Refused);
+            let reply = reply.header("Allow", route.allowed().join(", "));
+            return Step::Answered(reply, Answered::Refused);
         }
         let target = route.remote().and_then(|remote| catalog.targets.get(remote));
         let need = Need::of(&route, &head.method, target.map(|target| &**target));
         let caller = match self.access.judge(&need, head, Instant::now()) {
             Ok(caller) => caller,
-            Err(denied) => return (denied.reply(), Answered::Denied),
+            Err(denied) => return Step::Answered(denied.reply(), Answered::Denied),
+        };
+        let audience = match self.access.is_private(&need) {
+            true => Audience::Caller,
+            false => Audience::Everybody,
         };
         let own = |reply| (reply, Answered::Own);
         let answer = match route {
@@ -138,7 +149,14 @@ impl Front {
             }
             Route::Artifacts { remote, query } => self.list(catalog, remote, query).map(own),
             Route::Artifact { remote, path, query } => {
-                self.artifact(catalog, (remote, path, query), head, body, &caller)
+                let asked = (remote, path, query);
+                match head.method.as_str() {
+                    "GET" | "HEAD" => match self.search(catalog, asked) {
+                        Ok(search) => return Step::Searching(search, audience),
+                        Err(problem) => Err(problem),
+                    },
+                    _ => self.change(catalog, asked, head, body, &caller),
+                }
             }
             Route::CacheArtifact { query } => self.batches.begin(catalog, query, body).map(own),
             Route::Jobs { query } => self.batches.jobs(query).map(own),
@@ -150,16 +168,22 @@ impl Front {
         };
         let (reply, answered) =
             answer.unwrap_or_else(|problem| (problem.reply(), Answered::Refused));
-        let is_kept_nowhere = reply.headers().iter().any(|(_, value)| value == NO_STORE);
-        let reply = match self.access.is_private(&need) && !is_kept_nowhere {
-            // No cache between here and the client may give it to another one.
-            true => reply.header("Cache-Control", "private"),
-            false => reply,
-        };
-        (reply, answered)
+        Step::Answered(audience.mark(reply), answered)
     }
 
-    fn artifact(
+    fn search(
+        &self,
+        catalog: &Catalog,
+        (remote, path, query): (&str, &str, Option<&str>),
+    ) -> Result<Search, Problem> {
+        let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
+        let path = ArtifactPath::from_request(path, query)?;
+        check_patterns(target, &path)?;
+        Ok(Search::new(Arc::clone(&self.cache), Arc::clone(target), path))
+    }
+
+    /// PUT and DELETE of an artifact.
+    fn change(
         &self,
         catalog: &Catalog,
         (remote, path, query): (&str, &str, Option<&str>),
@@ -175,19 +199,11 @@ impl Front {
             log_change("removed", caller, remote, path.as_str());
             return Ok((reply, Answered::Purged));
         }
-        if !target.remote.allows(&path) {
-            let detail = format!(
-                "the patterns of remote {remote:?} do not allow this path: see include_patterns and exclude_patterns in remotes.yaml"
-            );
-            return Err(Problem::new(403, detail));
-        }
-        if head.method == "PUT" {
-            let bytes_max = self.body_bytes_max;
-            let reply = change::put(&self.cache, target, &path, head, body, bytes_max)?;
-            log_change("uploaded", caller, remote, path.as_str());
-            return Ok((reply, Answered::Uploaded));
-        }
-        Ok(artifact::answer(&self.cache, target, &path, head))
+        check_patterns(target, &path)?;
+        let bytes_max = self.body_bytes_max;
+        let reply = change::put(&self.cache, target, &path, head, body, bytes_max)?;
+        log_change("uploaded", caller, remote, path.as_str());
+        Ok((reply, Answered::Uploaded))
     }
 
     /// `DELETE /artifacts/{remote}`. A parameter that is not known is refused: whoever
@@ -249,6 +265,7 @@ impl Front {
             fetches_queued: self.cache.fetches_queued(),
             busy_workers: self.pools.busy(),
             queued: self.pools.queued(),
+            waiting: self.pools.outside(),
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
         };
         self.metrics.set_usage(&self.cache.space().usage());
@@ -257,47 +274,17 @@ impl Front {
             .header("Content-Type", metrics::CONTENT_TYPE)
             .header("Cache-Control", NO_STORE)
     }
+}
 
-    /// Sends a reply; the log line and the count follow when it has ended, which for a client
-    /// that takes it slowly is after this returns.
-    fn send(
-        &self,
-        catalog: &Catalog,
-        head: RequestHead,
-        reply: Reply,
-        answered: Answered,
-        began: Instant,
-        writer: &mut dyn ReplyWriter,
-    ) {
-        let (status, waited) = (reply.status, began.elapsed());
-        // Only configured names may become labels: clients could invent any number.
-        let remote = Route::of(&head.target)
-            .remote()
-            .and_then(|remote| catalog.targets.get(remote))
-            .map(|target| target.remote.name.clone());
-        let metrics = Arc::clone(&self.metrics);
-        let told = move |sent: Sent| {
-            let remote = remote.as_ref().map(RemoteName::as_str);
-            metrics.count(remote.unwrap_or_default(), answered, sent.body_bytes);
-            access_log::write(&Line {
-                method: &head.method,
-                target: &head.target,
-                remote,
-                status,
-                answered,
-                bytes: sent.body_bytes,
-                took: began.elapsed(),
-                waited,
-                client: head.client,
-                whole: match sent.broken {
-                    None => Wholeness::Whole,
-                    Some(Broken::ByClient) => Wholeness::ClientLeft,
-                    Some(Broken::ByBody) => Wholeness::BrokeOff,
-                },
-            });
-        };
-        writer.send_and_tell(reply, Box::new(told));
+fn check_patterns(target: &Target, path: &ArtifactPath) -> Result<(), Problem> {
+    if target.remote.allows(path) {
+        return Ok(());
     }
+    let detail = format!(
+        "the patterns of remote {:?} do not allow this path: see include_patterns and exclude_patterns in remotes.yaml",
+        target.remote.name.as_str()
+    );
+    Err(Problem::new(403, detail))
 }
 
 fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {

@@ -50,6 +50,18 @@ pub struct Pools {
     main: Pool,
     fast: Pool,
     shed: Pool,
+    // Requests that wait without a thread of these.
+    outside: Arc<AtomicUsize>,
+}
+
+/// A request that waits without a thread until this is dropped.
+#[derive(Debug)]
+pub struct Outside(Arc<AtomicUsize>);
+
+impl Drop for Outside {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Pools {
@@ -59,6 +71,7 @@ impl Pools {
             main: Pool::start("worker", workers, queue_max),
             fast: Pool::start("fast", FAST_THREADS, SIDE_QUEUE_MAX),
             shed: Pool::start("shed", SHED_THREADS, SIDE_QUEUE_MAX),
+            outside: Arc::default(),
         }
     }
 
@@ -114,6 +127,17 @@ impl Pools {
     /// Workers that are serving now.
     pub fn busy(&self) -> usize {
         self.main.running.load(Ordering::Relaxed)
+    }
+
+    /// Notes that a request waits without a thread.
+    pub fn wait_outside(&self) -> Outside {
+        self.outside.fetch_add(1, Ordering::Relaxed);
+        Outside(Arc::clone(&self.outside))
+    }
+
+    /// Requests that wait without a thread.
+    pub fn outside(&self) -> usize {
+        self.outside.load(Ordering::Relaxed)
     }
 
     /// Jobs that wait for a worker.

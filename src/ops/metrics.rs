@@ -42,6 +42,8 @@ pub struct Now {
     pub busy_workers: usize,
     /// Requests that wait for a worker.
     pub queued: usize,
+    /// Requests that wait for upstream without a worker.
+    pub waiting: usize,
     /// Bytes reserved in staging.
     pub staging_bytes: u64,
 }
@@ -52,6 +54,7 @@ struct Gauges {
     fetches_queued: Gauge,
     busy_workers: Gauge,
     queued: Gauge,
+    waiting: Gauge,
     staging_bytes: Gauge,
 }
 
@@ -132,6 +135,7 @@ impl Metrics {
             ("fetches_queued", "Fetches that wait for a thread", &gauges.fetches_queued),
             ("busy_workers", "Workers that are serving", &gauges.busy_workers),
             ("queued", "Requests that wait for a worker", &gauges.queued),
+            ("waiting", "Requests that wait for upstream, without a worker", &gauges.waiting),
             ("staging_bytes", "Bytes reserved in staging", &gauges.staging_bytes),
         ] {
             registry.register(name, help, gauge.clone());
@@ -198,6 +202,7 @@ impl Metrics {
         set(&self.gauges.fetches_queued, now.fetches_queued as u64);
         set(&self.gauges.busy_workers, now.busy_workers as u64);
         set(&self.gauges.queued, now.queued as u64);
+        set(&self.gauges.waiting, now.waiting as u64);
         set(&self.gauges.staging_bytes, now.staging_bytes);
         let mut text = String::new();
         prometheus_client::encoding::text::encode(&mut text, &registry)

@@ -20,6 +20,9 @@ use super::{PATIENCE, eventually};
 /// The program under test.
 pub(crate) const PROGRAM: &str = env!("CARGO_BIN_EXE_artifactapi");
 
+/// What lets the tests in where it is set.
+pub(crate) const ADMIN_TOKEN: &str = "a-token-of-the-tests";
+
 /// Least time between two connections to one server. The tiny_http listener loses the wake-up
 /// of a worker when many connect in the same moment, and would leave a client without answer.
 const CONNECT_SPACING: Duration = Duration::from_millis(20);
@@ -33,6 +36,11 @@ pub(crate) struct Setup {
 }
 
 impl Setup {
+    /// With the local repository `own`, uploads to which can hold workers.
+    pub(crate) fn with_uploads(self) -> Self {
+        self.remote("own", Remote::local()).env("ADMIN_TOKEN", ADMIN_TOKEN)
+    }
+
     /// No remotes, every variable at its default.
     pub(crate) fn new() -> Self {
         Self::default()
@@ -167,21 +175,42 @@ impl Server {
     /// The value of a metric with exactly these labels; 0 if it is not there yet.
     #[track_caller]
     pub(crate) fn metric(&self, name_and_labels: &str) -> f64 {
+        self.metrics([name_and_labels])[0]
+    }
+
+    /// Values of one moment; 0 for what is not there.
+    fn metrics<const N: usize>(&self, names_and_labels: [&str; N]) -> [f64; N] {
         let answer = self.get("/metrics");
         answer.expect_status(200);
         let text = answer.text();
-        let mut values = text.lines().filter_map(|line| {
-            let (name, value) = line.rsplit_once(' ')?;
-            (name == name_and_labels).then(|| value.parse::<f64>().expect("a metric is a number"))
-        });
-        values.next().unwrap_or(0.0)
+        names_and_labels.map(|wanted| {
+            let mut values = text.lines().filter_map(|line| {
+                let (name, value) = line.rsplit_once(' ')?;
+                (name == wanted).then(|| value.parse::<f64>().expect("a metric is a number"))
+            });
+            values.next().unwrap_or(0.0)
+        })
     }
 
-    /// Waits until so many workers are serving requests.
-    pub(crate) fn wait_busy_workers(&self, count: usize) {
-        eventually(&format!("{count} workers are busy"), || {
-            self.metric("artifactapi_busy_workers") >= count as f64
-        });
+    /// Requests that are being answered, whether they hold a worker or wait without one.
+    pub(crate) fn under_way(&self) -> usize {
+        let names = ["artifactapi_busy_workers", "artifactapi_waiting"];
+        self.metrics(names).into_iter().sum::<f64>() as usize
+    }
+
+    /// Waits until so many requests are being answered.
+    pub(crate) fn wait_under_way(&self, count: usize) {
+        eventually(&format!("{count} requests are under way"), || self.under_way() >= count);
+    }
+
+    /// Has a worker wait for the bytes of an upload to the local repository `own`; the second of
+    /// these ends it.
+    pub(crate) fn hold_a_worker(&self, path: &str) -> (Connection, Vec<u8>) {
+        let ask = Ask::put(&format!("/api/own/{path}"), b"bytes").token(ADMIN_TOKEN);
+        let (head, body) = ask.wire(self.addr());
+        let mut connection = self.connect();
+        connection.send_raw(&head);
+        (connection, body)
     }
 
     /// Everything that it logged so far, one line each.

@@ -209,7 +209,7 @@ impl World {
                     assert_eq!(digest, Some(Digest::of(&bytes)), "the row fits the bytes");
                     return Ok(bytes);
                 }
-                Err(why) => found = cache.recover(&self.target, &path(), why),
+                Err(why) => found = cache.find_again(&self.target, &path(), why),
             }
         }
         Err("it kept changing".to_owned())

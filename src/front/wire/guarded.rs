@@ -9,7 +9,7 @@
 //! - `lookout`: the same watching, done by workers while they have work.
 //! - `head`, `chunked`: RFC 9112, strictly, without I/O. `refusal`: answers of our own.
 //! - `exchange`: a worker with a connection; `body` in, `reply` and its
-//!   `transfer` out, over a `stream`.
+//!   `transfer` out, over a `stream`. `call`: what goes on when somebody calls.
 //!
 //! It knows no routes, no TLS and no HTTP/2.
 //!
@@ -34,6 +34,7 @@ use crate::front::pools::Pools;
 
 mod address;
 mod body;
+mod call;
 mod census;
 mod chunked;
 mod connection;
@@ -53,8 +54,10 @@ pub use address::{BindError, ListenAddr, ListenAddrError};
 pub use proxies::{ProxyError, TrustedProxies};
 
 use address::Listeners;
+use call::Call;
 use census::Census;
 use connection::Conn;
+use exchange::Due;
 use lookout::Duty;
 use refusal::Refusal;
 use table::{Table, Token, WATCHES, Watch};
@@ -237,19 +240,52 @@ impl Shared {
 
     /// Gives a connection to the watcher, or back where we are stopping: then only a reply
     /// that is not out yet is worth more than a close.
-    fn park(&self, mut conn: Box<Conn>, watch: Watch) -> Option<Box<Conn>> {
+    fn park(&self, conn: Box<Conn>, watch: Watch) -> Option<Box<Conn>> {
+        self.park_as(conn, watch).err()
+    }
+
+    /// Parks a connection until what it was put off for has come; gives it back where it has,
+    /// or where we are stopping.
+    fn park_until_called(self: &Arc<Self>, mut conn: Box<Conn>) -> Option<Box<Conn>> {
+        let Some(awaited) = conn.unfinished.awaited() else { return Some(conn) };
+        let (call, shared) = (Arc::new(Call::default()), Arc::downgrade(self));
+        let wake = {
+            let call = Arc::clone(&call);
+            move || {
+                let parked = call.came().zip(shared.upgrade());
+                let unparked = parked.and_then(|(token, shared)| {
+                    let conn = shared.table().remove(token)?;
+                    Some((shared, conn))
+                });
+                if let Some((shared, conn)) = unparked {
+                    exchange::hand_over(&shared, Due::unfinished(conn));
+                }
+            }
+        };
+        if awaited.call(Box::new(wake)).is_some() {
+            return Some(conn);
+        }
+        conn.unfinished.outside = Some(self.pools.wait_outside());
+        match self.park_as(conn, Watch::Call) {
+            Ok(token) if call.came_before(token) => self.table().remove(token),
+            Ok(_) => None,
+            Err(conn) => Some(conn),
+        }
+    }
+
+    fn park_as(&self, mut conn: Box<Conn>, watch: Watch) -> Result<Token, Box<Conn>> {
         let was_registered = std::mem::replace(&mut conn.is_registered, true);
         let mut table = self.table();
         // Looked at under the lock: the stop sets it before it closes what is parked.
         if self.is_stopping() {
-            return Some(conn);
+            return Err(conn);
         }
         let token = table.insert(conn, watch, Instant::now());
         let armed = self.arm(&mut table, token, watch, was_registered);
         self.bound_half_read(&mut table);
         drop(table);
         close_unwatched(armed);
-        None
+        Ok(token)
     }
 
     /// Puts a connection back that was taken out for a look; where we are stopping, it is
@@ -291,6 +327,8 @@ impl Shared {
         let event = match watch {
             Watch::Reply => epoll::EventFlags::OUT,
             Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
+            // That the client has gone is told unasked.
+            Watch::Call => epoll::EventFlags::empty(),
         };
         let flags = event | epoll::EventFlags::ONESHOT;
         let data = epoll::EventData::new_u64(token.bits());
@@ -310,9 +348,11 @@ impl Shared {
         let _ = catch_unwind(AssertUnwindSafe(|| self.service.refused(&refused)));
     }
 
-    /// Whether replies may be put down: what is kept of them has a bound.
+    /// Whether replies may be put down or off: what is kept of them has a bound.
     fn may_put_down(&self) -> bool {
-        self.table().buffered(Watch::Reply) < self.guarded.put_down_bytes_max
+        let table = self.table();
+        let kept = table.buffered(Watch::Reply) + table.buffered(Watch::Call);
+        kept < self.guarded.put_down_bytes_max
     }
 
     /// Takes a parked connection out, whichever.

@@ -7,8 +7,10 @@
 use std::borrow::Cow;
 use std::io::{self, Read};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use crate::body::Body;
+use crate::waiting::Awaited;
 
 mod bounds;
 mod descriptors;
@@ -83,6 +85,10 @@ pub enum Broken {
 /// Called with what became of a reply, on whichever thread ended it.
 pub type Told = Box<dyn FnOnce(Sent) + Send>;
 
+/// What a request does once it need not wait any more: it answers, or puts its answer off once
+/// more. Without a writer its client has gone, and nobody is left to answer.
+pub type Then = Box<dyn FnOnce(Option<&mut dyn ReplyWriter>) + Send>;
+
 /// Writes the one reply of an exchange.
 pub trait ReplyWriter {
     /// Sends head and body. To HEAD, and with 204 and 304, the body is not sent.
@@ -93,6 +99,15 @@ pub trait ReplyWriter {
     fn send_and_tell(&mut self, reply: Reply, told: Told) {
         told(self.send(reply));
     }
+
+    /// How long the service is to wait for anything before it puts its answer off.
+    fn patience(&self) -> Duration {
+        Duration::MAX
+    }
+
+    /// Puts the answer off until `awaited` has come, so that whoever waits for a slow upstream
+    /// holds no thread. `then` is called once, on any thread, and maybe early.
+    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then);
 }
 
 /// A request with its body.
@@ -133,7 +148,7 @@ pub struct Refused {
 pub trait Service: Send + Sync {
     /// The lane of a request, told from its head without any waiting.
     fn lane(&self, head: &RequestHead) -> Lane;
-    /// Answers a request with exactly one call of a method of `writer`.
+    /// Answers a request with exactly one call of a method of `writer` that sends or puts off.
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter);
     /// Answers a request for which there is no room (503 with `Retry-After`).
     fn shed(&self, head: &RequestHead, writer: &mut dyn ReplyWriter);

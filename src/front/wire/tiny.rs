@@ -23,9 +23,11 @@ use tiny_http::{HTTPVersion, Server};
 
 use super::{
     Bounds, Broken, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service,
+    Then,
 };
 use crate::body::{Body, Piece};
 use crate::front::pools::{Job, Pools};
+use crate::waiting::Awaited;
 
 /// Connections that may wait to be accepted.
 const BACKLOG: i32 = 1024;
@@ -345,6 +347,11 @@ impl ReplyWriter for TinyWriter<'_> {
             let _ = rustix::net::shutdown(&socket, Shutdown::Both);
         }
         sent
+    }
+
+    /// Calls at once: a thread of this listener waits as long as it takes.
+    fn put_off(&mut self, _awaited: Box<dyn Awaited>, then: Then) {
+        then(Some(self));
     }
 }
 

@@ -12,7 +12,7 @@ use super::Shared;
 use super::census::{Kind, Seat};
 use super::head::{self, Parsed, Scan, Scanner};
 use super::refusal::{Content, Refusal};
-use super::reply::Pending;
+use super::reply::Unfinished;
 use super::stream::{More, Stream};
 use super::table::Watch;
 use crate::front::wire::Lane;
@@ -97,9 +97,8 @@ pub(super) struct Conn {
     pub(super) stream: Stream,
     /// What has arrived on it.
     pub(super) input: Input,
-    /// The reply that is begun and has not ended, whoever works on it: a connection that is
-    /// dropped with one is reset.
-    pub(super) pending: Option<Box<Pending>>,
+    /// What it is not finished with: a connection that is dropped with a reply in it is reset.
+    pub(super) unfinished: Unfinished,
     /// The readiness call knows the socket.
     pub(super) is_registered: bool,
     scanner: Scanner,
@@ -117,7 +116,7 @@ impl Conn {
         Box::new(Self {
             stream,
             input: Input::default(),
-            pending: None,
+            unfinished: Unfinished::default(),
             is_registered: false,
             scanner: Scanner::default(),
             peer,
@@ -128,9 +127,9 @@ impl Conn {
         })
     }
 
-    /// Bytes of memory that it takes for its input and for a reply that was put down.
+    /// Bytes of memory that it takes for its input and for what it is not finished with.
     pub(super) fn buffered(&self) -> usize {
-        self.input.bytes.capacity() + self.pending.as_ref().map_or(0, |pending| pending.kept())
+        self.input.bytes.capacity() + self.unfinished.kept()
     }
 
     /// Requests that were taken from it.
@@ -236,7 +235,7 @@ impl Conn {
 impl Drop for Conn {
     fn drop(&mut self) {
         // A reply that ends here must not look whole.
-        if self.pending.is_some() {
+        if self.unfinished.reply.is_some() {
             self.stream.reset_on_close();
         }
     }

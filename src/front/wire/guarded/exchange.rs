@@ -30,8 +30,9 @@ const IN_A_ROW_MAX: usize = 16;
 const DRAIN_PATIENCE: Duration = Duration::from_millis(500);
 /// How long a client of a side lane may leave our bytes untaken: two threads serve them all.
 const SIDE_LANE_STALL: Duration = Duration::from_secs(1);
-/// How long a worker waits for a client that takes nothing, before it turns to others.
-const PUT_DOWN_AFTER: Duration = Duration::from_millis(5);
+/// How long a worker waits for a client that takes nothing, or for an upstream that gives
+/// nothing, before it turns to others.
+const TURN_TO_OTHERS_AFTER: Duration = Duration::from_millis(5);
 /// Bytes of gathering buffer that a thread keeps between jobs.
 const GATHER_KEPT_MAX: usize = 64 << 10;
 
@@ -52,8 +53,8 @@ enum Place {
 enum Work {
     /// Answer a request.
     Request(Parsed),
-    /// Go on with the connection's reply.
-    Reply,
+    /// Go on with what the connection is not finished with.
+    Unfinished,
 }
 
 /// What is due on a connection.
@@ -69,10 +70,11 @@ impl Due {
         Self { conn, work: Work::Request(ready.parsed), lane: ready.lane }
     }
 
-    /// A reply is to be gone on with, because its client takes bytes again. Only a worker of
-    /// the main lane does that: it may take as long as the client.
-    pub(super) fn reply(conn: Box<Conn>) -> Self {
-        Self { conn, work: Work::Reply, lane: Lane::Main }
+    /// Something is to be gone on with, because its client takes bytes again, or what it was put
+    /// off for has come. Only a worker of the main lane does that: it may take as long as the
+    /// client.
+    pub(super) fn unfinished(conn: Box<Conn>) -> Self {
+        Self { conn, work: Work::Unfinished, lane: Lane::Main }
     }
 
     /// Whether a worker of the main lane serves it. A reserved seat is for the fast lane only.
@@ -88,10 +90,10 @@ pub(super) fn job(shared: &Arc<Shared>, due: Due) -> Job {
 }
 
 /// Hands what is due to its lane. A request that finds no room there goes to the shed lane;
-/// where not even that has room, its connection is closed. A reply that is begun always finds
-/// room: there is at most one for each connection.
+/// where not even that has room, its connection is closed. What is begun always finds room: there
+/// is at most one for each connection.
 pub(super) fn hand_over(shared: &Arc<Shared>, due: Due) {
-    if matches!(due.work, Work::Reply) {
+    if matches!(due.work, Work::Unfinished) {
         shared.pools.submit_begun(job(shared, due));
         return wake_watcher_for_a_job(shared);
     }
@@ -152,14 +154,19 @@ fn serve_with(
     for in_a_row in 1.. {
         let after = match work {
             Work::Request(parsed) => answer(shared, &mut conn, parsed, place, gather),
-            Work::Reply => go_on(shared, &mut conn, gather),
+            Work::Unfinished => go_on(shared, &mut conn, gather),
         };
         match after {
             After::Keep => {}
             After::PutDown => {
                 // While we are stopping, this thread sees the reply to its end.
                 let Some(back) = shared.park(conn, Watch::Reply) else { return };
-                (conn, work) = (back, Work::Reply);
+                (conn, work) = (back, Work::Unfinished);
+                continue;
+            }
+            After::PutOff => {
+                let Some(back) = shared.park_until_called(conn) else { return };
+                (conn, work) = (back, Work::Unfinished);
                 continue;
             }
             After::Linger => {
@@ -195,30 +202,38 @@ fn serve_with(
     }
 }
 
-/// How long a worker of the main lane waits for a client.
+/// How long a worker of the main lane waits for a client, or for what a reply waits for.
 fn wait_of_workers(shared: &Shared) -> Wait {
     match !shared.is_stopping() && shared.may_put_down() {
-        true => Wait::AtMost(PUT_DOWN_AFTER),
+        true => Wait::AtMost(TURN_TO_OTHERS_AFTER),
         false => Wait::InPace,
     }
 }
 
-/// Goes on with the reply that was put down. The connection keeps it until it has ended.
+/// Goes on with what was put down or off. The connection keeps it until it has ended.
 fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
-    let Conn { stream, pending, .. } = conn;
-    let Some(reply) = pending else { return After::Drop };
+    let Conn { stream, unfinished, .. } = conn;
+    unfinished.outside = None;
     let _known = Client::make_known(shared, stream);
     let wait = wait_of_workers(shared);
-    let (ending, broken) = reply.go_on(stream, gather, wait);
-    if ending != Ending::PutDown
-        && let Some(reply) = pending.take()
-    {
-        reply.tell(broken);
-    }
+    let ending = match (unfinished.request.take(), &mut unfinished.reply) {
+        (Some(request), _) => request.go_on(stream, gather, wait, &shared.stopping, unfinished),
+        (None, Some(reply)) => {
+            let (ending, broken) = reply.go_on(stream, gather, wait);
+            if !ending.is_to_go_on()
+                && let Some(reply) = unfinished.reply.take()
+            {
+                reply.tell(broken);
+            }
+            ending
+        }
+        (None, None) => return After::Drop,
+    };
     match ending {
         Ending::Keep => After::Keep,
         Ending::Close => After::Linger,
         Ending::PutDown => After::PutDown,
+        Ending::PutOff => After::PutOff,
         Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }
@@ -256,6 +271,8 @@ enum After {
     Keep,
     /// Wait for the client to take the rest of the reply.
     PutDown,
+    /// Wait for what was put off to be called for.
+    PutOff,
     /// Close it in a way that leaves the client its answer.
     Linger,
     /// Close it.
@@ -296,11 +313,12 @@ fn answer(
         (BodyFraming::Chunked, false) => Unread::Chunks,
     });
     let bytes_max = shared.bounds.body_bytes_max;
-    let Conn { stream, input, pending, .. } = conn;
+    let Conn { stream, input, unfinished, .. } = conn;
     let _known = Client::make_known(shared, stream);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
+    let stopping = &shared.stopping;
     let mut writer =
-        Writer::new(stream, gather, &unread, asked, pace(write_stall), &shared.stopping, pending);
+        Writer::new(stream, gather, &unread, asked, pace(write_stall), stopping, unfinished);
     if place == Place::Shed {
         shared.service.shed(&head, &mut writer);
     } else {
@@ -329,6 +347,7 @@ fn answer(
         }
         Ending::Close => After::Linger,
         Ending::PutDown => After::PutDown,
+        Ending::PutOff => After::PutOff,
         Ending::Lost | Ending::Unanswered => After::Drop,
     }
 }

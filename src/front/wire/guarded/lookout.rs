@@ -180,7 +180,9 @@ impl<'a> Out<'a> {
     fn look(&mut self) -> Option<Due> {
         let conn = self.conn.as_mut()?;
         match self.watch {
-            Watch::Reply => return Some(Due::reply(self.conn.take()?)),
+            Watch::Reply => return Some(Due::unfinished(self.conn.take()?)),
+            // Its client has gone.
+            Watch::Call => return None,
             Watch::Linger => {
                 if conn.linger(&mut [0; SCRATCH_BYTES]) {
                     self.put_back(Watch::Linger);

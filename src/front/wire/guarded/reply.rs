@@ -2,20 +2,27 @@
 //!
 //! A body that breaks off ends the connection with a reset, so that no client takes it for
 //! whole; where nothing was sent yet, the client gets a 502 instead. A reply whose client is
-//! slow can be put down and taken up again by another thread ([`Pending`]).
+//! slow can be put down and taken up again by another thread ([`Pending`]), and a request whose
+//! service waits for others can be put off ([`PutOff`]).
 
 use std::cell::Cell;
 use std::fmt;
 use std::io::IoSlice;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use super::body::Unread;
 use super::refusal::{Content, Refusal, append_number, append_status};
 use super::stream::{More, Pace, Stream};
 use super::transfer::{Ends, Failure, Progress, Transfer, Wait};
 use super::{DRAIN_BYTES_MAX, date};
-use crate::front::wire::{Broken, Reply, ReplyWriter, Sent, Told};
+use crate::front::pools::Outside;
+use crate::front::wire::{Broken, Reply, ReplyWriter, Sent, Then, Told};
+use crate::waiting::Awaited;
+
+/// Bytes that a request that was put off takes, more or less: its head, and how far it has come.
+const PUT_OFF_BYTES: usize = 2 << 10;
 
 /// What the reply leaves of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +37,15 @@ pub(super) enum Ending {
     Lost,
     /// The reply goes on when the client takes it.
     PutDown,
+    /// The reply goes on, or begins, when what it waits for has come.
+    PutOff,
+}
+
+impl Ending {
+    /// Whether it is no end yet.
+    pub(super) fn is_to_go_on(self) -> bool {
+        matches!(self, Self::PutDown | Self::PutOff)
+    }
 }
 
 /// What the writer must know of the request.
@@ -43,12 +59,12 @@ pub(super) struct Asked {
     pub(super) may_keep: bool,
     /// An unread body may be waited for, so that it can be drained.
     pub(super) may_drain: bool,
-    /// How long the thread waits for a slow client, where the reply may be put down.
+    /// How long the thread waits for a slow client, where the reply may be put down, and for a
+    /// slow service, where it may be put off.
     pub(super) wait: Wait,
 }
 
 /// The writer of one reply.
-#[derive(Debug)]
 pub(super) struct Writer<'a> {
     stream: &'a Stream,
     out: &'a mut Vec<u8>,
@@ -57,8 +73,8 @@ pub(super) struct Writer<'a> {
     pace: Pace,
     stopping: &'a AtomicBool,
     ending: Ending,
-    // The connection's place for a reply that is begun.
-    pending: &'a mut Option<Box<Pending>>,
+    // The connection's place for what goes on without this thread.
+    unfinished: &'a mut Unfinished,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +87,7 @@ enum Framing {
 
 impl<'a> Writer<'a> {
     /// A writer that gathers in `out`, an empty buffer, and keeps no connection once
-    /// `stopping` is set. The reply is in `pending` from its beginning to its end.
+    /// `stopping` is set. The reply is in `unfinished` from its beginning to its end.
     pub(super) fn new(
         stream: &'a Stream,
         out: &'a mut Vec<u8>,
@@ -79,10 +95,10 @@ impl<'a> Writer<'a> {
         asked: Asked,
         pace: Pace,
         stopping: &'a AtomicBool,
-        pending: &'a mut Option<Box<Pending>>,
+        unfinished: &'a mut Unfinished,
     ) -> Self {
         let ending = Ending::Unanswered;
-        Self { stream, out, unread, asked, pace, stopping, ending, pending }
+        Self { stream, out, unread, asked, pace, stopping, ending, unfinished }
     }
 
     /// What the reply leaves of the connection.
@@ -156,6 +172,15 @@ impl<'a> Writer<'a> {
         out.extend_from_slice(b"\r\n");
     }
 
+    /// How long this thread waits: whoever takes the exchange up again knows nothing of an
+    /// unread body.
+    fn wait(&self) -> Wait {
+        match self.unread.get() {
+            Unread::Nothing => self.asked.wait,
+            _ => Wait::InPace,
+        }
+    }
+
     fn begin(&mut self, reply: Reply, told: Option<Told>) -> (Box<Pending>, Wait) {
         let framing = self.framing(&reply);
         let keeps = self.keeps(framing);
@@ -173,11 +198,7 @@ impl<'a> Writer<'a> {
             Framing::Bodiless | Framing::Length(_) | Framing::UntilClose => Ends::Plainly,
         };
         let transfer = Transfer::new(body, ends, self.pace.clone());
-        // Whoever takes a put-down reply up again knows nothing of an unread body.
-        let wait = match told.is_some() && self.unread.get() == Unread::Nothing {
-            true => self.asked.wait,
-            false => Wait::InPace,
-        };
+        let wait = if told.is_some() { self.wait() } else { Wait::InPace };
         if framing == Framing::UntilClose {
             // Should the process end before the body does, that is no end of the body.
             self.stream.reset_on_close();
@@ -188,7 +209,8 @@ impl<'a> Writer<'a> {
     /// Sends a reply as far as the client takes it within `wait`; gives why it is not whole.
     fn run(&mut self, reply: Box<Pending>, wait: Wait) -> Option<Broken> {
         // Not a local: a panic inside the body must not drop it before the connection.
-        let (ending, broken) = self.pending.insert(reply).go_on(self.stream, self.out, wait);
+        let reply = self.unfinished.reply.insert(reply);
+        let (ending, broken) = reply.go_on(self.stream, self.out, wait);
         self.ending = ending;
         broken
     }
@@ -202,7 +224,7 @@ impl ReplyWriter for Writer<'_> {
         }
         let (reply, wait) = self.begin(reply, None);
         let broken = self.run(reply, wait);
-        let body_bytes = self.pending.take().map_or(0, |reply| reply.transfer.sent());
+        let body_bytes = self.unfinished.reply.take().map_or(0, |reply| reply.transfer.sent());
         Sent { body_bytes, broken }
     }
 
@@ -213,10 +235,112 @@ impl ReplyWriter for Writer<'_> {
         }
         let (reply, wait) = self.begin(reply, Some(told));
         let broken = self.run(reply, wait);
-        if self.ending != Ending::PutDown
-            && let Some(reply) = self.pending.take()
+        if !self.ending.is_to_go_on()
+            && let Some(reply) = self.unfinished.reply.take()
         {
             reply.tell(broken);
+        }
+    }
+
+    fn patience(&self) -> Duration {
+        self.wait().patience()
+    }
+
+    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then) {
+        if self.ending != Ending::Unanswered {
+            debug_assert!(false, "a service answers once");
+            return then(None);
+        }
+        if self.wait() == Wait::InPace {
+            // Nobody else could go on with it. This thread waits inside.
+            return then(Some(self));
+        }
+        let request = PutOff {
+            asked: self.asked,
+            pace: self.pace.clone(),
+            awaited: Some(awaited),
+            then: Some(then),
+        };
+        self.unfinished.request = Some(Box::new(request));
+        self.ending = Ending::PutOff;
+    }
+}
+
+/// What a connection is not finished with.
+#[derive(Debug, Default)]
+pub(super) struct Unfinished {
+    /// A reply that is begun and has not ended, whoever works on it.
+    pub(super) reply: Option<Box<Pending>>,
+    /// A request that was put off.
+    pub(super) request: Option<Box<PutOff>>,
+    /// While either waits to be called for.
+    pub(super) outside: Option<Outside>,
+}
+
+impl Unfinished {
+    /// Whether there is nothing.
+    pub(super) fn is_nothing(&self) -> bool {
+        self.reply.is_none() && self.request.is_none()
+    }
+
+    /// What it was put off for, once.
+    pub(super) fn awaited(&mut self) -> Option<Box<dyn Awaited>> {
+        match (&mut self.reply, &mut self.request) {
+            (Some(reply), _) => reply.transfer.awaited(),
+            (None, Some(request)) => request.awaited.take(),
+            (None, None) => None,
+        }
+    }
+
+    /// Bytes of memory that it keeps.
+    pub(super) fn kept(&self) -> usize {
+        let reply = self.reply.as_ref().map_or(0, |reply| reply.transfer.kept());
+        reply + self.request.as_ref().map_or(0, |_| PUT_OFF_BYTES)
+    }
+}
+
+/// A request that was put off. Dropped before it goes on, it tells that its client has gone.
+pub(super) struct PutOff {
+    asked: Asked,
+    pace: Pace,
+    awaited: Option<Box<dyn Awaited>>,
+    then: Option<Then>,
+}
+
+impl fmt::Debug for PutOff {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("PutOff").field("asked", &self.asked).finish_non_exhaustive()
+    }
+}
+
+impl PutOff {
+    /// Goes on with it; gives what that leaves of the connection.
+    pub(super) fn go_on(
+        mut self,
+        stream: &Stream,
+        out: &mut Vec<u8>,
+        wait: Wait,
+        stopping: &AtomicBool,
+        unfinished: &mut Unfinished,
+    ) -> Ending {
+        let unread = Cell::new(Unread::Nothing);
+        let (asked, pace) = (Asked { wait, ..self.asked }, self.pace.clone());
+        let mut writer = Writer::new(stream, out, &unread, asked, pace, stopping, unfinished);
+        if let Some(then) = self.then.take() {
+            then(Some(&mut writer));
+        }
+        if writer.ending() == Ending::Unanswered {
+            writer.answer_for_service();
+        }
+        writer.ending()
+    }
+}
+
+impl Drop for PutOff {
+    fn drop(&mut self) {
+        if let Some(then) = self.then.take() {
+            // This may be the watcher's thread; the panic hook logs what is caught.
+            let _ = catch_unwind(AssertUnwindSafe(|| then(None)));
         }
     }
 }
@@ -231,7 +355,7 @@ pub(super) struct Pending {
 
 impl fmt::Debug for Pending {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pending").field("transfer", &self.transfer).finish_non_exhaustive()
+        f.debug_struct("Pending").field("keeps", &self.keeps).finish_non_exhaustive()
     }
 }
 
@@ -245,6 +369,7 @@ impl Pending {
     ) -> (Ending, Option<Broken>) {
         match self.transfer.run(stream, out, wait) {
             Ok(Progress::PutDown) => (Ending::PutDown, None),
+            Ok(Progress::PutOff) => (Ending::PutOff, None),
             Ok(Progress::Done) if self.keeps => (Ending::Keep, None),
             Ok(Progress::Done) => {
                 if self.framing == Framing::UntilClose {
@@ -272,11 +397,6 @@ impl Pending {
                 (ending, Some(Broken::ByBody))
             }
         }
-    }
-
-    /// Bytes of memory that it keeps of what was not sent.
-    pub(super) fn kept(&self) -> usize {
-        self.transfer.kept()
     }
 
     /// Tells what became of the reply.

@@ -1,5 +1,5 @@
 //! The connections that nobody works on: idle, half-read, with a reply that waits for its
-//! client, or lingering before their close.
+//! client or for its bytes, or lingering before their close.
 //!
 //! Each list is in the order in which its connections came, so that the first is the oldest
 //! and, one bound of time holding for the whole list, the first to lapse. Every operation
@@ -20,10 +20,13 @@ pub(super) enum Watch {
     Head,
     /// Room for the rest of a reply.
     Reply,
+    /// Its client's leaving; otherwise somebody calls when its reply can go on.
+    Call,
 }
 
 /// All watches.
-pub(super) const WATCHES: [Watch; 4] = [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply];
+pub(super) const WATCHES: [Watch; 5] =
+    [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply, Watch::Call];
 
 /// Names a parked connection; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -24,6 +24,7 @@ use crate::front::wire::{
 
 mod hostile;
 mod mutated;
+mod put_off;
 
 fn start(service: Arc<dyn Service>, bounds: Bounds) -> Running {
     start_with(service, bounds, GuardedBounds::default())
@@ -510,11 +511,11 @@ fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
     };
     let (mut gathered, unread) = (Vec::new(), Cell::new(Unread::Nothing));
     let pace = Pace::new(PATIENCE, PATIENCE, 0);
-    let Conn { stream, pending, .. } = &mut *conn;
+    let Conn { stream, unfinished, .. } = &mut *conn;
     let stopping = &shared.stopping;
-    Writer::new(stream, &mut gathered, &unread, asked, pace, stopping, pending)
+    Writer::new(stream, &mut gathered, &unread, asked, pace, stopping, unfinished)
         .send_and_tell(Reply::new(200, Shelf::body("/file/9000001")), Box::new(told));
-    assert!(conn.pending.is_some(), "it is put down");
+    assert!(conn.unfinished.reply.is_some(), "it is put down");
     // The readiness call was never told of this socket, so that it fails.
     conn.is_registered = true;
     assert!(shared.park(conn, Watch::Reply).is_none());

@@ -2,7 +2,8 @@
 //!
 //! What is gathered goes out before or with the next piece of the body; asking the body for a
 //! piece can block, so nothing but a head is held back meanwhile. A transfer that is put down
-//! remembers what was not sent of its piece and goes on from there.
+//! remembers what was not sent of its piece and goes on from there; where it is the body that is
+//! slow, the transfer is put off in the same way.
 
 use std::fs::File;
 use std::io::{self, IoSlice};
@@ -14,6 +15,7 @@ use rustix::io::Errno;
 
 use super::stream::{More, Pace, Stream};
 use crate::body::{Body, Piece};
+use crate::waiting::Awaited;
 
 /// A region of at most so many bytes is read and sent with the head in one write; a longer
 /// one goes by `sendfile`.
@@ -40,15 +42,28 @@ pub(super) enum Progress {
     Done,
     /// The client takes nothing for now; call again when the socket takes bytes.
     PutDown,
+    /// The body gives nothing for now; call again when [`Transfer::awaited`] has come.
+    PutOff,
 }
 
-/// How long a thread waits for a client before it puts the transfer down.
+/// How long a thread waits for a client before it puts the transfer down, and for the body
+/// before it puts the transfer off.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Wait {
     /// As long as the pace allows.
     InPace,
     /// So long.
     AtMost(Duration),
+}
+
+impl Wait {
+    /// For anything but the client.
+    pub(super) fn patience(self) -> Duration {
+        match self {
+            Self::InPace => Duration::MAX,
+            Self::AtMost(most) => most,
+        }
+    }
 }
 
 /// How the body's end is told.
@@ -61,13 +76,14 @@ pub(super) enum Ends {
 }
 
 /// A reply on its way.
-#[derive(Debug)]
 pub(super) struct Transfer {
     body: Option<Body>,
     ends: Ends,
     link: Link,
     // The rest of a piece that was put down, behind what is gathered.
     region: Option<Region>,
+    // What it was put off for.
+    awaited: Option<Box<dyn Awaited>>,
     sent: u64,
 }
 
@@ -94,7 +110,12 @@ impl Transfer {
     /// A transfer of a head that is gathered, and of `body` behind it, if one is to be sent.
     pub(super) fn new(body: Option<Body>, ends: Ends, pace: Pace) -> Self {
         let link = Link { pace, is_begun: false, put_down: None, kept: Vec::new() };
-        Self { body, ends, link, region: None, sent: 0 }
+        Self { body, ends, link, region: None, awaited: None, sent: 0 }
+    }
+
+    /// What it was put off for, once.
+    pub(super) fn awaited(&mut self) -> Option<Box<dyn Awaited>> {
+        self.awaited.take()
     }
 
     /// Bytes of the body that were handed to the socket.
@@ -130,6 +151,11 @@ impl Transfer {
         }
         let tail: &[u8] = if self.ends == Ends::InChunks { b"\r\n" } else { b"" };
         while let Some(body) = &mut self.body {
+            if let Some(awaited) = body.comes_later(wait.patience()) {
+                self.awaited = Some(awaited);
+                self.link.kept.append(gathered);
+                return Ok(Progress::PutOff);
+            }
             let piece = match body.next_piece() {
                 Ok(piece) => piece,
                 Err(error) => {
@@ -200,11 +226,12 @@ impl Transfer {
 }
 
 impl Link {
-    /// Takes up what was put down; `false` where nothing was.
+    /// Takes up what was kept; says whether the client is to have it before the body goes on,
+    /// because it was what the transfer was put down for.
     fn take_up(&mut self, gathered: &mut Vec<u8>) -> bool {
+        gathered.append(&mut self.kept);
         let Some(since) = self.put_down.take() else { return false };
         self.pace.waited(since.elapsed());
-        gathered.append(&mut self.kept);
         true
     }
 

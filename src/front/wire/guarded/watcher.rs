@@ -44,6 +44,9 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 const HEAD_GRACE: Duration = Duration::from_millis(500);
 /// How long a connection lingers before its close.
 const LINGER: Duration = Duration::from_secs(2);
+/// How long a connection waits to be called for before its request looks by itself, since it may
+/// have a bound of its own on how long it waits.
+const CALL_AWAITED_MAX: Duration = Duration::from_secs(30);
 /// Connections that a stop still takes from each listener's backlog.
 const LAST_ACCEPTS: usize = 1024;
 /// Looks that the watcher takes in a row before it accepts, where no worker takes any.
@@ -131,8 +134,8 @@ impl<'a> Watcher<'a> {
             }
         }
         while let Some(conn) = self.shared.unpark() {
-            if conn.pending.is_some() {
-                exchange::hand_over(self.shared, Due::reply(conn));
+            if !conn.unfinished.is_nothing() {
+                exchange::hand_over(self.shared, Due::unfinished(conn));
             }
         }
         watched
@@ -335,7 +338,7 @@ impl<'a> Watcher<'a> {
         }
     }
 
-    /// Closes what has been parked for too long, and gives how long nothing else will lapse.
+    /// Ends what has been parked for too long, and gives how long nothing else will lapse.
     fn lapse(&mut self, now: Instant) -> Duration {
         let mut sleep = SLEEP_MAX;
         if let Some(until) = self.paused_until {
@@ -352,6 +355,7 @@ impl<'a> Watcher<'a> {
                 Watch::Idle => self.shared.bounds.idle_timeout,
                 Watch::Head => self.shared.guarded.head_timeout,
                 Watch::Reply => self.shared.bounds.write_timeout,
+                Watch::Call => CALL_AWAITED_MAX,
             };
             // What is parked during the sleep must not lapse much later than its bound.
             sleep = sleep.min(bound / 4);
@@ -365,6 +369,10 @@ impl<'a> Watcher<'a> {
                 }
                 let Some(mut conn) = table.remove(token) else { continue };
                 drop(table);
+                if watch == Watch::Call {
+                    exchange::hand_over(self.shared, Due::unfinished(conn));
+                    continue;
+                }
                 let is_half_read = watch == Watch::Head && !conn.is_before_request();
                 if is_half_read && conn.refuse(self.shared, &Refusal::HEAD_TIMEOUT) {
                     let _stopping = self.shared.park(conn, Watch::Linger);
