@@ -17,13 +17,15 @@ mod fold;
 mod lock;
 mod open;
 mod readers;
+mod reserve;
+mod writer;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
@@ -33,6 +35,7 @@ use self::fold::{FOLD_ROWS, Folder, Tools};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use self::readers::{Reader, Readers};
+use self::writer::{SharedWriter, Writer};
 use super::micros::{micros_of, time_of};
 use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use crate::artifact::{
@@ -105,32 +108,6 @@ pub struct EmbeddedIndex {
     _raw: Arc<File>,
 }
 
-/// The writer; `None` once closed. The lock guards the order of generations, which are drawn
-/// and committed under it; no reader is taken meanwhile.
-#[derive(Debug)]
-struct SharedWriter(Mutex<Option<Writer>>);
-
-impl SharedWriter {
-    fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
-        // A panic under the lock rolled its statement or transaction back.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug)]
-struct Writer {
-    connection: Connection,
-    run: u64,
-    last_generation: u64,
-    /// Whether no sync has failed. The kernel reports lost pages once and then calls them
-    /// clean, so that after a failure a later success proves nothing.
-    vouches: bool,
-    /// Whether a sync of the log has failed: what it held may not be on the disk.
-    may_have_lost: bool,
-    /// Rows that were written since the log was last to be folded back.
-    unfolded: usize,
-}
-
 #[derive(Debug, thiserror::Error)]
 #[error("it is closed")]
 struct Closed;
@@ -161,7 +138,8 @@ impl EmbeddedIndex {
     /// [`OpenIndexError`], which names the file and what to do.
     pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
         let processors = available_parallelism().map_or(1, usize::from);
-        let opened = open::open(data_dir, processors.clamp(*READERS.start(), *READERS.end()))?;
+        let readers = processors.clamp(*READERS.start(), *READERS.end());
+        let (opened, reserve) = open::open(data_dir, readers)?;
         let writer = Writer {
             connection: opened.writer,
             run: opened.run,
@@ -169,8 +147,9 @@ impl EmbeddedIndex {
             vouches: true,
             may_have_lost: false,
             unfolded: 0,
+            reserve,
         };
-        let writer = Arc::new(SharedWriter(Mutex::new(Some(writer))));
+        let writer = Arc::new(SharedWriter::new(writer));
         let (file, raw) = (opened.file, Arc::new(opened.raw));
         let folder = Folder::start(Tools {
             name: file.clone(),
@@ -193,6 +172,7 @@ impl EmbeddedIndex {
     /// Runs `flush`, which must bring every blob that was published before to the disk, and
     /// records that the rows of these blobs need not be doubted after a crash. Call it
     /// periodically; writers go on meanwhile. Once it has failed, this run records no more.
+    /// Also keeps room for removals again, where they had to give some up.
     ///
     /// # Errors
     /// What `flush` said, or why the record was not written.
@@ -203,14 +183,12 @@ impl EmbeddedIndex {
         let flushed = flush();
         let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
+        writer.reserve.restore();
         if let Err(error) = flushed {
             writer.vouches = false;
             return Err(unavailable(OPERATION)(error));
         }
-        if writer.vouches {
-            self.vouch(&writer.connection, reached, OPERATION)?;
-        }
-        Ok(())
+        self.vouch(writer, reached, OPERATION)
     }
 
     /// Ends the run so that the next one doubts nothing: refuses writes from now on, runs
@@ -222,27 +200,29 @@ impl EmbeddedIndex {
         const OPERATION: &str = "end its run cleanly";
         // Held over `flush`, so that no row comes after it: at the end of a run only.
         let mut writer = self.writer.lock();
-        let Writer { connection, run, vouches, .. } =
-            writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
+        let mut writer = writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
         flush().map_err(unavailable(OPERATION))?;
-        if vouches {
-            self.vouch(&connection, span_of(run).last, OPERATION)?;
-        }
-        Ok(())
+        let last = span_of(writer.run).last;
+        self.vouch(&mut writer, last, OPERATION)
     }
 
+    /// Records that the blobs up to a generation are on the disk, if no sync has failed.
     fn vouch(
         &self,
-        connection: &Connection,
+        writer: &mut Writer,
         generation: u64,
         operation: &'static str,
     ) -> Result<(), IndexError> {
-        // Two syncs may overlap: the later record must not take back what the earlier says.
-        let mut statement = connection
-            .prepare_cached("UPDATE run SET vouched = max(vouched, ?1)")
-            .map_err(self.failed(operation))?;
-        statement.execute([sql_int(generation)]).map_err(self.failed(operation))?;
-        Ok(())
+        if !writer.vouches {
+            return Ok(());
+        }
+        let vouched = writer.with_reserve(|connection| {
+            // Two syncs may overlap: the later record must not take back what the earlier says.
+            connection
+                .prepare_cached("UPDATE run SET vouched = max(vouched, ?1)")?
+                .execute([sql_int(generation)])
+        });
+        vouched.map(drop).map_err(self.failed(operation))
     }
 
     /// Notes that rows were written, and has the log folded back when they are many.
@@ -473,12 +453,10 @@ impl ArtifactIndex for EmbeddedIndex {
         const OPERATION: &str = "remove a row";
         let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
-        let mut statement =
-            writer.connection.prepare_cached(REMOVE).map_err(self.failed(OPERATION))?;
+        let row = params![key.remote.as_str(), key.path.as_str(), sql_int(generation)];
         let removed =
-            statement.execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)]);
+            writer.with_reserve(|connection| connection.prepare_cached(REMOVE)?.execute(row));
         self.recent.forget(key);
-        drop(statement);
         self.wrote(writer, 1);
         Ok(removed.map_err(self.failed(OPERATION))? == 1)
     }
