@@ -21,11 +21,13 @@ mod reserve;
 mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
@@ -104,8 +106,10 @@ pub struct EmbeddedIndex {
     recent: Recent<ArtifactKey, Option<Entry>>,
     folder: Folder,
     writer: Arc<SharedWriter>,
+    /// Whether the log says already that the file is not under its name any more.
+    is_gone: AtomicBool,
     // Closed last, after every connection: that would drop the locks that they hold.
-    _raw: Arc<File>,
+    raw: Arc<File>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -119,6 +123,12 @@ struct ReadersBusy;
 #[derive(Debug, thiserror::Error)]
 #[error("the disk failed to take what it was given before: see the log, and restart the server")]
 struct MayHaveLost;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} was removed or replaced while the server runs, and what is recorded since will be lost: stop the server, put the file back or run `artifactapi reindex`, and start it again"
+)]
+struct Gone(PathBuf);
 
 /// What makes a row unreadable.
 struct Damage(String);
@@ -165,7 +175,8 @@ impl EmbeddedIndex {
             recent: Recent::new(RECENT_ROWS),
             folder,
             writer,
-            _raw: raw,
+            is_gone: AtomicBool::new(false),
+            raw,
         })
     }
 
@@ -231,6 +242,15 @@ impl EmbeddedIndex {
         if writer.unfolded >= FOLD_ROWS {
             writer.unfolded = 0;
             self.folder.fold();
+        }
+    }
+
+    fn is_gone(&self) -> io::Result<bool> {
+        let opened = self.raw.metadata()?;
+        match fs::metadata(&self.file) {
+            Ok(named) => Ok((named.dev(), named.ino()) != (opened.dev(), opened.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
     }
 
@@ -570,11 +590,23 @@ impl ArtifactIndex for EmbeddedIndex {
             .map_err(unavailable(OPERATION))
     }
 
+    /// Also whether the file is still the one of its name: rows can be written to one that was
+    /// removed, but nobody finds them there again.
     fn probe(&self) -> Result<(), IndexError> {
         const OPERATION: &str = "answer";
         self.reader(OPERATION)?
             .query_row("SELECT number FROM run", [], |_| Ok(()))
-            .map_err(self.failed(OPERATION))
+            .map_err(self.failed(OPERATION))?;
+        let is_gone = self.is_gone().map_err(unavailable(OPERATION))?;
+        let was_gone = self.is_gone.swap(is_gone, Ordering::Relaxed);
+        if !is_gone {
+            return Ok(());
+        }
+        let gone = Gone(self.file.clone());
+        if !was_gone {
+            tracing::error!("{gone}");
+        }
+        Err(unavailable(OPERATION)(gone))
     }
 }
 

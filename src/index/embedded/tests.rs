@@ -436,3 +436,24 @@ fn on_a_full_disk_a_removal_folds_the_log_back_and_then_uses_the_room_that_is_ke
     check(1, rusqlite::ffi::SQLITE_IOERR_WRITE, 1, false, RESERVE_BYTES);
     check(1, rusqlite::ffi::SQLITE_READONLY, 1, false, RESERVE_BYTES);
 }
+
+#[test]
+fn a_removed_or_replaced_file_is_noticed_and_named_with_the_fix() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let (file, moved) = (data_dir.path().join("index.sqlite"), data_dir.path().join("moved"));
+    let check = |what: &str| {
+        let error = chain(&index.probe().unwrap_err());
+        let is_named = error.contains("index.sqlite was removed") && error.contains("reindex");
+        assert!(is_named, "{what}: {error}");
+    };
+    index.probe().unwrap();
+    fs::rename(&file, &moved).unwrap();
+    check("moved away");
+    fs::write(&file, b"another").unwrap();
+    check("another one");
+    fs::rename(&moved, &file).unwrap();
+    index.probe().unwrap();
+    fs::remove_file(&file).unwrap();
+    check("removed");
+}
