@@ -8,10 +8,10 @@ use rustix::process::Signal;
 use serde_json::Value;
 
 use crate::support::client::{Ask, Received};
-use crate::support::noise;
 use crate::support::remotes::Remote;
 use crate::support::server::{PROGRAM, Server, Setup};
 use crate::support::upstream::{Answer, Upstream};
+use crate::support::{eventually, noise};
 
 const ADMIN: &str = "a-token-of-the-tests";
 const DATE: &str = "Wed, 01 Jan 2025 00:00:00 GMT";
@@ -84,6 +84,19 @@ fn flip_bit(file: &PathBuf, keeps_time: bool) {
         let file = fs::File::open(file).expect("it is there");
         file.set_modified(modified).expect("its owner sets its time");
     }
+}
+
+#[test]
+fn an_index_that_is_lost_under_the_server_is_reported() {
+    let server = Setup::files(Remote::local()).start();
+    fs::remove_file(server.data_dir().join("index.sqlite")).expect("it is there");
+    server.wait_logged(&["ERROR", "index.sqlite was removed", "artifactapi reindex"]);
+    eventually("health says so", || {
+        let health = server.get("/health").json();
+        let detail = health["backends"]["index"]["detail"].as_str().unwrap_or_default();
+        health["status"] == "degraded" && detail.contains("artifactapi reindex")
+    });
+    server.get("/health/ready").expect_status(200);
 }
 
 #[test]

@@ -13,6 +13,7 @@ mod docs;
 mod failure;
 mod floors;
 mod formats;
+mod full_disk;
 mod hit_miss;
 mod local;
 mod overload;

@@ -17,13 +17,17 @@ mod fold;
 mod lock;
 mod open;
 mod readers;
+mod reserve;
+mod writer;
 
 use std::collections::BTreeMap;
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::ops::{ControlFlow, RangeInclusive};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
@@ -33,6 +37,7 @@ use self::fold::{FOLD_ROWS, Folder, Tools};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use self::readers::{Reader, Readers};
+use self::writer::{SharedWriter, Writer};
 use super::micros::{micros_of, time_of};
 use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
 use crate::artifact::{
@@ -101,34 +106,10 @@ pub struct EmbeddedIndex {
     recent: Recent<ArtifactKey, Option<Entry>>,
     folder: Folder,
     writer: Arc<SharedWriter>,
+    /// Whether the log says already that the file is not under its name any more.
+    is_gone: AtomicBool,
     // Closed last, after every connection: that would drop the locks that they hold.
-    _raw: Arc<File>,
-}
-
-/// The writer; `None` once closed. The lock guards the order of generations, which are drawn
-/// and committed under it; no reader is taken meanwhile.
-#[derive(Debug)]
-struct SharedWriter(Mutex<Option<Writer>>);
-
-impl SharedWriter {
-    fn lock(&self) -> MutexGuard<'_, Option<Writer>> {
-        // A panic under the lock rolled its statement or transaction back.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-#[derive(Debug)]
-struct Writer {
-    connection: Connection,
-    run: u64,
-    last_generation: u64,
-    /// Whether no sync has failed. The kernel reports lost pages once and then calls them
-    /// clean, so that after a failure a later success proves nothing.
-    vouches: bool,
-    /// Whether a sync of the log has failed: what it held may not be on the disk.
-    may_have_lost: bool,
-    /// Rows that were written since the log was last to be folded back.
-    unfolded: usize,
+    raw: Arc<File>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -142,6 +123,12 @@ struct ReadersBusy;
 #[derive(Debug, thiserror::Error)]
 #[error("the disk failed to take what it was given before: see the log, and restart the server")]
 struct MayHaveLost;
+
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0} was removed or replaced while the server runs, and what is recorded since will be lost: stop the server, put the file back or run `artifactapi reindex`, and start it again"
+)]
+struct Gone(PathBuf);
 
 /// What makes a row unreadable.
 struct Damage(String);
@@ -161,7 +148,8 @@ impl EmbeddedIndex {
     /// [`OpenIndexError`], which names the file and what to do.
     pub fn open(data_dir: &Path) -> Result<Self, OpenIndexError> {
         let processors = available_parallelism().map_or(1, usize::from);
-        let opened = open::open(data_dir, processors.clamp(*READERS.start(), *READERS.end()))?;
+        let readers = processors.clamp(*READERS.start(), *READERS.end());
+        let (opened, reserve) = open::open(data_dir, readers)?;
         let writer = Writer {
             connection: opened.writer,
             run: opened.run,
@@ -169,8 +157,9 @@ impl EmbeddedIndex {
             vouches: true,
             may_have_lost: false,
             unfolded: 0,
+            reserve,
         };
-        let writer = Arc::new(SharedWriter(Mutex::new(Some(writer))));
+        let writer = Arc::new(SharedWriter::new(writer));
         let (file, raw) = (opened.file, Arc::new(opened.raw));
         let folder = Folder::start(Tools {
             name: file.clone(),
@@ -186,13 +175,15 @@ impl EmbeddedIndex {
             recent: Recent::new(RECENT_ROWS),
             folder,
             writer,
-            _raw: raw,
+            is_gone: AtomicBool::new(false),
+            raw,
         })
     }
 
     /// Runs `flush`, which must bring every blob that was published before to the disk, and
     /// records that the rows of these blobs need not be doubted after a crash. Call it
     /// periodically; writers go on meanwhile. Once it has failed, this run records no more.
+    /// Also keeps room for removals again, where they had to give some up.
     ///
     /// # Errors
     /// What `flush` said, or why the record was not written.
@@ -203,14 +194,12 @@ impl EmbeddedIndex {
         let flushed = flush();
         let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
+        writer.reserve.restore();
         if let Err(error) = flushed {
             writer.vouches = false;
             return Err(unavailable(OPERATION)(error));
         }
-        if writer.vouches {
-            self.vouch(&writer.connection, reached, OPERATION)?;
-        }
-        Ok(())
+        self.vouch(writer, reached, OPERATION)
     }
 
     /// Ends the run so that the next one doubts nothing: refuses writes from now on, runs
@@ -222,27 +211,29 @@ impl EmbeddedIndex {
         const OPERATION: &str = "end its run cleanly";
         // Held over `flush`, so that no row comes after it: at the end of a run only.
         let mut writer = self.writer.lock();
-        let Writer { connection, run, vouches, .. } =
-            writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
+        let mut writer = writer.take().ok_or_else(|| unavailable(OPERATION)(Closed))?;
         flush().map_err(unavailable(OPERATION))?;
-        if vouches {
-            self.vouch(&connection, span_of(run).last, OPERATION)?;
-        }
-        Ok(())
+        let last = span_of(writer.run).last;
+        self.vouch(&mut writer, last, OPERATION)
     }
 
+    /// Records that the blobs up to a generation are on the disk, if no sync has failed.
     fn vouch(
         &self,
-        connection: &Connection,
+        writer: &mut Writer,
         generation: u64,
         operation: &'static str,
     ) -> Result<(), IndexError> {
-        // Two syncs may overlap: the later record must not take back what the earlier says.
-        let mut statement = connection
-            .prepare_cached("UPDATE run SET vouched = max(vouched, ?1)")
-            .map_err(self.failed(operation))?;
-        statement.execute([sql_int(generation)]).map_err(self.failed(operation))?;
-        Ok(())
+        if !writer.vouches {
+            return Ok(());
+        }
+        let vouched = writer.with_reserve(|connection| {
+            // Two syncs may overlap: the later record must not take back what the earlier says.
+            connection
+                .prepare_cached("UPDATE run SET vouched = max(vouched, ?1)")?
+                .execute([sql_int(generation)])
+        });
+        vouched.map(drop).map_err(self.failed(operation))
     }
 
     /// Notes that rows were written, and has the log folded back when they are many.
@@ -251,6 +242,15 @@ impl EmbeddedIndex {
         if writer.unfolded >= FOLD_ROWS {
             writer.unfolded = 0;
             self.folder.fold();
+        }
+    }
+
+    fn is_gone(&self) -> io::Result<bool> {
+        let opened = self.raw.metadata()?;
+        match fs::metadata(&self.file) {
+            Ok(named) => Ok((named.dev(), named.ino()) != (opened.dev(), opened.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(true),
+            Err(error) => Err(error),
         }
     }
 
@@ -473,12 +473,10 @@ impl ArtifactIndex for EmbeddedIndex {
         const OPERATION: &str = "remove a row";
         let mut writer = self.writer.lock();
         let writer = open_writer(&mut writer, OPERATION)?;
-        let mut statement =
-            writer.connection.prepare_cached(REMOVE).map_err(self.failed(OPERATION))?;
+        let row = params![key.remote.as_str(), key.path.as_str(), sql_int(generation)];
         let removed =
-            statement.execute(params![key.remote.as_str(), key.path.as_str(), sql_int(generation)]);
+            writer.with_reserve(|connection| connection.prepare_cached(REMOVE)?.execute(row));
         self.recent.forget(key);
-        drop(statement);
         self.wrote(writer, 1);
         Ok(removed.map_err(self.failed(OPERATION))? == 1)
     }
@@ -592,11 +590,23 @@ impl ArtifactIndex for EmbeddedIndex {
             .map_err(unavailable(OPERATION))
     }
 
+    /// Also whether the file is still the one of its name: rows can be written to one that was
+    /// removed, but nobody finds them there again.
     fn probe(&self) -> Result<(), IndexError> {
         const OPERATION: &str = "answer";
         self.reader(OPERATION)?
             .query_row("SELECT number FROM run", [], |_| Ok(()))
-            .map_err(self.failed(OPERATION))
+            .map_err(self.failed(OPERATION))?;
+        let is_gone = self.is_gone().map_err(unavailable(OPERATION))?;
+        let was_gone = self.is_gone.swap(is_gone, Ordering::Relaxed);
+        if !is_gone {
+            return Ok(());
+        }
+        let gone = Gone(self.file.clone());
+        if !was_gone {
+            tracing::error!("{gone}");
+        }
+        Err(unavailable(OPERATION)(gone))
     }
 }
 

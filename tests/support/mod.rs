@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use sha2::{Digest as _, Sha256};
 
 pub(crate) mod client;
+pub(crate) mod disk;
 pub(crate) mod remotes;
 mod selftest;
 pub(crate) mod server;

@@ -14,6 +14,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 
 use super::client::{Ask, Connection, Incoming, Received};
+use super::disk::Disk;
 use super::remotes::{Remote, remotes_yaml};
 use super::{PATIENCE, eventually};
 
@@ -33,6 +34,7 @@ pub(crate) struct Setup {
     remotes: Vec<(&'static str, Remote)>,
     env: Vec<(String, String)>,
     files: Vec<(&'static str, String)>,
+    disk_bytes: Option<u64>,
 }
 
 impl Setup {
@@ -69,6 +71,11 @@ impl Setup {
         self
     }
 
+    /// Gives its `DATA_DIR` a file system of its own, of this size.
+    pub(crate) fn disk_bytes(self, bytes: u64) -> Self {
+        Self { disk_bytes: Some(bytes), ..self }
+    }
+
     /// Starts the server and waits until it listens.
     pub(crate) fn start(self) -> Server {
         self.try_start().unwrap_or_else(|log| panic!("the server does not listen: {log:#?}"))
@@ -85,9 +92,11 @@ impl Setup {
         for (name, text) in &self.files {
             std::fs::write(folder.path().join(name), text).expect("the folder takes a file");
         }
-        let process = Process::start(folder.path(), &self.env);
+        let disk = self.disk_bytes.map(|bytes| Disk::mount(&data_dir(folder.path()), bytes));
+        let process = Process::start(folder.path(), &self.env, disk.as_ref());
         let addr = process.wait_listening()?;
-        Ok(Server { process, addr, env: self.env, folder, last_connect: Mutex::new(None) })
+        let (env, last_connect) = (self.env, Mutex::new(None));
+        Ok(Server { process, addr, env, disk, folder, last_connect })
     }
 }
 
@@ -97,6 +106,7 @@ pub(crate) struct Server {
     process: Process,
     addr: SocketAddr,
     env: Vec<(String, String)>,
+    disk: Option<Disk>,
     folder: TempDir,
     last_connect: Mutex<Option<Instant>>,
 }
@@ -109,7 +119,12 @@ impl Server {
 
     /// Its `DATA_DIR`.
     pub(crate) fn data_dir(&self) -> PathBuf {
-        data_dir(self.folder.path())
+        self.disk.as_ref().map_or_else(|| data_dir(self.folder.path()), Disk::path)
+    }
+
+    /// The file system of its own.
+    pub(crate) fn disk(&self) -> &Disk {
+        self.disk.as_ref().expect("it was set up with one")
     }
 
     /// Its `CONFIG_PATH`.
@@ -243,18 +258,18 @@ impl Server {
     /// Starts it again on the same folder; it must have ended.
     pub(crate) fn start_again(&mut self) {
         assert!(self.process.has_ended(), "the server still runs");
-        self.process = Process::start(self.folder.path(), &self.env);
+        self.process = Process::start(self.folder.path(), &self.env, self.disk.as_ref());
         self.addr = self.process.wait_listening().expect("it listened before");
     }
 
     /// Starts a second process on the same folder.
     pub(crate) fn start_beside(&self) -> Process {
-        Process::start(self.folder.path(), &self.env)
+        Process::start(self.folder.path(), &self.env, self.disk.as_ref())
     }
 
     /// Runs a command on the same folder, as an operator does, to its end.
     pub(crate) fn command(&self, words: &[&str]) -> Output {
-        let mut command = program(self.folder.path(), &self.env);
+        let mut command = program(self.folder.path(), &self.env, self.disk.as_ref());
         let output = command.args(words).stdin(Stdio::null()).output();
         output.unwrap_or_else(|error| panic!("cannot start {PROGRAM}: {error}"))
     }
@@ -309,8 +324,8 @@ fn config_path(folder: &Path) -> PathBuf {
 }
 
 /// The program in a folder, with an environment of its own.
-fn program(folder: &Path, env: &[(String, String)]) -> Command {
-    let mut command = Command::new(PROGRAM);
+fn program(folder: &Path, env: &[(String, String)], disk: Option<&Disk>) -> Command {
+    let mut command = disk.map_or_else(|| Command::new(PROGRAM), |disk| disk.command(PROGRAM));
     command
         .env_clear()
         .env("LISTEN_ADDR", "127.0.0.1:0")
@@ -342,8 +357,8 @@ struct LogState {
 }
 
 impl Process {
-    fn start(folder: &Path, env: &[(String, String)]) -> Self {
-        let mut child = program(folder, env)
+    fn start(folder: &Path, env: &[(String, String)], disk: Option<&Disk>) -> Self {
+        let mut child = program(folder, env, disk)
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

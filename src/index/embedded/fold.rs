@@ -16,8 +16,8 @@ use std::thread::{self, JoinHandle};
 use crossbeam_channel::{Receiver, Sender, bounded};
 use rusqlite::{Connection, ErrorCode};
 
-use super::SharedWriter;
 use super::open::LOG_PAGES_MAX;
+use super::writer::SharedWriter;
 
 /// Rows after whose writing the log is folded back; each takes about four pages of it.
 pub(super) const FOLD_ROWS: usize = 1_024;
@@ -79,7 +79,7 @@ impl Drop for Folder {
 
 /// How a pass went, in pages of the log since it began.
 #[derive(Debug, Clone, Copy, Default)]
-struct Pass {
+pub(super) struct Pass {
     written: i64,
     folded: i64,
 }
@@ -117,7 +117,7 @@ impl Tools {
     fn fold(&self) -> Result<Pass, FoldError> {
         let mut folded = 0;
         for _ in 0..PASSES_MAX {
-            let before = mem::replace(&mut folded, self.pass()?.folded);
+            let before = mem::replace(&mut folded, pass(&self.connection)?.folded);
             if folded - before <= REST_PAGES {
                 break;
             }
@@ -125,27 +125,28 @@ impl Tools {
         // SQLite does this only in a pass that reaches the end.
         self.file.sync_data()?;
         let _kept_out = self.writer.lock();
-        Ok(self.pass()?)
+        Ok(pass(&self.connection)?)
     }
 
-    /// Folds back what can be without waiting for anybody.
-    fn pass(&self) -> rusqlite::Result<Pass> {
-        self.connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
-            Ok(Pass { written: row.get(1)?, folded: row.get(2)? })
-        })
-    }
-
-    /// The kernel tells once of pages that it could not write: later syncs prove nothing.
     fn doubt(&self, error: &FoldError) {
         let is_lost = match error {
             FoldError::Sync(_) => true,
-            FoldError::Sqlite(error) => {
-                error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
-            }
+            FoldError::Sqlite(error) => may_lose(error),
         };
         if is_lost && let Some(writer) = &mut *self.writer.lock() {
-            writer.vouches = false;
-            writer.may_have_lost = true;
+            writer.doubt();
         }
     }
+}
+
+/// Folds back what can be without waiting for anybody.
+pub(super) fn pass(connection: &Connection) -> rusqlite::Result<Pass> {
+    connection.query_row("PRAGMA wal_checkpoint(PASSIVE)", [], |row| {
+        Ok(Pass { written: row.get(1)?, folded: row.get(2)? })
+    })
+}
+
+/// Whether a pass that failed so may have lost pages.
+pub(super) fn may_lose(error: &rusqlite::Error) -> bool {
+    error.sqlite_error_code() == Some(ErrorCode::SystemIoFailure)
 }

@@ -7,6 +7,8 @@ use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
+use super::reserve::is_no_space;
+
 /// The file that is locked. It stays when the lock goes: removing it would let a third
 /// process lock a new file while the second still holds this one.
 const FILE: &str = "lock";
@@ -65,8 +67,11 @@ pub fn lock_data_dir(data_dir: &Path) -> Result<DataDirLock, LockError> {
         }
         Err(TryLockError::Error(source)) => return Err(io_error(source)),
     }
-    file.set_len(0).map_err(io_error)?;
-    writeln!(file, "{}", std::process::id()).map_err(io_error)?;
+    match file.set_len(0).and_then(|()| writeln!(file, "{}", std::process::id())) {
+        // Only for the message, too, and a full disk is to be started on.
+        Err(error) if !is_no_space(&error) => return Err(io_error(error)),
+        _ => {}
+    }
     Ok(DataDirLock { _file: file })
 }
 

@@ -8,6 +8,7 @@ use std::time::Duration;
 use rusqlite::{Connection, ErrorCode, OpenFlags, Transaction, TransactionBehavior, params};
 
 use super::doubt::{Doubts, Span, span_of};
+use super::reserve::{Reserve, is_full};
 
 const FILE: &str = "index.sqlite";
 /// Marks the file as ours ("arti"), so that another program's is never migrated.
@@ -60,6 +61,16 @@ pub enum OpenIndexError {
         /// Why.
         source: io::Error,
     },
+    /// The disk is full.
+    #[error(
+        "cannot write to {file}, because its file system is full: make a few MiB of room on it"
+    )]
+    Full {
+        /// The file.
+        file: PathBuf,
+        /// What SQLite says.
+        source: rusqlite::Error,
+    },
     /// SQLite refused for another reason.
     #[error("cannot use {file}")]
     Unusable {
@@ -88,6 +99,9 @@ pub enum OpenIndexError {
 
 impl OpenIndexError {
     pub(super) fn of(file: &Path, error: rusqlite::Error) -> Self {
+        if is_full(&error) {
+            return Self::Full { file: file.to_owned(), source: error };
+        }
         match error.sqlite_error_code() {
             Some(ErrorCode::DatabaseCorrupt | ErrorCode::NotADatabase) => {
                 Self::Damaged { file: file.to_owned(), reason: error.to_string() }
@@ -109,33 +123,47 @@ pub(super) struct Opened {
     pub(super) doubts: Doubts,
 }
 
-pub(super) fn open(data_dir: &Path, readers: usize) -> Result<Opened, OpenIndexError> {
+/// Opens the index and begins a run; on a full disk in the room that is kept for that.
+pub(super) fn open(data_dir: &Path, readers: usize) -> Result<(Opened, Reserve), OpenIndexError> {
     let file = data_dir.join(FILE);
     fs::create_dir_all(data_dir)
         .map_err(|source| OpenIndexError::Folder { file: file.clone(), source })?;
-    let failed = |error| OpenIndexError::of(&file, error);
+    let mut reserve = Reserve::beside(&file);
+    let opened = loop {
+        // A try that fails closes what it opened, which folds the log back where it can.
+        match open_file(&file, readers) {
+            Err(OpenIndexError::Full { .. }) if reserve.give_up() => {}
+            opened_or_failed => break opened_or_failed?,
+        }
+    };
+    reserve.restore();
+    Ok((opened, reserve))
+}
+
+fn open_file(file: &Path, readers: usize) -> Result<Opened, OpenIndexError> {
+    let failed = |error| OpenIndexError::of(file, error);
     let flags = OpenFlags::SQLITE_OPEN_NO_MUTEX;
     let read_write = flags | OpenFlags::SQLITE_OPEN_READ_WRITE | OpenFlags::SQLITE_OPEN_CREATE;
-    let mut writer = Connection::open_with_flags(&file, read_write).map_err(failed)?;
+    let mut writer = Connection::open_with_flags(file, read_write).map_err(failed)?;
     writer.busy_timeout(BUSY_TIMEOUT).map_err(failed)?;
-    let version = version_of(&writer, &file)?;
+    let version = version_of(&writer, file)?;
     set_up_writer(&writer).map_err(failed)?;
     migrate(&mut writer, version).map_err(failed)?;
     let (run, doubts) = begin_run(&mut writer).map_err(failed)?;
     let readers = (0..readers)
         .map(|_| {
             let reader =
-                Connection::open_with_flags(&file, flags | OpenFlags::SQLITE_OPEN_READ_ONLY)?;
+                Connection::open_with_flags(file, flags | OpenFlags::SQLITE_OPEN_READ_ONLY)?;
             reader.busy_timeout(BUSY_TIMEOUT)?;
             reader.pragma_update(None, "cache_size", -READER_CACHE_KIB)?;
             Ok(reader)
         })
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    let folder = Connection::open_with_flags(&file, read_write).map_err(failed)?;
-    let raw =
-        File::open(&file).map_err(|source| OpenIndexError::File { file: file.clone(), source })?;
-    Ok(Opened { file, writer, readers, folder, raw, run, doubts })
+    let folder = Connection::open_with_flags(file, read_write).map_err(failed)?;
+    let raw = File::open(file)
+        .map_err(|source| OpenIndexError::File { file: file.to_owned(), source })?;
+    Ok(Opened { file: file.to_owned(), writer, readers, folder, raw, run, doubts })
 }
 
 /// The version of the schema, 0 for a new file. Nothing is written before this has passed.

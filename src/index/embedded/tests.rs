@@ -1,9 +1,12 @@
 //! What only the file can show: runs that end badly, damage, migrations.
 
+use std::cell::Cell;
 use std::fs;
 use std::ops::Range;
+use std::os::unix::fs::MetadataExt;
 use std::time::UNIX_EPOCH;
 
+use super::reserve::{PIECE_BYTES, RESERVE_BYTES};
 use super::*;
 use crate::artifact::Digest;
 use crate::chain::chain;
@@ -396,4 +399,61 @@ fn a_log_that_may_have_lost_pages_persists_nothing() {
     index.writer.lock().as_mut().unwrap().may_have_lost = true;
     let error = index.persist().unwrap_err();
     assert!(chain(&error).contains("restart the server"), "{error:?}");
+}
+
+fn sqlite_error(code: i32) -> rusqlite::Error {
+    rusqlite::Error::SqliteFailure(rusqlite::ffi::Error::new(code), None)
+}
+
+/// The room that is kept in a data folder, in bytes.
+fn reserved(data_dir: &tempfile::TempDir) -> u64 {
+    fs::metadata(data_dir.path().join("index.reserve")).unwrap().blocks() * 512
+}
+
+#[test]
+fn on_a_full_disk_a_removal_folds_the_log_back_and_then_uses_the_room_that_is_kept() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    assert!(reserved(&data_dir) >= RESERVE_BYTES, "from the first start");
+    let check = |fails: usize, error: i32, tries: usize, succeeds: bool, left: u64| {
+        let tried = Cell::new(0);
+        let least = Cell::new(RESERVE_BYTES);
+        let written = index.writer.lock().as_mut().unwrap().with_reserve(|_| {
+            least.set(least.get().min(reserved(&data_dir)));
+            tried.set(tried.get() + 1);
+            if tried.get() <= fails { Err(sqlite_error(error)) } else { Ok(()) }
+        });
+        assert_eq!((tried.get(), written.is_ok()), (tries, succeeds), "{fails} times {error}");
+        assert!(least.get() <= left && (left == 0 || least.get() == left), "{}", least.get());
+        assert!(reserved(&data_dir) >= RESERVE_BYTES, "there is room: it has grown back");
+    };
+    let (full, pieces) = (rusqlite::ffi::SQLITE_FULL, (RESERVE_BYTES / PIECE_BYTES) as usize);
+    check(0, full, 1, true, RESERVE_BYTES);
+    check(1, full, 2, true, RESERVE_BYTES);
+    check(3, full, 4, true, RESERVE_BYTES - 2 * PIECE_BYTES);
+    check(usize::MAX, full, 2 + pieces, false, 0);
+    // Other errors are none of its business.
+    check(1, rusqlite::ffi::SQLITE_IOERR_WRITE, 1, false, RESERVE_BYTES);
+    check(1, rusqlite::ffi::SQLITE_READONLY, 1, false, RESERVE_BYTES);
+}
+
+#[test]
+fn a_removed_or_replaced_file_is_noticed_and_named_with_the_fix() {
+    let data_dir = tempfile::tempdir().unwrap();
+    let index = EmbeddedIndex::open(data_dir.path()).unwrap();
+    let (file, moved) = (data_dir.path().join("index.sqlite"), data_dir.path().join("moved"));
+    let check = |what: &str| {
+        let error = chain(&index.probe().unwrap_err());
+        let is_named = error.contains("index.sqlite was removed") && error.contains("reindex");
+        assert!(is_named, "{what}: {error}");
+    };
+    index.probe().unwrap();
+    fs::rename(&file, &moved).unwrap();
+    check("moved away");
+    fs::write(&file, b"another").unwrap();
+    check("another one");
+    fs::rename(&moved, &file).unwrap();
+    index.probe().unwrap();
+    fs::remove_file(&file).unwrap();
+    check("removed");
 }
