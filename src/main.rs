@@ -214,7 +214,11 @@ fn start_logs(settings: &Settings) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
-    let logs = tracing_subscriber::fmt().with_max_level(level).with_writer(std::io::stderr);
+    let logs = tracing_subscriber::fmt()
+        .with_max_level(level)
+        .with_writer(std::io::stderr)
+        // It would tell of a lost line on standard error, and panic where that is gone.
+        .log_internal_errors(false);
     match settings.log_format {
         LogFormat::Json => logs.json().flatten_event(true).init(),
         LogFormat::Text => {

@@ -1,5 +1,7 @@
 //! One test for each fault that was once there, or that a crate below is known to have.
 
+use rustix::process::Signal;
+
 use crate::support::client::Ask;
 use crate::support::eventually;
 use crate::support::remotes::Remote;
@@ -111,4 +113,17 @@ fn variables_of_a_service_that_is_not_chosen_are_named_at_the_start() {
     server.wait_logged(&["WARN", "MINIO_ACCESS_KEY does nothing, because MINIO_ENDPOINT is not"]);
     server.wait_logged(&["WARN", "DBUSER does nothing, because DBHOST is not set"]);
     server.wait_logged(&["listening on ", "disk", "SQLite", "memory"]);
+}
+
+/// tracing-subscriber tells of a line that it could not write with `eprintln!`, which panics
+/// where standard error is gone.
+#[test]
+fn a_log_that_nobody_reads_any_more_ends_nothing() {
+    let (_upstream, mut server) = world();
+    server.end_log();
+    for _ in 0..3 {
+        server.get("/api/files/a").expect(200, b"bytes");
+    }
+    server.signal(Signal::TERM);
+    assert_eq!(server.wait_exit().code(), Some(0));
 }

@@ -233,6 +233,11 @@ impl Server {
         self.process.log()
     }
 
+    /// Closes the pipe into which it logs, as when whoever reads its log ends.
+    pub(crate) fn end_log(&self) {
+        self.process.end_log(|| drop(self.get("/")));
+    }
+
     /// Waits until it has logged a line that has all of these in it.
     pub(crate) fn wait_logged(&self, parts: &[&str]) {
         eventually(&format!("the log has a line with {parts:?}"), || {
@@ -354,6 +359,8 @@ struct Log {
 struct LogState {
     lines: Vec<String>,
     has_ended: bool,
+    /// Nobody is to read on behind the next line.
+    is_to_end: bool,
 }
 
 impl Process {
@@ -370,8 +377,12 @@ impl Process {
         std::thread::spawn(move || {
             for line in BufReader::new(stderr).split(b'\n').map_while(Result::ok) {
                 let line = String::from_utf8_lossy(&line).into_owned();
-                writer.state.lock().expect("nobody panics while holding it").lines.push(line);
+                let mut state = writer.state.lock().expect("nobody panics while holding it");
+                state.lines.push(line);
                 writer.changed.notify_all();
+                if state.is_to_end {
+                    break;
+                }
             }
             writer.state.lock().expect("nobody panics while holding it").has_ended = true;
             writer.changed.notify_all();
@@ -394,6 +405,15 @@ impl Process {
     /// Everything that it logged so far, one line each.
     pub(crate) fn log(&self) -> Vec<String> {
         self.log.state.lock().expect("nobody panics while holding it").lines.clone()
+    }
+
+    /// Closes the pipe into which it logs, behind the line that `log_something` has it write.
+    fn end_log(&self, log_something: impl FnOnce()) {
+        self.log.state.lock().expect("nobody panics while holding it").is_to_end = true;
+        log_something();
+        eventually("its log is closed", || {
+            self.log.state.lock().expect("nobody panics while holding it").has_ended
+        });
     }
 
     /// Waits until it has ended and its log is complete.
