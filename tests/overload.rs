@@ -165,6 +165,36 @@ fn health_and_metrics_answer_while_a_backend_hangs() {
 }
 
 #[test]
+fn a_remote_whose_upstream_never_answers_leaves_threads_and_places_to_the_others() {
+    let (silent, upstream) = (Upstream::start(), Upstream::start());
+    let server = Setup::files(Remote::at(&upstream))
+        .remote("silent", Remote::at(&silent))
+        .env("WORKERS", 64)
+        .env("FETCH_THREADS", 8)
+        .env("FETCH_QUEUE_MAX", 8)
+        .start();
+    // More than there are threads: of those and of the places in the queue it gets six each.
+    let waiting: Vec<Connection> = (0..12)
+        .map(|n| {
+            silent.serve(&format!("/{n}"), Answer::stalled());
+            asked(&server, &format!("/api/silent/{n}"))
+        })
+        .collect();
+    eventually("its share of the threads is taken", || silent.total() == 6);
+    eventually("and that of the queue", || server.metric("artifactapi_fetches_queued") == 6.0);
+    let refused = server.ask(&Ask::get("/api/silent/one-more"));
+    refused.expect_error(503);
+    assert!(refused.header("retry-after").is_some(), "{:?}", refused.head);
+    for n in 0..20 {
+        upstream.serve(&format!("/{n}"), Answer::file(b"bytes"));
+        server.ask(&Ask::get(&format!("/api/files/{n}"))).expect(200, b"bytes");
+    }
+    // Nobody had to wait for an end of what hangs.
+    assert_eq!(silent.total(), 6);
+    drop(waiting);
+}
+
+#[test]
 fn what_never_became_a_request_has_its_line_and_its_count() {
     let server = nothing_to_fetch().env("HEAD_TIMEOUT_S", "0.1").start();
     for (wire, status) in [

@@ -888,24 +888,24 @@ fn an_upstream_that_was_never_reached_is_an_error_that_says_so() {
 fn a_full_fetch_queue_refuses_at_once() {
     let gate = Gate::at(0);
     let mut upstream = Scripted::new();
-    for n in 0..9 {
+    for n in 0..7 {
         upstream = upstream.file(&format!("{n}"), File::of("x").head_held_by(&gate));
     }
     let world = World::new(upstream);
-    // Four fetches run and four wait.
-    let waiting: Vec<_> = (0..8)
+    // Of four threads and four places, a remote takes up three.
+    let waiting: Vec<_> = (0..6)
         .map(|n| {
             let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
             let client = thread::spawn(move || get(&cache, &target, &n.to_string()).unwrap());
             wait_until(|| world.cache.flight_count() == n + 1);
-            if n == 3 {
+            if n == 2 {
                 wait_until(|| world.cache.fetches_queued() == 0);
             }
             client
         })
         .collect();
-    wait_until(|| world.cache.fetches_queued() == 4);
-    match world.find("8") {
+    wait_until(|| world.cache.fetches_queued() == 3);
+    match world.find("6") {
         Err(CacheError::Fetch(why)) => assert!(matches!(*why, FetchError::Overloaded), "{why}"),
         other => panic!("{other:?}"),
     }
@@ -1033,19 +1033,20 @@ fn a_client_that_joins_a_fill_does_not_fail_it_where_the_queue_is_full() {
         let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
         thread::spawn(move || get(&cache, &target, &path).unwrap())
     };
-    // Two threads are left for clients, and four places in their queue.
-    let clients: Vec<_> = (0..6)
+    // Of the remote's share, one thread is left for clients, and three places in their queue.
+    let clients: Vec<_> = (0..4)
         .map(|n| {
             let path = format!("client-{n}");
             world.upstream.clone().file(&path, File::of("x").head_held_by(&gate));
             let client = ask(path);
             wait_until(|| world.cache.flight_count() == fills.len() + n + 1);
-            if n < 2 {
-                world.upstream.wait_for(&format!("client-{n}"), 1);
+            if n == 0 {
+                world.upstream.wait_for("client-0", 1);
             }
             client
         })
         .collect();
+    wait_until(|| world.cache.fetches_queued() == 3);
     let joining = ask("2".to_owned());
     let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("2") };
     wait_until(|| match world.cache.flights.join(&key) {

@@ -12,7 +12,7 @@ use crate::blob::About;
 use crate::blob::memory::MemoryBlobs;
 use crate::cache::counters::of;
 use crate::cache::tests::{bytes, get, replica, wait_until};
-use crate::cache::{Cache, Outcome, Ports, Target};
+use crate::cache::{Cache, CacheBounds, Outcome, Ports, Target};
 use crate::clock::Clock;
 use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
@@ -53,7 +53,11 @@ impl Shelf {
         );
         let around = Around { regex_size_max: 1 << 20, env: &|_| None };
         let (remotes, _) = parse(&yaml, "remotes.yaml", &around).expect("it is right");
-        let (cache, remotes) = (replica(&ports), Arc::new(remotes));
+        // Room for what each client of a test asks for while its fetch before is being stored.
+        let lease_ttl = Duration::from_secs(20);
+        let bounds = CacheBounds { fetch_threads: 4, fetch_queue_max: 16, lease_ttl };
+        let cache = Arc::new(Cache::new(ports.clone(), &bounds));
+        let remotes = Arc::new(remotes);
         let upstream = Scripted::new();
         let shelf = Self { cache, clock, upstream, ports, remotes, bytes_max, _folder: folder };
         shelf.call();
