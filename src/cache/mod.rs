@@ -60,7 +60,7 @@ use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined
 use found::From;
 use no_room::NoRoom;
 use pool::{FetchPool, Urgency};
-use readers::Readers;
+use readers::{Readers, Reading};
 use space::{Keeper, Space};
 use uses::Uses;
 
@@ -219,16 +219,19 @@ impl Cache {
     ) -> Result<Sought, CacheError> {
         let class = target.class(&key.path);
         for rounds_left in (0..rounds).rev() {
+            // Before the row is looked up: between the two it could be evicted, blob and all.
+            let reading = self.readers.read(key);
             let stored = self.lookup(key);
             let decision = self.judge(target, key, class, stored.as_ref());
             let found = |found: Found| Ok(Sought::Found(found));
             let task = match (decision, stored) {
                 (Decision::Hit(left), Some(entry)) => {
                     let left = left.map(seconds);
-                    return found(self.found_stored(key.clone(), entry, Outcome::Hit, left));
+                    let key = key.clone();
+                    return found(self.found_stored(key, entry, Outcome::Hit, left, reading));
                 }
                 (Decision::Stale, Some(entry)) => {
-                    return found(self.stand_in(target, key.clone(), class, entry));
+                    return found(self.stand_in(target, key.clone(), class, entry, reading));
                 }
                 (Decision::Pass, _) => return found(self.pass(target, key.clone())?),
                 (Decision::Fetch | Decision::Revalidate, _)
@@ -245,6 +248,7 @@ impl Cache {
                 _ if target.reach() == Reach::Offline => return Err(CacheError::Offline),
                 _ => return Err(CacheError::Absent),
             };
+            drop(reading);
             if let Some((reader, outcome)) = self.join(target, key, task) {
                 let until = Instant::now() + HEAD_WAIT_MAX;
                 let boarding = Boarding { key: key.clone(), reader, outcome, until, rounds_left };
@@ -278,11 +282,11 @@ impl Cache {
             Begun::Ended(End::Confirmed(entry)) => {
                 // Whoever asked: its bytes come from the store.
                 let left = self.freshness_left(target, &key);
-                self.found_stored(key, entry, Outcome::Revalidated, left)
+                self.found_landed(key, entry, Outcome::Revalidated, left)
             }
             Begun::Ended(End::Already(entry)) => {
                 let left = self.freshness_left(target, &key);
-                self.found_stored(key, entry, Outcome::Hit, left)
+                self.found_landed(key, entry, Outcome::Hit, left)
             }
             Begun::Ended(End::Absent) => return Err(CacheError::Absent),
             Begun::Ended(End::Failed(why)) if !matches!(*why, FetchError::Abandoned) => {
@@ -382,7 +386,7 @@ impl Cache {
         match reader.landing() {
             End::Stored(entry) => {
                 let Met { outcome, is_refresh, .. } = found.met;
-                let stored = self.found_stored(found.bytes.key, entry, outcome, None);
+                let stored = self.found_landed(found.bytes.key, entry, outcome, None);
                 Ok(Found { met: Met { is_refresh, ..stored.met }, ..stored })
             }
             End::Failed(why) => self.after_failure(target, &found.bytes.key, why),
@@ -559,13 +563,14 @@ impl Cache {
             return self.pass_or_stand_in(target, key);
         }
         let (now, class) = (self.ports.clock.now(), target.class(&key.path));
+        let reading = self.readers.read(key);
         let stored = self.lookup(key).filter(|entry| {
             why.is_failure() && policy::may_stand_in(now, &target.remote.lifetimes, class, entry)
         });
         match stored {
             Some(entry) => {
                 tracing::warn!(artifact = %key, error = chain(&*why), "serving a stale copy");
-                Ok(self.stand_in(target, key.clone(), class, entry))
+                Ok(self.stand_in(target, key.clone(), class, entry, reading))
             }
             None => Err(CacheError::Fetch(why)),
         }
@@ -578,12 +583,19 @@ impl Cache {
         }
     }
 
-    fn stand_in(&self, target: &Target, key: ArtifactKey, class: Class, entry: Entry) -> Found {
+    fn stand_in(
+        &self,
+        target: &Target,
+        key: ArtifactKey,
+        class: Class,
+        entry: Entry,
+        reading: Option<Reading>,
+    ) -> Found {
         let now = self.ports.clock.now();
         let stale_for = policy::staleness(now, &target.remote.lifetimes, class, &entry);
         // In its first second it is no hit either.
         let ttl_s = -seconds(stale_for).max(1);
-        self.found_stored(key, entry, Outcome::Stale, Some(ttl_s))
+        self.found_stored(key, entry, Outcome::Stale, Some(ttl_s), reading)
     }
 
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
@@ -593,12 +605,26 @@ impl Cache {
         }
     }
 
+    /// What a flight has left behind. Nobody has read it so far, so it may be evicted already;
+    /// then opening it fails, and it is sought anew.
+    fn found_landed(
+        &self,
+        key: ArtifactKey,
+        entry: Entry,
+        outcome: Outcome,
+        ttl_s: Option<i64>,
+    ) -> Found {
+        let reading = self.readers.read(&key);
+        self.found_stored(key, entry, outcome, ttl_s, reading)
+    }
+
     fn found_stored(
         &self,
         key: ArtifactKey,
         entry: Entry,
         outcome: Outcome,
         ttl_s: Option<i64>,
+        reading: Option<Reading>,
     ) -> Found {
         let now = self.ports.clock.now();
         self.uses.record(&key, now, &self.counters.uses_dropped);
@@ -610,8 +636,7 @@ impl Cache {
             content_encoding: entry.content_encoding.clone(),
             age: policy::age(now, &entry),
         };
-        let reading = self.readers.read(&key).map(Arc::new);
-        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading) };
+        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading.map(Arc::new)) };
         Found { met: Met { outcome, about, ttl_s, is_stored: true, is_refresh: false }, bytes }
     }
 
