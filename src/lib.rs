@@ -49,11 +49,12 @@
 //! - A thread that waits for a flight never holds a slot that the flight needs: clients are
 //!   served by one pool, fetches run on another.
 //! - A client that is slow, or that waits for a flight, holds no worker for longer than a moment:
-//!   its connection is parked until its socket takes bytes again or the flight calls.
+//!   its connection is parked until its socket takes bytes again or the flight calls. (Not so
+//!   where an unread request body, the bound of memory, a stop or tiny_http forbid it.)
 //! - A client's miss never waits behind a batch: batches' fetches run on half of the threads at
 //!   most, begin only when no client's is due and another thread is free, and one that a client
 //!   joins becomes a client's.
-//! - One remote never takes up all fetch threads, nor their whole queue: a quarter is left to the
+//! - One upstream host never takes up all fetch threads, nor their whole queue: a quarter is left to the
 //!   others.
 //! - A format answers questions about paths; it never handles a request.
 //! - Only a sealed file is published, only a published blob is recorded. A row is removed before

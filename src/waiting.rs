@@ -7,6 +7,7 @@
 //!
 //! Whoever would wait for longer than is worth a thread has itself called instead: [`Awaited`].
 
+use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
 use std::time::Duration;
@@ -30,10 +31,14 @@ pub trait Waits {
 /// be held up. To be called early is no harm; whoever is called looks whether it has come.
 pub type Wake = Box<dyn FnOnce() + Send>;
 
+/// That somebody is to be called. Nobody is any more once this is dropped, but for a call that is
+/// on its way.
+pub type Registration = Box<dyn Any + Send>;
+
 /// Something that will come, and is not worth a thread until then.
 pub trait Awaited: Send {
-    /// Has `wake` called when it has come; gives it back, uncalled, where it is there already.
-    fn call(&self, wake: Wake) -> Option<Wake>;
+    /// Has `wake` called when it has come; `None`, and no call, where it is there already.
+    fn call(&self, wake: Wake) -> Option<Registration>;
 }
 
 thread_local! {

@@ -105,6 +105,59 @@ fn clients_that_wait_for_upstream_hold_no_worker() {
 }
 
 #[test]
+fn whatever_of_a_slow_file_is_asked_for_holds_no_worker() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    let bytes = noise(1, 3_000_000);
+    let slow = Answer::file(&bytes).etag("\"v1\"").ignoring_ranges();
+    upstream.serve("/slow", slow.held_at(30_000, &gate));
+    upstream.serve("/other", Answer::file(b"other"));
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 1).start();
+    server.get("/api/files/other").expect(200, b"other");
+    let slow = Ask::get("/api/files/slow");
+    let far = 2_900_000..2_900_100;
+    let asks = [
+        (slow.clone().range("50000-50099"), 206, &bytes[50_000..50_100]),
+        (slow.clone().range("2900000-2900099"), 206, &bytes[far.clone()]),
+        (slow.clone().range("0-9, 2900000-2900099"), 206, &bytes[far]),
+        (slow.clone().range("-100"), 206, &bytes[bytes.len() - 100..]),
+        (slow.clone().header("Want-Repr-Digest", "sha-256=1"), 200, &bytes[..]),
+        (slow.http_10(), 200, &bytes[..]),
+    ];
+    let mut waiting = Vec::new();
+    for (ask, status, expected) in asks {
+        let mut connection = server.connect();
+        connection.send_raw(&ask.wire(server.addr()).0);
+        waiting.push((connection, status, expected));
+        eventually("it waits", || server.metric("artifactapi_waiting") == waiting.len() as f64);
+        server.ask(&Ask::get("/api/files/other")).expect(200, b"other");
+    }
+    gate.open();
+    for (connection, status, expected) in waiting {
+        let answer = connection.incoming(false).expect("it is answered").finish();
+        answer.expect_status(status);
+        let has_expected = answer.body.windows(expected.len()).any(|run| run == expected);
+        assert!(has_expected, "{:?}", answer.head);
+    }
+}
+
+#[test]
+fn clients_that_close_make_room_for_others() {
+    const ROOM: usize = 8;
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let server =
+        Setup::files(Remote::at(&upstream)).env("CONNECTIONS_PER_ADDRESS_MAX", ROOM).start();
+    for number in 0..3 * ROOM {
+        drop(asked(&server, "/api/files/held"));
+        server.ask(&Ask::get("/health")).expect_status(200);
+        assert!(server.metric("artifactapi_waiting") <= ROOM as f64, "after {number}");
+    }
+    gate.open();
+    server.get("/api/files/held").expect(200, b"bytes");
+    assert_eq!(upstream.count("/held"), 1);
+}
+
+#[test]
 fn a_client_that_leaves_while_it_waits_without_a_worker_has_its_line() {
     let (upstream, gate) = (Upstream::start(), Gate::new());
     upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));

@@ -23,6 +23,11 @@ use crate::body::{BodyError, Piece, Source};
 use crate::staging::Scratch;
 use crate::waiting::{self, Awaited, Wake};
 
+mod calls;
+
+pub use calls::Coming;
+use calls::{Calls, Reached, Until};
+
 /// How much of the end is held back while a body's checksum is not yet known to be right. Small
 /// bodies are held back whole, which lets a wrong one be answered with an error.
 pub const HOLD_BACK_BYTES: u64 = 64 << 10;
@@ -91,8 +96,7 @@ struct State {
     // How many readers wait, and the least number of readable bytes that one of them waits for.
     waiting: usize,
     awaited: Option<u64>,
-    // Whom to call when so much has come.
-    calls: Vec<(Until, Wake)>,
+    calls: Calls,
     whole: bool,
     end: Option<End>,
 }
@@ -105,15 +109,6 @@ impl std::fmt::Debug for State {
             .field("end", &self.end)
             .finish_non_exhaustive()
     }
-}
-
-/// What of a flight is waited for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Until {
-    /// So many readable bytes, or the end of the body, which is that of a body without bytes.
-    Readable(u64),
-    /// The end of the flight.
-    Landed,
 }
 
 /// What is known once upstream's answer has begun.
@@ -481,45 +476,21 @@ impl Patience {
     }
 }
 
-/// Something of a flight that is still to come.
-#[derive(Debug)]
-pub struct Coming {
-    flight: Arc<Flight>,
-    until: Until,
-}
-
-impl Awaited for Coming {
-    fn call(&self, wake: Wake) -> Option<Wake> {
-        let mut state = lock(&self.flight.state);
-        if state.has_come(self.until) {
-            return Some(wake);
-        }
-        state.calls.push((self.until, wake));
-        None
-    }
-}
-
 /// Makes calls, without any lock.
 fn make(calls: Vec<Wake>) {
     calls.into_iter().for_each(|wake| wake());
 }
 
 impl State {
-    fn has_come(&self, until: Until) -> bool {
-        match until {
-            _ if self.end.is_some() => true,
-            Until::Readable(wanted) => self.whole || self.readable() >= wanted,
-            Until::Landed => false,
-        }
+    fn reached(&self) -> Reached {
+        let (is_whole, has_ended) = (self.whole, self.end.is_some());
+        Reached { readable: self.readable(), is_whole, has_ended }
     }
 
     /// The calls that are due.
     fn take_calls(&mut self) -> Vec<Wake> {
-        let (due, left) = std::mem::take(&mut self.calls)
-            .into_iter()
-            .partition::<Vec<_>, _>(|(until, _)| self.has_come(*until));
-        self.calls = left;
-        due.into_iter().map(|(_, wake)| wake).collect()
+        let reached = self.reached();
+        self.calls.take_due(reached)
     }
 
     /// A reader is about to wait for so many readable bytes.
@@ -592,6 +563,7 @@ mod tests {
     use super::*;
     use crate::artifact::ArtifactPath;
     use crate::body::{Body, read_to_vec};
+    use crate::waiting::Registration;
     use std::fs::File;
     use std::io::Write;
     use std::sync::atomic::AtomicUsize;
@@ -867,12 +839,11 @@ mod tests {
     }
 
     /// What of a flight is called for, and how often it was.
-    fn called(coming: Option<Coming>) -> Arc<AtomicUsize> {
+    fn called(coming: Option<Coming>) -> (Arc<AtomicUsize>, Registration) {
         let (calls, coming) = (Arc::new(AtomicUsize::new(0)), coming.expect("it is to come"));
         let call = Arc::clone(&calls);
         let wake = Box::new(move || _ = call.fetch_add(1, Ordering::SeqCst));
-        assert!(coming.call(wake).is_none(), "it has not come");
-        calls
+        (calls, coming.call(wake).expect("it has not come"))
     }
 
     #[test]
@@ -885,8 +856,10 @@ mod tests {
         let begun = called(Some(reader.head_to_come()));
         let third = called(reader.comes_later(2, Duration::ZERO));
         let landed = called(reader.lands_later(Duration::ZERO));
+        // Who does not want to be called any more is not.
+        drop(called(Some(reader.head_to_come())).1);
         let check = |expected: [usize; 3]| {
-            let calls = [&begun, &third, &landed].map(|calls| calls.load(Ordering::SeqCst));
+            let calls = [&begun, &third, &landed].map(|(calls, _)| calls.load(Ordering::SeqCst));
             assert_eq!(calls, expected);
         };
         writer.start(head(&file, None, false));
@@ -910,7 +883,7 @@ mod tests {
         let (begun, first) = (reader.head_to_come(), reader.comes_later(0, Duration::ZERO));
         writer.start(head(&file, None, false));
         writer.grew(1);
-        let is_there = |coming: &dyn Awaited| coming.call(Box::new(|| ())).is_some();
+        let is_there = |coming: &dyn Awaited| coming.call(Box::new(|| ())).is_none();
         assert!(is_there(&begun) && is_there(&first.unwrap()));
         assert!(reader.comes_later(0, Duration::ZERO).is_none());
         let landed = reader.lands_later(Duration::ZERO).unwrap();

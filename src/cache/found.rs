@@ -98,28 +98,29 @@ impl Bytes {
 
     /// Waits until the byte at `offset` can be opened, or never will be, at most for `patience`:
     /// gives what is still to come then.
-    pub fn come_later(&self, offset: u64, patience: Duration) -> Option<Coming> {
+    pub fn comes_later(&self, offset: u64, patience: Duration) -> Option<Coming> {
         match &self.from {
-            From::Flight(reader, _) if !is_far_ahead(reader, offset) => {
-                reader.comes_later(offset, patience)
-            }
-            From::Flight(..) | From::Store(..) | From::Passing(_) => None,
+            From::Flight(reader, _) => reader.comes_later(offset, patience),
+            From::Store(..) | From::Passing(_) => None,
+        }
+    }
+
+    /// Whether a range that begins there is not worth waiting for, as long as upstream gives it.
+    pub fn is_far_ahead(&self, offset: u64) -> bool {
+        match &self.from {
+            From::Flight(reader, _) => offset > reader.written() + FAR_AHEAD_BYTES,
+            From::Store(..) | From::Passing(_) => false,
         }
     }
 
     /// Waits until they are all there and stored, if they will be, at most for `patience`: gives
     /// what is still to come then.
-    pub fn land_later(&self, patience: Duration) -> Option<Coming> {
+    pub fn lands_later(&self, patience: Duration) -> Option<Coming> {
         match &self.from {
             From::Flight(reader, _) => reader.lands_later(patience),
             From::Store(..) | From::Passing(_) => None,
         }
     }
-}
-
-/// Whether a range that begins there is not worth waiting for.
-pub(super) fn is_far_ahead(reader: &FlightReader, offset: u64) -> bool {
-    offset > reader.written() + FAR_AHEAD_BYTES
 }
 
 /// What a client learns of an artifact before its bytes.

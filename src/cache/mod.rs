@@ -324,17 +324,23 @@ impl Cache {
                 Ok(readers::reading(body, reading))
             }
             From::Flight(reader, head) => {
-                if found::is_far_ahead(&reader, from)
-                    && let Some(body) = self.pass_part(target, &bytes.key, &head, from, to)
-                {
-                    return Ok(body);
-                }
                 reader.wait_for(from).map_err(OpenError::Fetch)?;
                 let source: Box<dyn Source> = Box::new(reader.follow(head, from, to));
                 Ok(Body::new(to.map(|to| to - from), source))
             }
             From::Passing(passing) => passing.open(from, to).map_err(OpenError::Fetch),
         }
+    }
+
+    /// Opens a range that the artifact's flight will not reach soon ([`Bytes::is_far_ahead`]) at
+    /// upstream, while the flight goes on; `None` where upstream does not give it.
+    pub fn open_ahead(&self, target: &Target, bytes: &Bytes, range: &Range<u64>) -> Option<Body> {
+        let (From::Flight(_, head), Some(upstream)) = (&bytes.from, target.upstream.as_deref())
+        else {
+            return None;
+        };
+        counters::of(&self.counters.fetches, &bytes.key.remote).inc();
+        pass::part(upstream, &bytes.key.path, head, range.start, Some(range.end))
     }
 
     /// Seeks an artifact again whose opening failed: anew where it was forgotten, at upstream
@@ -697,19 +703,6 @@ impl Cache {
             }
             OpenError::Gone
         })
-    }
-
-    fn pass_part(
-        &self,
-        target: &Target,
-        key: &ArtifactKey,
-        head: &FlightHead,
-        from: u64,
-        to: Option<u64>,
-    ) -> Option<Body> {
-        let upstream = target.upstream.as_deref()?;
-        counters::of(&self.counters.fetches, &key.remote).inc();
-        pass::part(upstream, &key.path, head, from, to)
     }
 }
 

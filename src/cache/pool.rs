@@ -5,7 +5,7 @@
 //! however much a batch has begun. A fetch of a batch that waits and that a client joins becomes
 //! a client's.
 //!
-//! Nor does one slow upstream take up every thread, or every place in the queue: each remote has
+//! Nor does one slow upstream take up every thread, or every place in the queue: each host has
 //! a share of them ([`line`]). What a batch runs counts for it too, since it is the same upstream
 //! that keeps those threads.
 //!

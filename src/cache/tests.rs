@@ -668,8 +668,9 @@ fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
     }));
     let found = world.find("a").unwrap();
     let (from, to) = (6 * MIB as u64, 6 * MIB as u64 + 100);
-    let len = found.met.about.len;
-    let mut part = world.cache.open(&world.target, found.bytes, len, Some(from..to)).unwrap();
+    assert!(found.bytes.is_far_ahead(from) && !found.bytes.is_far_ahead(MIB as u64));
+    let mut part = world.cache.open_ahead(&world.target, &found.bytes, &(from..to)).unwrap();
+    drop(found);
     assert_eq!(read_to_vec(&mut part, MIB).unwrap(), body[from as usize..to as usize]);
     gate.open();
     world.settle();

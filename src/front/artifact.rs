@@ -28,6 +28,8 @@ pub(super) struct Search {
     path: ArtifactPath,
     at: At,
     opens_left: usize,
+    // Whether upstream has refused to give a range of a file that is being fetched.
+    has_no_parts: bool,
 }
 
 enum At {
@@ -52,7 +54,8 @@ pub(super) enum Progress {
 impl Search {
     /// A search that has not begun.
     pub(super) fn new(cache: Arc<Cache>, target: Arc<Target>, path: ArtifactPath) -> Self {
-        Self { cache, target, path, at: At::Start, opens_left: OPENS_MAX }
+        let (at, has_no_parts) = (At::Start, false);
+        Self { cache, target, path, at, opens_left: OPENS_MAX, has_no_parts }
     }
 
     /// Goes on until it is answered, or waits for a flight that takes longer than `patience`.
@@ -68,7 +71,7 @@ impl Search {
             };
             let found = match needs_landing(head, &found) {
                 false => found,
-                true => match found.bytes.land_later(patience) {
+                true => match found.bytes.lands_later(patience) {
                     Some(awaited) => return self.waits(At::Found(found), awaited),
                     None => match self.cache.settle(&self.target, found) {
                         Ok(settled) => settled,
@@ -77,13 +80,15 @@ impl Search {
                 },
             };
             let asked = Asked::of(head, &found.met.about);
-            if let Some(offset) = asked.first_byte()
-                && let Some(awaited) = found.bytes.come_later(offset, patience)
+            let ahead = self.open_ahead(&asked, &found.bytes);
+            if ahead.is_none()
+                && let Some(offset) = asked.awaits()
+                && let Some(awaited) = found.bytes.comes_later(offset, patience)
             {
                 return self.waits(At::Found(found), awaited);
             }
             let answered = Answered::Cache(found.met.outcome);
-            match asked.reply(&self.cache, &self.target, &self.path, found) {
+            match asked.reply(&self.cache, &self.target, &self.path, found, ahead) {
                 Ok(reply) => return Progress::Answered(reply, answered),
                 Err(why) => {
                     self.at = At::Unopened(why);
@@ -102,6 +107,17 @@ impl Search {
             At::Found(found) => Ok(Sought::Found(found)),
             At::Unopened(why) => cache.recover(target, path, why, patience),
         }
+    }
+
+    /// A range that the file's fetch will not reach soon, from elsewhere.
+    fn open_ahead(&mut self, asked: &Asked, bytes: &Bytes) -> Option<Body> {
+        let Asked::One(range, _) = asked else { return None };
+        if self.has_no_parts || !bytes.is_far_ahead(range.start) {
+            return None;
+        }
+        let body = self.cache.open_ahead(&self.target, bytes, range);
+        self.has_no_parts = body.is_none();
+        body
     }
 
     fn waits(self, at: At, awaited: Coming) -> Progress {
@@ -167,15 +183,17 @@ impl Asked {
         }
     }
 
-    /// The first byte of the artifact that the reply will have.
-    fn first_byte(&self) -> Option<u64> {
+    /// The byte of the artifact that must be there before the reply begins, so that a failure
+    /// before it can be answered: its first; of several ranges, which can't be waited for one by
+    /// one, the last.
+    fn awaits(&self) -> Option<u64> {
         match self {
             Self::NotModified | Self::PreconditionFailed | Self::Unsatisfiable(_) | Self::Head => {
                 None
             }
             Self::Whole => Some(0),
             Self::One(range, _) => Some(range.start),
-            Self::Several(ranges, _) => ranges.first().map(|range| range.start),
+            Self::Several(ranges, _) => ranges.iter().map(|range| range.end - 1).max(),
         }
     }
 
@@ -185,6 +203,7 @@ impl Asked {
         target: &Arc<Target>,
         path: &ArtifactPath,
         found: Found,
+        ahead: Option<Body>,
     ) -> Result<Reply, OpenError> {
         let Found { met, bytes } = found;
         let len = met.about.len;
@@ -206,7 +225,10 @@ impl Asked {
             Self::Whole => typed(Reply::new(200, open(bytes, None)?)),
             Self::One(range, len) => {
                 let content_range = range::content_range(&range, Some(len));
-                let body = open(bytes, Some(range))?;
+                let body = match ahead {
+                    Some(body) => body,
+                    None => open(bytes, Some(range))?,
+                };
                 typed(Reply::new(206, body)).header("Content-Range", content_range)
             }
             Self::Several(ranges, len) => {

@@ -8,13 +8,16 @@ use std::time::Instant;
 
 use super::artifact::{Progress, Search};
 use super::catalog::Catalog;
-use super::reply::{NO_STORE, Problem};
+use super::reply::NO_STORE;
 use super::route::Route;
 use super::wire::{Broken, Reply, ReplyWriter, RequestHead, Sent};
 use crate::artifact::RemoteName;
 use crate::ops::Answered;
 use crate::ops::access_log::{self, Line, Wholeness};
 use crate::ops::metrics::Metrics;
+
+/// The status in the log of a request whose client left before there was an answer.
+const UNANSWERED: u16 = 503;
 
 /// What a request has come to.
 pub(super) enum Step {
@@ -68,11 +71,12 @@ impl Exchange {
                 self.send(audience.mark(reply), answered, writer);
             }
             Progress::Waits(search, awaited) => {
+                let kept = self.head.bytes();
                 let then = move |writer: Option<&mut dyn ReplyWriter>| match writer {
                     Some(writer) => self.go_on(Step::Searching(search, audience), writer),
                     None => self.tell_gone(),
                 };
-                writer.put_off(awaited, Box::new(then));
+                writer.put_off(awaited, Box::new(then), kept);
             }
         }
     }
@@ -87,7 +91,7 @@ impl Exchange {
     /// Its client has gone before there was an answer.
     fn tell_gone(self) {
         let sent = Sent { body_bytes: 0, broken: Some(Broken::ByClient) };
-        self.telling(Problem::overload().status, Answered::Failed)(sent);
+        self.telling(UNANSWERED, Answered::Failed)(sent);
     }
 
     /// What is to be done when the reply that now begins has ended.

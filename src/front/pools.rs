@@ -90,7 +90,7 @@ impl Pools {
     /// however many do. The caller has a bound of its own on those.
     pub fn submit_begun(&self, job: Job) {
         self.main.pending.fetch_add(1, Ordering::SeqCst);
-        self.main.queue.push_beyond_max(job);
+        self.main.queue.push_begun(job);
     }
 
     /// Hands a job to the threads that answer "no room".
@@ -145,11 +145,13 @@ impl Pools {
         self.main.queue.len()
     }
 
-    /// Waits until nothing is queued or running; `false` if `grace` ran out first.
+    /// Waits until nothing is queued, running, or waiting outside; `false` if `grace` ran out
+    /// first.
     pub fn drain(&self, grace: Duration) -> bool {
         let end = Instant::now() + grace;
         let pools = [&self.main, &self.fast, &self.shed];
-        while pools.iter().any(|pool| !pool.is_idle()) {
+        // What waits outside becomes a job before it waits there no more.
+        while self.outside() > 0 || pools.iter().any(|pool| !pool.is_idle()) {
             if Instant::now() >= end {
                 return false;
             }

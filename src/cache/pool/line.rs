@@ -1,8 +1,8 @@
 //! Which fetch begins next.
 //!
-//! One upstream that is slow or dead must not take up everything, so each remote has a share of
+//! One upstream that is slow or dead must not take up everything, so each host has a share of
 //! the threads, and of the places in which clients' fetches wait. What it wants beyond its share
-//! of the threads is held back, and what others want goes ahead. Of one remote, clients' fetches
+//! of the threads is held back, and what others want goes ahead. Of one host, clients' fetches
 //! begin in the order in which they came; so do those of batches.
 //!
 //! This knows no lock and no thread: see [`super::queue`].
@@ -10,8 +10,9 @@
 use std::collections::{HashMap, VecDeque};
 
 use super::Urgency;
-use crate::artifact::{ArtifactKey, RemoteName};
+use crate::artifact::ArtifactKey;
 use crate::cache::fetch::Job;
+use crate::config::{Kind, Remote};
 
 /// What a thread takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,8 +40,8 @@ pub(super) struct Bounds {
 #[derive(Debug)]
 pub(super) struct Line {
     bounds: Bounds,
-    // By the names of configured remotes, which are few: an idle one's entry stays.
-    remotes: HashMap<RemoteName, Usage>,
+    // By the hosts of configured remotes, which are few: an idle one's entry stays.
+    hosts: HashMap<String, Usage>,
     // Clients' fetches that may begin.
     due: VecDeque<Job>,
     // What batches want fetched. Few, since a batch waits for its fetches: they are gone through
@@ -53,7 +54,7 @@ pub(super) struct Line {
     batch_threads: usize,
 }
 
-/// What a remote takes up.
+/// What a host takes up.
 #[derive(Debug, Default)]
 struct Usage {
     // Threads of its share: of what runs, and of clients' fetches that are due.
@@ -64,17 +65,17 @@ struct Usage {
     held: VecDeque<Job>,
 }
 
-/// What one remote may take up of so many threads or places: a quarter is left to others, and
-/// one at least where there is more than one.
+/// What one host may take up of so many threads or places: a quarter at least is left to others,
+/// unless there is only one.
 pub(super) fn share_of(all: usize) -> usize {
-    (all - (all / 4).max(1)).max(1)
+    (all - all.div_ceil(4)).max(1)
 }
 
 impl Line {
     pub(super) fn new(bounds: Bounds) -> Self {
         Self {
             bounds,
-            remotes: HashMap::new(),
+            hosts: HashMap::new(),
             due: VecDeque::new(),
             batch: VecDeque::new(),
             waiting: 0,
@@ -96,7 +97,7 @@ impl Line {
     }
 
     fn push_client(&mut self, job: Job) -> Option<Job> {
-        let usage = usage_of(&mut self.remotes, &job.key.remote);
+        let usage = usage_of(&mut self.hosts, &job.remote);
         if self.waiting == self.bounds.waiting || usage.waiting == share_of(self.bounds.waiting) {
             return Some(job);
         }
@@ -141,12 +142,12 @@ impl Line {
         let next = match self.due.pop_front() {
             Some(job) => {
                 self.waiting -= 1;
-                usage_of(&mut self.remotes, &job.key.remote).waiting -= 1;
+                usage_of(&mut self.hosts, &job.remote).waiting -= 1;
                 (job, Urgency::Client)
             }
             None if takes == Takes::Any => {
                 let job = self.next_batch().and_then(|at| self.batch.remove(at))?;
-                usage_of(&mut self.remotes, &job.key.remote).threads += 1;
+                usage_of(&mut self.hosts, &job.remote).threads += 1;
                 self.batch_threads += 1;
                 (job, Urgency::Batch)
             }
@@ -157,9 +158,9 @@ impl Line {
     }
 
     /// A fetch of this remote has ended, and its thread is free.
-    pub(super) fn ended(&mut self, remote: &RemoteName) {
+    pub(super) fn ended(&mut self, remote: &Remote) {
         self.running -= 1;
-        let usage = usage_of(&mut self.remotes, remote);
+        let usage = usage_of(&mut self.hosts, remote);
         match usage.held.pop_front() {
             Some(job) => self.due.push_back(job),
             None => usage.threads -= 1,
@@ -192,15 +193,16 @@ impl Line {
 
     /// Where the batch's fetch is that may begin next.
     fn next_batch(&self) -> Option<usize> {
-        // The last free thread is a client's too: a remote that hangs may have the others.
+        // The last free thread is a client's too: a host that hangs may have the others.
         if self.batch_threads == self.bounds.batch_threads
             || self.running + 1 >= self.bounds.threads
         {
             return None;
         }
         let share = share_of(self.bounds.threads);
-        let has_thread =
-            |job: &Job| self.remotes.get(&job.key.remote).is_none_or(|usage| usage.threads < share);
+        let has_thread = |job: &Job| {
+            self.hosts.get(host_of(&job.remote)).is_none_or(|usage| usage.threads < share)
+        };
         self.batch.iter().position(has_thread)
     }
 
@@ -209,12 +211,22 @@ impl Line {
     }
 }
 
-/// What a remote takes up. Its name is copied the first time only.
-fn usage_of<'a>(remotes: &'a mut HashMap<RemoteName, Usage>, remote: &RemoteName) -> &'a mut Usage {
-    if !remotes.contains_key(remote) {
-        remotes.insert(remote.clone(), Usage::default());
+/// Where a remote is fetched from: host and port. Remotes that share them share their slowness.
+fn host_of(remote: &Remote) -> &str {
+    match &remote.kind {
+        Kind::Remote(origin) => origin.bases.first().map_or("", |base| base.authority()),
+        // Nothing of it is fetched; what it proves is its own affair.
+        Kind::Local => remote.name.as_str(),
     }
-    remotes.get_mut(remote).expect("it was put there if it was not")
+}
+
+/// What a remote's host takes up. Its name is copied the first time only.
+fn usage_of<'a>(hosts: &'a mut HashMap<String, Usage>, remote: &Remote) -> &'a mut Usage {
+    let host = host_of(remote);
+    if !hosts.contains_key(host) {
+        hosts.insert(host.to_owned(), Usage::default());
+    }
+    hosts.get_mut(host).expect("it was put there if it was not")
 }
 
 #[cfg(test)]
@@ -265,7 +277,7 @@ mod tests {
 
     #[test]
     fn a_share_leaves_a_quarter_and_one_at_least() {
-        for (all, share) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 4), (8, 6), (32, 24), (256, 192)] {
+        for (all, share) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3), (8, 6), (32, 24), (256, 192)] {
             assert_eq!(share_of(all), share, "of {all}");
         }
     }
@@ -278,7 +290,7 @@ mod tests {
         }
         assert_eq!(next(&mut line, Takes::Clients), None);
         assert_eq!(next(&mut line, Takes::Any), Some(("1".to_owned(), Urgency::Batch)));
-        line.ended(&key("1").remote);
+        line.ended(&job("1").remote);
         assert_eq!(next(&mut line, Takes::Any), None);
         assert!(push(&mut line, "3", Urgency::Client));
         assert_eq!(next(&mut line, Takes::Clients), Some(("3".to_owned(), Urgency::Client)));

@@ -205,7 +205,7 @@ impl<'a> Seat<'a> {
 
     fn end(&mut self, line: &mut Line) {
         if let Some(remote) = self.runs.take() {
-            line.ended(&remote.name);
+            line.ended(&remote);
         }
     }
 }

@@ -48,8 +48,13 @@ impl World {
         };
         let lease_ttl = Duration::from_secs(20);
         let bounds = CacheBounds { fetch_threads, fetch_queue_max, lease_ttl };
-        let remote = "{base_url: https://files.example.org, include_patterns: ['.']}";
-        let yaml = format!("remotes:\n  a: {remote}\n  b: {remote}\n  c: {remote}\n");
+        // Of one host are `c` and `d` only.
+        let remote = |name, host| {
+            format!("  {name}: {{base_url: https://{host}.example.org, include_patterns: ['.']}}\n")
+        };
+        let remotes = [("a", "a"), ("b", "b"), ("c", "c"), ("d", "c")];
+        let remotes: String = remotes.into_iter().map(|(name, host)| remote(name, host)).collect();
+        let yaml = format!("remotes:\n{remotes}");
         let around = Around { regex_size_max: 1 << 20, env: &|_| None };
         let (remotes, _) = parse(&yaml, "remotes.yaml", &around).expect("it is right");
         let cache = Arc::new(Cache::new(ports, &bounds));
@@ -152,6 +157,17 @@ fn a_remote_that_hangs_leaves_threads_to_the_others() {
     assert_eq!(world.get("b1"), Outcome::Miss);
     assert_eq!(world.get("c1"), Outcome::Miss);
     assert_eq!(world.upstream.count("a4"), 0);
+    gate.open();
+    all_end(clients);
+}
+
+#[test]
+fn remotes_of_one_host_have_one_share() {
+    let (world, gate) = (World::new(4, 8), Gate::at(0));
+    let mut clients: Vec<_> = ["c1", "d1", "c2"].map(|path| world.begin((path, &gate))).into();
+    clients.push(world.queue(("d2", &gate)));
+    assert_eq!(world.get("a1"), Outcome::Miss);
+    assert_eq!(world.upstream.count("d2"), 0);
     gate.open();
     all_end(clients);
 }

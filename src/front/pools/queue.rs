@@ -48,7 +48,12 @@ pub(super) struct Queue {
 
 #[derive(Default)]
 struct Waiting {
-    jobs: VecDeque<Job>,
+    // Jobs that come anew, of which there are so many at most, and those that go on with what is
+    // begun. They take turns, so that neither a herd that goes on nor one that comes holds up the
+    // other.
+    new: VecDeque<Job>,
+    begun: VecDeque<Job>,
+    is_turn_of_begun: bool,
     sleepers: usize,
     // Sleepers that were woken and do not run yet.
     waking: usize,
@@ -60,13 +65,26 @@ struct Waiting {
 impl std::fmt::Debug for Waiting {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Waiting")
-            .field("jobs", &self.jobs.len())
+            .field("jobs", &self.jobs())
             .field("sleepers", &self.sleepers)
             .finish_non_exhaustive()
     }
 }
 
 impl Waiting {
+    fn jobs(&self) -> usize {
+        self.new.len() + self.begun.len()
+    }
+
+    fn pop(&mut self) -> Option<Job> {
+        self.is_turn_of_begun = !self.is_turn_of_begun;
+        let (first, second) = match self.is_turn_of_begun {
+            true => (&mut self.begun, &mut self.new),
+            false => (&mut self.new, &mut self.begun),
+        };
+        first.pop_front().or_else(|| second.pop_front())
+    }
+
     fn asleep(&self) -> usize {
         self.sleepers.saturating_sub(self.waking)
     }
@@ -93,24 +111,26 @@ impl Queue {
     /// # Errors
     /// The job itself, where there is no room.
     pub(super) fn push(&self, job: Job) -> Result<(), Job> {
-        let waiting = self.lock();
+        let mut waiting = self.lock();
         // A job that an idle thread will take does not wait for one.
         let idle = waiting.sleepers + usize::from(waiting.is_looking);
-        if waiting.jobs.len() >= self.max + idle {
+        if waiting.new.len() >= self.max + idle {
             return Err(job);
         }
-        self.add(waiting, job);
+        waiting.new.push_back(job);
+        self.added(waiting);
         Ok(())
     }
 
-    /// Adds a job, whether there is room or not.
-    pub(super) fn push_beyond_max(&self, job: Job) {
-        self.add(self.lock(), job);
+    /// Adds a job that goes on with what is begun, whether there is room or not.
+    pub(super) fn push_begun(&self, job: Job) {
+        let mut waiting = self.lock();
+        waiting.begun.push_back(job);
+        self.added(waiting);
     }
 
-    fn add(&self, mut waiting: MutexGuard<'_, Waiting>, job: Job) {
-        waiting.jobs.push_back(job);
-        self.len.store(waiting.jobs.len(), Ordering::SeqCst);
+    fn added(&self, waiting: MutexGuard<'_, Waiting>) {
+        self.len.store(waiting.jobs(), Ordering::SeqCst);
         self.wake_one(waiting);
     }
 
@@ -120,8 +140,8 @@ impl Queue {
         let mut waiting = self.lock();
         let mut may_look = true;
         let job = loop {
-            if let Some(job) = waiting.jobs.pop_front() {
-                self.len.store(waiting.jobs.len(), Ordering::SeqCst);
+            if let Some(job) = waiting.pop() {
+                self.len.store(waiting.jobs(), Ordering::SeqCst);
                 self.wake_one(waiting);
                 break job;
             }
@@ -212,7 +232,7 @@ impl Queue {
             0 => usize::MAX,
             active => self.parallelism.saturating_sub(active),
         };
-        let woken = wanted.min(waiting.jobs.len()).min(waiting.asleep());
+        let woken = wanted.min(waiting.jobs()).min(waiting.asleep());
         waiting.waking += woken;
         drop(waiting);
         (0..woken).for_each(|_| self.wake.notify_one());
@@ -222,7 +242,7 @@ impl Queue {
     /// Whether jobs wait and no thread is left for them, nor on its way.
     pub(super) fn is_short(&self) -> bool {
         let waiting = self.lock();
-        waiting.jobs.len() > waiting.waking && waiting.asleep() == 0 && !waiting.is_looking
+        waiting.jobs() > waiting.waking && waiting.asleep() == 0 && !waiting.is_looking
     }
 
     pub(super) fn close(&self) {
@@ -244,7 +264,7 @@ impl Queue {
     /// Wakes a thread for the jobs that are left, if one is to be woken.
     fn wake_one(&self, mut waiting: MutexGuard<'_, Waiting>) {
         let may_run = waiting.lookout.is_none() || self.active(&waiting) < self.parallelism;
-        if may_run && !waiting.jobs.is_empty() && waiting.asleep() > 0 && waiting.waking == 0 {
+        if may_run && waiting.jobs() > 0 && waiting.asleep() > 0 && waiting.waking == 0 {
             waiting.waking = 1;
             drop(waiting);
             self.wake.notify_one();

@@ -60,7 +60,7 @@ use connection::Conn;
 use exchange::Due;
 use lookout::Duty;
 use refusal::Refusal;
-use table::{Table, Token, WATCHES, Watch};
+use table::{Table, Token, Watch};
 use watcher::Watcher;
 
 /// Bytes of an unread request body that are read and dropped to keep the connection.
@@ -247,6 +247,7 @@ impl Shared {
     /// Parks a connection until what it was put off for has come; gives it back where it has,
     /// or where we are stopping.
     fn park_until_called(self: &Arc<Self>, mut conn: Box<Conn>) -> Option<Box<Conn>> {
+        conn.trim();
         let Some(awaited) = conn.unfinished.awaited() else { return Some(conn) };
         let (call, shared) = (Arc::new(Call::default()), Arc::downgrade(self));
         let wake = {
@@ -262,10 +263,8 @@ impl Shared {
                 }
             }
         };
-        if awaited.call(Box::new(wake)).is_some() {
-            return Some(conn);
-        }
-        conn.unfinished.outside = Some(self.pools.wait_outside());
+        let Some(call_registered) = awaited.call(Box::new(wake)) else { return Some(conn) };
+        conn.unfinished.wait_for_call(self.pools.wait_outside(), call_registered);
         match self.park_as(conn, Watch::Call) {
             Ok(token) if call.came_before(token) => self.table().remove(token),
             Ok(_) => None,
@@ -327,8 +326,10 @@ impl Shared {
         let event = match watch {
             Watch::Reply => epoll::EventFlags::OUT,
             Watch::Linger | Watch::Idle | Watch::Head => epoll::EventFlags::IN,
-            // That the client has gone is told unasked.
-            Watch::Call => epoll::EventFlags::empty(),
+            // That the connection is lost is told unasked; a client that leaves in order closes
+            // its side first.
+            Watch::Call => epoll::EventFlags::RDHUP,
+            Watch::SilentCall => epoll::EventFlags::empty(),
         };
         let flags = event | epoll::EventFlags::ONESHOT;
         let data = epoll::EventData::new_u64(token.bits());
@@ -351,14 +352,26 @@ impl Shared {
     /// Whether replies may be put down or off: what is kept of them has a bound.
     fn may_put_down(&self) -> bool {
         let table = self.table();
-        let kept = table.buffered(Watch::Reply) + table.buffered(Watch::Call);
-        kept < self.guarded.put_down_bytes_max
+        let kept =
+            [Watch::Reply, Watch::Call, Watch::SilentCall].map(|watch| table.buffered(watch));
+        kept.iter().sum::<usize>() < self.guarded.put_down_bytes_max
     }
 
-    /// Takes a parked connection out, whichever.
+    /// Notes that the client of a connection that waits to be called sends nothing any more.
+    fn note_silence(&self, token: Token) {
+        let mut table = self.table();
+        if !table.watch_for(token, Watch::Call, Watch::SilentCall, Instant::now()) {
+            return;
+        }
+        let armed = self.arm(&mut table, token, Watch::SilentCall, true);
+        drop(table);
+        close_unwatched(armed);
+    }
+
+    /// Takes a parked connection out, whichever, unless it waits to be called.
     fn unpark(&self) -> Option<Box<Conn>> {
         let mut table = self.table();
-        for watch in WATCHES {
+        for watch in [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply] {
             while let Some((token, _)) = table.oldest(watch) {
                 if let Some(conn) = table.remove(token) {
                     return Some(conn);

@@ -106,8 +106,9 @@ pub trait ReplyWriter {
     }
 
     /// Puts the answer off until `awaited` has come, so that whoever waits for a slow upstream
-    /// holds no thread. `then` is called once, on any thread, and maybe early.
-    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then);
+    /// holds no thread. `then` is called once, on any thread, and maybe early; it keeps so many
+    /// bytes of memory.
+    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then, kept: usize);
 }
 
 /// A request with its body.

@@ -19,6 +19,13 @@ pub struct RequestHead {
 }
 
 impl RequestHead {
+    /// Bytes of memory that it takes.
+    pub fn bytes(&self) -> usize {
+        let fields = self.headers.iter().map(|(name, value)| name.capacity() + value.capacity());
+        let slots = self.headers.capacity() * size_of::<(String, String)>();
+        self.method.capacity() + self.target.capacity() + slots + fields.sum::<usize>()
+    }
+
     /// The value of a header that has one; several lines are one list (RFC 9110, section 5.3).
     pub fn header(&self, name: &str) -> Option<String> {
         let mut values =

@@ -350,7 +350,7 @@ impl ReplyWriter for TinyWriter<'_> {
     }
 
     /// Calls at once: a thread of this listener waits as long as it takes.
-    fn put_off(&mut self, _awaited: Box<dyn Awaited>, then: Then) {
+    fn put_off(&mut self, _awaited: Box<dyn Awaited>, then: Then, _kept: usize) {
         then(Some(self));
     }
 }

@@ -111,6 +111,11 @@ pub(super) struct Seat {
 }
 
 impl Seat {
+    /// Whether it is counted for this address.
+    pub(super) fn is_for(&self, address: IpAddr) -> bool {
+        self.address == Some(prefix(address))
+    }
+
     /// Which kind it is.
     pub(super) fn kind(&self) -> Kind {
         self.kind

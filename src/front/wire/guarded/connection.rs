@@ -142,6 +142,11 @@ impl Conn {
         self.peer
     }
 
+    /// Whether it is counted for this address.
+    pub(super) fn is_counted_for(&self, address: IpAddr) -> bool {
+        self.seat.is_for(address)
+    }
+
     /// Which kind of seat it has.
     pub(super) fn kind(&self) -> Kind {
         self.seat.kind()
@@ -185,9 +190,14 @@ impl Conn {
         }
     }
 
+    /// Frees what it does not need while nothing happens on it.
+    pub(super) fn trim(&mut self) {
+        self.input.trim();
+    }
+
     /// What to watch it for while no whole request has come; frees what it does not need.
     pub(super) fn rest(&mut self) -> Watch {
-        self.input.trim();
+        self.trim();
         match self.is_before_request() && self.requests > 0 {
             true => Watch::Idle,
             false => Watch::Head,

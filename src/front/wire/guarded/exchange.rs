@@ -213,9 +213,14 @@ fn wait_of_workers(shared: &Shared) -> Wait {
 /// Goes on with what was put down or off. The connection keeps it until it has ended.
 fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
     let Conn { stream, unfinished, .. } = conn;
-    unfinished.outside = None;
+    unfinished.end_wait();
     let _known = Client::make_known(shared, stream);
-    let wait = wait_of_workers(shared);
+    let wait = match wait_of_workers(shared) {
+        // It has had its turn already: a herd that is called at once must not hold the workers
+        // for as long as each of them waits for the next bytes.
+        Wait::AtMost(_) if shared.pools.queued() > 0 => Wait::AtMost(Duration::ZERO),
+        wait => wait,
+    };
     let ending = match (unfinished.request.take(), &mut unfinished.reply) {
         (Some(request), _) => request.go_on(stream, gather, wait, &shared.stopping, unfinished),
         (None, Some(reply)) => {

@@ -144,7 +144,15 @@ fn wait(shared: &Shared, events: &mut [epoll::Event], patience: Duration) -> usi
 fn look_after(shared: &Arc<Shared>, event: &epoll::Event) -> Option<Due> {
     // A bug in the handling of one connection must not end the looking after all.
     let look = AssertUnwindSafe(|| {
-        let mut out = Out::take(shared, Token::from_bits(event.data.u64()))?;
+        let token = Token::from_bits(event.data.u64());
+        let flags = event.flags;
+        let is_lost = flags.intersects(epoll::EventFlags::HUP | epoll::EventFlags::ERR);
+        if flags.contains(epoll::EventFlags::RDHUP) && !is_lost {
+            // Without taking it out: it could be called meanwhile.
+            shared.note_silence(token);
+            return None;
+        }
+        let mut out = Out::take(shared, token)?;
         out.look()
     });
     catch_unwind(look).unwrap_or_else(|_| {
@@ -182,7 +190,7 @@ impl<'a> Out<'a> {
         match self.watch {
             Watch::Reply => return Some(Due::unfinished(self.conn.take()?)),
             // Its client has gone.
-            Watch::Call => return None,
+            Watch::Call | Watch::SilentCall => return None,
             Watch::Linger => {
                 if conn.linger(&mut [0; SCRATCH_BYTES]) {
                     self.put_back(Watch::Linger);

@@ -19,10 +19,10 @@ use super::transfer::{Ends, Failure, Progress, Transfer, Wait};
 use super::{DRAIN_BYTES_MAX, date};
 use crate::front::pools::Outside;
 use crate::front::wire::{Broken, Reply, ReplyWriter, Sent, Then, Told};
-use crate::waiting::Awaited;
+use crate::waiting::{Awaited, Registration};
 
-/// Bytes that a request that was put off takes, more or less: its head, and how far it has come.
-const PUT_OFF_BYTES: usize = 2 << 10;
+/// Bytes that a request that was put off takes beside what its service keeps, more or less.
+const PUT_OFF_BYTES: usize = 1 << 10;
 
 /// What the reply leaves of the connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -243,10 +243,10 @@ impl ReplyWriter for Writer<'_> {
     }
 
     fn patience(&self) -> Duration {
-        self.wait().patience()
+        self.wait().most()
     }
 
-    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then) {
+    fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then, kept: usize) {
         if self.ending != Ending::Unanswered {
             debug_assert!(false, "a service answers once");
             return then(None);
@@ -260,6 +260,7 @@ impl ReplyWriter for Writer<'_> {
             pace: self.pace.clone(),
             awaited: Some(awaited),
             then: Some(then),
+            kept,
         };
         self.unfinished.request = Some(Box::new(request));
         self.ending = Ending::PutOff;
@@ -269,18 +270,35 @@ impl ReplyWriter for Writer<'_> {
 /// What a connection is not finished with.
 #[derive(Debug, Default)]
 pub(super) struct Unfinished {
+    // Dropped first: who is told of the rest finds that nobody waits any more.
+    waits: Option<Waits>,
     /// A reply that is begun and has not ended, whoever works on it.
     pub(super) reply: Option<Box<Pending>>,
     /// A request that was put off.
     pub(super) request: Option<Box<PutOff>>,
-    /// While either waits to be called for.
-    pub(super) outside: Option<Outside>,
+}
+
+/// A wait to be called, until it is dropped.
+#[derive(Debug)]
+struct Waits {
+    _outside: Outside,
+    _registration: Registration,
 }
 
 impl Unfinished {
     /// Whether there is nothing.
     pub(super) fn is_nothing(&self) -> bool {
         self.reply.is_none() && self.request.is_none()
+    }
+
+    /// Notes that it waits to be called.
+    pub(super) fn wait_for_call(&mut self, outside: Outside, registration: Registration) {
+        self.waits = Some(Waits { _outside: outside, _registration: registration });
+    }
+
+    /// Notes that it waits no more.
+    pub(super) fn end_wait(&mut self) {
+        self.waits = None;
     }
 
     /// What it was put off for, once.
@@ -295,7 +313,7 @@ impl Unfinished {
     /// Bytes of memory that it keeps.
     pub(super) fn kept(&self) -> usize {
         let reply = self.reply.as_ref().map_or(0, |reply| reply.transfer.kept());
-        reply + self.request.as_ref().map_or(0, |_| PUT_OFF_BYTES)
+        reply + self.request.as_ref().map_or(0, |request| PUT_OFF_BYTES + request.kept)
     }
 }
 
@@ -305,6 +323,8 @@ pub(super) struct PutOff {
     pace: Pace,
     awaited: Option<Box<dyn Awaited>>,
     then: Option<Then>,
+    // Bytes of memory that `then` keeps.
+    kept: usize,
 }
 
 impl fmt::Debug for PutOff {

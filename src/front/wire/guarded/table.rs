@@ -22,11 +22,13 @@ pub(super) enum Watch {
     Reply,
     /// Its client's leaving; otherwise somebody calls when its reply can go on.
     Call,
+    /// The same, and its client sends nothing any more. Most that do so have gone.
+    SilentCall,
 }
 
 /// All watches.
-pub(super) const WATCHES: [Watch; 5] =
-    [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply, Watch::Call];
+pub(super) const WATCHES: [Watch; 6] =
+    [Watch::Linger, Watch::Idle, Watch::Head, Watch::Reply, Watch::Call, Watch::SilentCall];
 
 /// Names a parked connection; never used twice.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -67,6 +69,9 @@ struct Slot {
     next: u32,
     watch: Watch,
     since: Instant,
+    // What of the sum of its list it stands for: what a connection takes can change while it is
+    // here, as others begin or end to use what its reply is made of.
+    buffered: usize,
     state: State,
 }
 
@@ -105,15 +110,14 @@ impl Table {
     pub(super) fn insert(&mut self, conn: Box<Conn>, watch: Watch, now: Instant) -> Token {
         let index = self.free.pop().unwrap_or_else(|| {
             let state = State::Free;
-            let slot = Slot { generation: 0, previous: NONE, next: NONE, watch, since: now, state };
+            let (previous, next, buffered) = (NONE, NONE, 0);
+            let slot = Slot { generation: 0, previous, next, watch, since: now, buffered, state };
             self.slots.push(slot);
             (self.slots.len() - 1) as u32
         });
         self.link(index, watch, now);
-        self.buffered[watch as usize] += conn.buffered();
-        let slot = &mut self.slots[index as usize];
-        slot.state = State::In(conn);
-        Token::new(index, slot.generation)
+        self.put_in(index, conn);
+        Token::new(index, self.slots[index as usize].generation)
     }
 
     /// The parked connection of a token.
@@ -133,7 +137,7 @@ impl Table {
         }
         match std::mem::replace(&mut slot.state, State::Out) {
             State::In(conn) => {
-                self.buffered[slot.watch as usize] -= conn.buffered();
+                self.buffered[slot.watch as usize] -= std::mem::take(&mut slot.buffered);
                 Some((conn, slot.watch))
             }
             other => {
@@ -150,8 +154,36 @@ impl Table {
             self.unlink(index as u32);
             self.link(index as u32, watch, now);
         }
-        self.buffered[watch as usize] += conn.buffered();
-        self.slots[index].state = State::In(conn);
+        self.put_in(index as u32, conn);
+    }
+
+    fn put_in(&mut self, index: u32, conn: Box<Conn>) {
+        let slot = &mut self.slots[index as usize];
+        slot.buffered = conn.buffered();
+        self.buffered[slot.watch as usize] += slot.buffered;
+        slot.state = State::In(conn);
+    }
+
+    /// Watches a parked connection for something else, as the last of its list; says whether it
+    /// was there, and watched for `from`.
+    pub(super) fn watch_for(&mut self, token: Token, from: Watch, to: Watch, now: Instant) -> bool {
+        let Some((conn, watch)) = self.check_out(token) else { return false };
+        self.put_back(token, conn, if watch == from { to } else { watch }, now);
+        watch == from
+    }
+
+    /// A connection of a list that is as `is_it` says: of several, the oldest.
+    pub(super) fn find(&self, watch: Watch, is_it: impl Fn(&Conn) -> bool) -> Option<Token> {
+        let mut at = self.lists[watch as usize].first;
+        loop {
+            let slot = self.slots.get(at as usize)?;
+            if let State::In(conn) = &slot.state
+                && is_it(conn)
+            {
+                return Some(Token::new(at, slot.generation));
+            }
+            at = slot.next;
+        }
     }
 
     /// Gives up the place of a connection that was taken out.
@@ -179,14 +211,8 @@ impl Table {
     /// The connection that has been watched for longest, and since when; of those that are
     /// here, and what is out for a look is few.
     pub(super) fn oldest(&self, watch: Watch) -> Option<(Token, Instant)> {
-        let mut at = self.lists[watch as usize].first;
-        loop {
-            let slot = self.slots.get(at as usize)?;
-            if matches!(slot.state, State::In(_)) {
-                return Some((Token::new(at, slot.generation), slot.since));
-            }
-            at = slot.next;
-        }
+        let token = self.find(watch, |_| true)?;
+        Some((token, self.slots[token.index()].since))
     }
 
     fn link(&mut self, index: u32, watch: Watch, now: Instant) {

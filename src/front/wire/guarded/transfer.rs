@@ -57,8 +57,8 @@ pub(super) enum Wait {
 }
 
 impl Wait {
-    /// For anything but the client.
-    pub(super) fn patience(self) -> Duration {
+    /// How long at most.
+    pub(super) fn most(self) -> Duration {
         match self {
             Self::InPace => Duration::MAX,
             Self::AtMost(most) => most,
@@ -151,7 +151,7 @@ impl Transfer {
         }
         let tail: &[u8] = if self.ends == Ends::InChunks { b"\r\n" } else { b"" };
         while let Some(body) = &mut self.body {
-            if let Some(awaited) = body.comes_later(wait.patience()) {
+            if let Some(awaited) = body.comes_later(wait.most()) {
                 self.awaited = Some(awaited);
                 self.link.kept.append(gathered);
                 return Ok(Progress::PutOff);
@@ -347,11 +347,7 @@ impl Link {
         if error.kind() != io::ErrorKind::WouldBlock {
             return Err(Failure::Client(error));
         }
-        let most = match wait {
-            Wait::InPace => Duration::MAX,
-            Wait::AtMost(most) => most,
-        };
-        if stream.wait_writable(&mut self.pace, most).map_err(Failure::Client)? {
+        if stream.wait_writable(&mut self.pace, wait.most()).map_err(Failure::Client)? {
             return Ok(Progress::Done);
         }
         self.put_down = Some(Instant::now());

@@ -277,6 +277,9 @@ impl<'a> Watcher<'a> {
         let census = &self.shared.census;
         let counted_as = peer.filter(|peer| !self.shared.trusted.contains(*peer));
         let mut seat = census.seat(Kind::Ordinary, counted_as);
+        if matches!(seat, Err(Full::ForAddress)) && self.make_room_for(counted_as) {
+            seat = census.seat(Kind::Ordinary, counted_as);
+        }
         // What makes room may have a reserved seat, which is no ordinary one.
         while matches!(seat, Err(Full::InAll)) && self.make_room(Instant::now()) {
             seat = census.seat(Kind::Ordinary, counted_as);
@@ -307,15 +310,28 @@ impl<'a> Watcher<'a> {
     /// Closes the parked connection that has least to lose.
     fn make_room(&self, now: Instant) -> bool {
         let mut table = self.shared.table();
-        // Who has least to lose goes first; a reply that is begun is never cut for room.
-        for watch in [Watch::Linger, Watch::Idle, Watch::Head] {
-            if let Some((token, since)) = table.oldest(watch)
-                && (watch != Watch::Head || now.duration_since(since) >= HEAD_GRACE)
-            {
-                return table.remove(token).is_some();
-            }
-        }
-        false
+        // Who has least to lose goes first; a reply that is begun is never cut for room, unless
+        // its client seems to have gone.
+        let order = [Watch::Linger, Watch::SilentCall, Watch::Idle, Watch::Head];
+        let mut oldest = order.into_iter().filter_map(|watch| {
+            let (token, since) = table.oldest(watch)?;
+            let may_go = watch != Watch::Head || now.duration_since(since) >= HEAD_GRACE;
+            may_go.then_some(token)
+        });
+        let closed = oldest.next().and_then(|token| table.remove(token));
+        drop(table);
+        // Dropped without the lock: what it was not finished with is told.
+        closed.is_some()
+    }
+
+    /// Closes a connection from an address that has too many, where its client seems to have gone.
+    fn make_room_for(&self, address: Option<IpAddr>) -> bool {
+        let Some(address) = address else { return false };
+        let mut table = self.shared.table();
+        let silent = table.find(Watch::SilentCall, |conn| conn.is_counted_for(address));
+        let closed = silent.and_then(|token| table.remove(token));
+        drop(table);
+        closed.is_some()
     }
 
     fn pause_accepting(&mut self, error: Errno) {
@@ -355,7 +371,7 @@ impl<'a> Watcher<'a> {
                 Watch::Idle => self.shared.bounds.idle_timeout,
                 Watch::Head => self.shared.guarded.head_timeout,
                 Watch::Reply => self.shared.bounds.write_timeout,
-                Watch::Call => CALL_AWAITED_MAX,
+                Watch::Call | Watch::SilentCall => CALL_AWAITED_MAX,
             };
             // What is parked during the sleep must not lapse much later than its bound.
             sleep = sleep.min(bound / 4);
@@ -369,7 +385,7 @@ impl<'a> Watcher<'a> {
                 }
                 let Some(mut conn) = table.remove(token) else { continue };
                 drop(table);
-                if watch == Watch::Call {
+                if matches!(watch, Watch::Call | Watch::SilentCall) {
                     exchange::hand_over(self.shared, Due::unfinished(conn));
                     continue;
                 }

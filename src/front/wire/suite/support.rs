@@ -316,6 +316,11 @@ impl Client {
         self.reader.get_mut()
     }
 
+    /// Sends nothing more.
+    pub(in crate::front::wire) fn half_close(&self) {
+        self.reader.get_ref().shutdown(std::net::Shutdown::Write).unwrap();
+    }
+
     pub(in crate::front::wire) fn send(&mut self, text: &str) {
         self.send_bytes(text.as_bytes());
     }

@@ -12,7 +12,10 @@ use crate::front::wire::suite::support::{Client, within};
 use crate::front::wire::{
     Bounds, Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service, Then,
 };
-use crate::waiting::{Awaited, Wake};
+use crate::waiting::{Awaited, Registration, Wake};
+
+/// What a request that is put off is said to keep.
+const KEPT: usize = 10_000;
 
 /// When an answer comes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -39,13 +42,13 @@ struct Answer {
 }
 
 impl Awaited for Answer {
-    fn call(&self, wake: Wake) -> Option<Wake> {
+    fn call(&self, wake: Wake) -> Option<Registration> {
         match self.when {
-            When::There => return Some(wake),
+            When::There => return None,
             When::Meanwhile => wake(),
             When::Later => self.of.calls.lock().unwrap().push(wake),
         }
-        None
+        Some(Box::new(()))
     }
 }
 
@@ -84,7 +87,7 @@ impl Service for Serving {
             }
             None => drop(of.gone.fetch_add(1, Ordering::SeqCst)),
         });
-        writer.put_off(Box::new(Answer { of: Arc::clone(&self.0), when }), then);
+        writer.put_off(Box::new(Answer { of: Arc::clone(&self.0), when }), then, KEPT);
     }
 
     fn shed(&self, _head: &RequestHead, writer: &mut dyn ReplyWriter) {
@@ -119,7 +122,7 @@ fn an_answer_comes_whenever_it_is_called_for() {
             client
         })
         .collect();
-    assert_eq!(server.pools.busy(), 0);
+    within("no worker is held", || server.pools.busy() == 0);
     assert_eq!(client.exchange("GET", "/there", "").body, b"true");
     later.come();
     for mut client in waiting {
@@ -150,9 +153,56 @@ fn who_has_gone_is_told_of_and_forgotten() {
 }
 
 #[test]
+fn who_seems_to_have_gone_makes_room() {
+    let later = Arc::new(Later::default());
+    for guarded in [
+        GuardedBounds { connections_per_address_max: 4, ..GuardedBounds::default() },
+        GuardedBounds { connections_max: 4, connections_reserved: 0, ..GuardedBounds::default() },
+    ] {
+        let server = start_with(Arc::new(Serving(Arc::clone(&later))), one_worker(), guarded);
+        let before = later.gone.load(Ordering::SeqCst);
+        let wait = |count: usize| {
+            let mut client = Client::connect(server.address);
+            client.send("GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
+            within("it waits", || server.pools.outside() == count);
+            client
+        };
+        let mut stays = wait(1);
+        // They close in order, which tells of nothing but that they send no more.
+        for count in 2..=4 {
+            let client = wait(count);
+            client.half_close();
+            drop(client);
+        }
+        for gone in 1..=3 {
+            let mut client = Client::connect(server.address);
+            assert_eq!(client.exchange("GET", "/there", "").body, b"true");
+            within("one has made room", || later.gone.load(Ordering::SeqCst) == before + gone);
+            // It keeps its seat.
+            std::mem::forget(client);
+        }
+        later.come();
+        assert_eq!(stays.response("GET").unwrap().body, b"true");
+    }
+}
+
+#[test]
+fn who_closes_its_side_and_reads_on_is_answered() {
+    let later = Arc::new(Later::default());
+    let server = start(Arc::new(Serving(Arc::clone(&later))), one_worker());
+    let mut client = Client::connect(server.address);
+    client.send("GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
+    within("it waits", || server.pools.outside() == 1);
+    client.half_close();
+    assert_eq!(server.pools.outside(), 1);
+    later.come();
+    assert_eq!(client.response("GET").unwrap().body, b"true");
+}
+
+#[test]
 fn what_cannot_be_put_off_is_waited_for() {
     let later = Arc::new(Later::default());
-    let guarded = GuardedBounds { put_down_bytes_max: 1, ..GuardedBounds::default() };
+    let guarded = GuardedBounds { put_down_bytes_max: KEPT, ..GuardedBounds::default() };
     let server = start_with(Arc::new(Serving(Arc::clone(&later))), one_worker(), guarded);
     // A body that nobody has read: who goes on later would not know of it.
     let mut client = Client::connect(server.address);
@@ -175,9 +225,10 @@ fn a_stop_sees_what_was_put_off_to_its_end() {
     client.send("GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
     within("it waits", || server.pools.outside() == 1);
     server.stop();
+    later.come();
     let response = client.response("GET").unwrap();
     assert_eq!(response.header("connection"), Some("close"));
     assert!(client.is_at_end());
-    later.come();
+    assert!(server.pools.drain(Duration::from_secs(10)));
     assert_eq!(later.begun.load(Ordering::SeqCst), 1);
 }
