@@ -50,7 +50,8 @@
 //!   served by one pool, fetches run on another.
 //! - A client that is slow, or that waits for a flight, holds no worker for longer than a moment:
 //!   its connection is parked until its socket takes bytes again or the flight calls. (Not so
-//!   where an unread request body, the bound of memory, a stop or tiny_http forbid it.)
+//!   for what is passed through, a bounded number of ranges far ahead, at a stop, and over
+//!   tiny_http.)
 //! - A client's miss never waits behind a batch: batches' fetches run on half of the threads at
 //!   most, begin only when no client's is due and another thread is free, and one that a client
 //!   joins becomes a client's.

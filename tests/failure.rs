@@ -361,7 +361,7 @@ fn what_does_not_fit_into_staging_is_passed_through() {
 }
 
 #[test]
-fn clients_that_have_gone_leave_their_workers_to_others() {
+fn clients_that_have_gone_hold_no_worker() {
     let upstream = Upstream::start();
     let server =
         Setup::files(Remote::at(&upstream)).env("WORKERS", 2).env("FETCH_THREADS", 4).start();
@@ -372,13 +372,13 @@ fn clients_that_have_gone_leave_their_workers_to_others() {
     for name in ["one", "two"] {
         upstream.serve(&format!("/{name}"), Answer::file(&bytes).head_held_by(&gate));
         let mut client = server.connect();
-        // With a body that does not come its worker stays with it.
+        // A body that does not come holds no worker either.
         let fields = "Host: a\r\nContent-Length: 1";
         client.send_raw(format!("GET /api/files/{name} HTTP/1.1\r\n{fields}\r\n\r\n").as_bytes());
-        // Kept until the upstream was asked, so that a worker waits for it.
+        // Kept until the upstream was asked.
         eventually("the upstream is asked", || upstream.count(&format!("/{name}")) == 1);
     }
-    // Both have gone; while nobody needs a worker theirs wait on, and then they don't.
+    // Both have gone, though nobody can know.
     server.ask(&Ask::get("/api/files/hit")).expect(200, &bytes);
     gate.open();
     eventually("the fetches ended well, though nobody waited", || server.blob_files().len() == 3);

@@ -141,6 +141,37 @@ fn whatever_of_a_slow_file_is_asked_for_holds_no_worker() {
 }
 
 #[test]
+fn ranges_far_ahead_hold_a_quarter_of_the_workers_at_most() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    let bytes = noise(1, 3_000_000);
+    let file = || Answer::file(&bytes).etag("\"v1\"");
+    // The file is slow to come, and its parts do not come at all.
+    upstream.serve("/slow", [file().held_at(30_000, &gate), file().head_held_by(&gate)]);
+    upstream.serve("/other", Answer::file(b"other"));
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 4).start();
+    server.get("/api/files/other").expect(200, b"other");
+    let first = asked(&server, "/api/files/slow");
+    eventually("it waits", || server.metric("artifactapi_waiting") == 1.0);
+    let far = Ask::get("/api/files/slow").range("2900000-2900099");
+    let clients: Vec<Connection> = (0..6)
+        .map(|_| {
+            let mut connection = server.connect();
+            connection.send_raw(&far.wire(server.addr()).0);
+            connection
+        })
+        .collect();
+    eventually("all but one wait", || server.metric("artifactapi_waiting") == 6.0);
+    server.ask(&Ask::get("/api/files/other")).expect(200, b"other");
+    assert_eq!(upstream.count("/slow"), 2, "the file, and one part of it");
+    gate.open();
+    for client in clients {
+        let answer = client.incoming(false).expect("it is answered").finish();
+        answer.expect(206, &bytes[2_900_000..2_900_100]);
+    }
+    first.incoming(false).expect("it is answered").finish().expect(200, &bytes);
+}
+
+#[test]
 fn clients_that_close_make_room_for_others() {
     const ROOM: usize = 8;
     let (upstream, gate) = (Upstream::start(), Gate::new());

@@ -8,6 +8,7 @@ use super::conditional::{Conditions, Verdict};
 use super::multipart::{Boundary, multipart};
 use super::range::{self, Resolved};
 use super::reply::{Problem, describe};
+use super::seats::Seats;
 use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError};
@@ -30,6 +31,7 @@ pub(super) struct Search {
     opens_left: usize,
     // Whether upstream has refused to give a range of a file that is being fetched.
     has_no_parts: bool,
+    far_ranges: Seats,
 }
 
 enum At {
@@ -53,9 +55,14 @@ pub(super) enum Progress {
 
 impl Search {
     /// A search that has not begun.
-    pub(super) fn new(cache: Arc<Cache>, target: Arc<Target>, path: ArtifactPath) -> Self {
+    pub(super) fn new(
+        cache: Arc<Cache>,
+        target: Arc<Target>,
+        path: ArtifactPath,
+        far_ranges: Seats,
+    ) -> Self {
         let (at, has_no_parts) = (At::Start, false);
-        Self { cache, target, path, at, opens_left: OPENS_MAX, has_no_parts }
+        Self { cache, target, path, at, opens_left: OPENS_MAX, has_no_parts, far_ranges }
     }
 
     /// Goes on until it is answered, or waits for a flight that takes longer than `patience`.
@@ -109,15 +116,17 @@ impl Search {
         }
     }
 
-    /// A range that the file's fetch will not reach soon, from elsewhere.
+    /// A range that the file's fetch will not reach soon, from upstream. That holds this worker, so
+    /// where too many do, the range waits for the fetch.
     fn open_ahead(&mut self, asked: &Asked, bytes: &Bytes) -> Option<Body> {
         let Asked::One(range, _) = asked else { return None };
         if self.has_no_parts || !bytes.is_far_ahead(range.start) {
             return None;
         }
+        let seat = self.far_ranges.take()?;
         let body = self.cache.open_ahead(&self.target, bytes, range);
         self.has_no_parts = body.is_none();
-        body
+        body.map(|body| seat.keep_for(body))
     }
 
     fn waits(self, at: At, awaited: Coming) -> Progress {

@@ -5,7 +5,6 @@
 
 use std::io::Read;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use serde_json::{Value, json};
@@ -13,12 +12,13 @@ use serde_json::{Value, json};
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
 use super::route::{query_value, unknown_parameter};
+use super::seats::Seats;
 use super::wire::Reply;
 use crate::batch::watch::Lines;
 use crate::batch::{
     Batches, Job, Page, Phase, Plan, PlanError, REQUEST_BYTES_MAX, Remotes, Request,
 };
-use crate::body::{Body, BodyError, Piece, Source};
+use crate::body::Body;
 
 /// How long a request waits for its batch before it is told where to look.
 const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);
@@ -26,22 +26,19 @@ const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);
 const DIRECT_ARTIFACTS_MAX: usize = 1000;
 /// The most artifacts of an answer.
 const PAGE_MAX: usize = 10_000;
-/// Waiting requests hold a worker each: never more than this many, nor a quarter of them all.
-const WAITERS_MAX: usize = 32;
 
 /// Answers requests about batches.
 #[derive(Debug)]
 pub struct BatchApi {
     batches: Arc<Batches>,
-    waiters: Arc<AtomicUsize>,
-    waiters_max: usize,
+    // Waiting requests hold a worker each.
+    waiters: Seats,
 }
 
 impl BatchApi {
     /// Answers for these batches, on `workers` threads that serve other requests as well.
     pub fn new(batches: Arc<Batches>, workers: usize) -> Self {
-        let waiters_max = (workers / 4).clamp(1, WAITERS_MAX);
-        Self { batches, waiters: Arc::default(), waiters_max }
+        Self { batches, waiters: Seats::of(workers) }
     }
 
     /// `POST /cache-artifact`.
@@ -57,7 +54,7 @@ impl BatchApi {
             Some("true") => true,
             Some(_) => return Err(Problem::new(400, "wait must be true or false")),
         };
-        let seat = self.take_seat();
+        let seat = self.waiters.take();
         if wants_lines && seat.is_none() {
             return Err(too_many("too many clients wait for batches: try again, or without wait"));
         }
@@ -73,8 +70,7 @@ impl BatchApi {
         let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
         match seat {
             Some(seat) if wants_lines => {
-                let lines = Seated { lines: Lines::of(job), _seat: seat };
-                let body = Body::new(None, Box::new(lines));
+                let body = seat.keep_for(Body::new(None, Box::new(Lines::of(job))));
                 Ok(Reply::new(200, body).header("Content-Type", "application/x-ndjson"))
             }
             Some(_) if job.has_ended_within(DIRECT_WAIT_MAX, DIRECT_ARTIFACTS_MAX) => {
@@ -122,11 +118,6 @@ impl BatchApi {
         let missing = "there is no such job here: jobs are forgotten in time, and live in the process that began them";
         self.batches.job(id).ok_or_else(|| Problem::new(404, missing))
     }
-
-    fn take_seat(&self) -> Option<Seat> {
-        let seat = Seat(Arc::clone(&self.waiters));
-        (seat.0.fetch_add(1, Ordering::SeqCst) < self.waiters_max).then_some(seat)
-    }
 }
 
 /// The results of a batch that has ended; where upstream could not be asked, that is a failure.
@@ -158,29 +149,4 @@ fn read(body: &mut dyn Read) -> Result<Vec<u8>, Problem> {
         return Err(Problem::new(413, detail));
     }
     Ok(bytes)
-}
-
-/// One of the workers that may wait; given back when dropped.
-#[derive(Debug)]
-struct Seat(Arc<AtomicUsize>);
-
-impl Drop for Seat {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-struct Seated {
-    lines: Lines,
-    _seat: Seat,
-}
-
-impl Source for Seated {
-    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
-        self.lines.next_piece()
-    }
-
-    fn buffered(&self) -> usize {
-        self.lines.buffered()
-    }
 }

@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::artifact::{Progress, Search};
 use super::catalog::Catalog;
-use super::reply::NO_STORE;
+use super::reply::{NO_STORE, Problem};
 use super::route::Route;
 use super::wire::{Broken, Reply, ReplyWriter, RequestHead, Sent};
 use crate::artifact::RemoteName;
@@ -69,6 +69,9 @@ impl Exchange {
         match search.advance(&self.head, writer.patience()) {
             Progress::Answered(reply, answered) => {
                 self.send(audience.mark(reply), answered, writer);
+            }
+            Progress::Waits(..) if !writer.has_room() => {
+                self.send(Problem::overload().reply(), Answered::Shed, writer);
             }
             Progress::Waits(search, awaited) => {
                 let kept = self.head.bytes();

@@ -33,6 +33,7 @@ pub mod pools;
 pub mod range;
 mod reply;
 mod route;
+pub mod seats;
 pub mod wire;
 
 use access::{Access, Caller, Need};
@@ -42,6 +43,7 @@ use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
 use route::Route;
+use seats::Seats;
 use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// The parameters of `GET /artifacts/{remote}`.
@@ -59,6 +61,8 @@ pub struct Front {
     pub catalogs: Arc<Catalogs>,
     /// Batches.
     pub batches: batch::BatchApi,
+    /// For ranges of a file that is being fetched, which come from upstream beside that fetch.
+    pub far_ranges: Seats,
     /// The state of the backends.
     pub health: Health,
     /// What is counted.
@@ -179,7 +183,8 @@ impl Front {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
         let path = ArtifactPath::from_request(path, query)?;
         check_patterns(target, &path)?;
-        Ok(Search::new(Arc::clone(&self.cache), Arc::clone(target), path))
+        let (cache, target) = (Arc::clone(&self.cache), Arc::clone(target));
+        Ok(Search::new(cache, target, path, self.far_ranges.clone()))
     }
 
     /// PUT and DELETE of an artifact.

@@ -22,6 +22,7 @@ use crate::front::access::{Access, Reads};
 use crate::front::batch::BatchApi;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
+use crate::front::seats::Seats;
 use crate::front::wire::guarded::{
     self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
     TrustedProxies,
@@ -142,6 +143,7 @@ impl App {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
             batches: BatchApi::new(Arc::clone(&batches), settings.workers),
+            far_ranges: Seats::of(settings.workers),
             health: health.clone(),
             metrics: Arc::new(Metrics::new(cache.counters(), &opened.tiers)),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),

@@ -91,8 +91,9 @@ pub struct GuardedBounds {
     pub rate_window: Duration,
     /// Requests that one connection carries.
     pub requests_per_connection_max: u32,
-    /// Bytes that all replies together keep in memory while they wait for their clients; from
-    /// there on a worker waits with its client. Those that wait at one moment count, so it is
+    /// Bytes that all replies together keep in memory while they wait, for their clients or for
+    /// upstream; from there on a worker waits with its client, and who would have to wait for
+    /// upstream is answered 503. Those that wait at one moment count, so it is
     /// exceeded by no more than what the workers have in their hands.
     pub put_down_bytes_max: usize,
 }
@@ -349,12 +350,15 @@ impl Shared {
         let _ = catch_unwind(AssertUnwindSafe(|| self.service.refused(&refused)));
     }
 
-    /// Whether replies may be put down or off: what is kept of them has a bound.
-    fn may_put_down(&self) -> bool {
+    /// Whether replies may be put down, and requests put off: what is kept of them has a bound.
+    fn room(&self) -> Room {
         let table = self.table();
         let kept =
             [Watch::Reply, Watch::Call, Watch::SilentCall].map(|watch| table.buffered(watch));
-        kept.iter().sum::<usize>() < self.guarded.put_down_bytes_max
+        match kept.iter().sum::<usize>() < self.guarded.put_down_bytes_max {
+            true => Room::Some,
+            false => Room::None,
+        }
     }
 
     /// Notes that the client of a connection that waits to be called sends nothing any more.
@@ -380,6 +384,13 @@ impl Shared {
         }
         None
     }
+}
+
+/// Whether there is room for what is kept of replies that wait.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Room {
+    Some,
+    None,
 }
 
 /// A connection that can't be watched, out of the table. Its reply tells of its end when it is

@@ -105,6 +105,12 @@ pub trait ReplyWriter {
         Duration::MAX
     }
 
+    /// Whether an answer may be put off, because there is room for what is kept of it. Otherwise
+    /// the request is to be answered that there is none.
+    fn has_room(&self) -> bool {
+        true
+    }
+
     /// Puts the answer off until `awaited` has come, so that whoever waits for a slow upstream
     /// holds no thread. `then` is called once, on any thread, and maybe early; it keeps so many
     /// bytes of memory.

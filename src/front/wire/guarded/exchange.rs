@@ -19,7 +19,7 @@ use super::reply::{Asked, Ending, Writer};
 use super::stream::{Pace, Peer, Stream};
 use super::table::Watch;
 use super::transfer::Wait;
-use super::{DRAIN_BYTES_MAX, Shared};
+use super::{DRAIN_BYTES_MAX, Room, Shared};
 use crate::front::pools::{Job, Pools};
 use crate::front::wire::{Lane, Request};
 use crate::waiting::{self, Known, Waits};
@@ -203,10 +203,13 @@ fn serve_with(
 }
 
 /// How long a worker of the main lane waits for a client, or for what a reply waits for.
-fn wait_of_workers(shared: &Shared) -> Wait {
-    match !shared.is_stopping() && shared.may_put_down() {
-        true => Wait::AtMost(TURN_TO_OTHERS_AFTER),
-        false => Wait::InPace,
+fn wait_of_workers(shared: &Shared, room: Room) -> Wait {
+    let wait = Wait::at_most(TURN_TO_OTHERS_AFTER);
+    match room {
+        _ if shared.is_stopping() => Wait::TO_THE_END,
+        Room::Some => wait,
+        // What a client leaves untaken may be much; what waits for a body is not.
+        Room::None => Wait { for_client: Duration::MAX, ..wait },
     }
 }
 
@@ -215,12 +218,12 @@ fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
     let Conn { stream, unfinished, .. } = conn;
     unfinished.end_wait();
     let _known = Client::make_known(shared, stream);
-    let wait = match wait_of_workers(shared) {
+    let mut wait = wait_of_workers(shared, shared.room());
+    if shared.pools.queued() > 0 && !shared.is_stopping() {
         // It has had its turn already: a herd that is called at once must not hold the workers
         // for as long as each of them waits for the next bytes.
-        Wait::AtMost(_) if shared.pools.queued() > 0 => Wait::AtMost(Duration::ZERO),
-        wait => wait,
-    };
+        wait.for_others = Duration::ZERO;
+    }
     let ending = match (unfinished.request.take(), &mut unfinished.reply) {
         (Some(request), _) => request.go_on(stream, gather, wait, &shared.stopping, unfinished),
         (None, Some(reply)) => {
@@ -292,14 +295,21 @@ fn answer(
     gather: &mut Vec<u8>,
 ) -> After {
     let Parsed { head, body: framing, wants_keep_alive, expects_continue } = parsed;
+    let room = shared.room();
     let asked = Asked {
         is_head: head.method == "HEAD",
         is_http_11: head.is_http_11,
         may_keep: wants_keep_alive
             && conn.requests() < shared.guarded.requests_per_connection_max
             && conn.kind() == Kind::Ordinary,
-        may_drain: place == Place::Main,
-        wait: if place == Place::Main { wait_of_workers(shared) } else { Wait::InPace },
+        // Nobody sends a body with these to any purpose, and it must not hold a worker while the
+        // answer waits for upstream.
+        may_drain: place == Place::Main && !matches!(head.method.as_str(), "GET" | "HEAD"),
+        has_room: room == Room::Some,
+        wait: match place {
+            Place::Main => wait_of_workers(shared, room),
+            Place::Fast | Place::Shed => Wait::TO_THE_END,
+        },
     };
     let (write_stall, read_stall) = match place {
         Place::Main => (shared.bounds.write_timeout, shared.guarded.body_idle_timeout),

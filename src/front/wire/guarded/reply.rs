@@ -57,8 +57,11 @@ pub(super) struct Asked {
     pub(super) is_http_11: bool,
     /// The connection may be kept, as far as the request and our bounds go.
     pub(super) may_keep: bool,
-    /// An unread body may be waited for, so that it can be drained.
+    /// An unread body may be waited for, so that it can be drained. Otherwise it costs the
+    /// connection.
     pub(super) may_drain: bool,
+    /// There is room for what is kept of those that are put off.
+    pub(super) has_room: bool,
     /// How long the thread waits for a slow client, where the reply may be put down, and for a
     /// slow service, where it may be put off.
     pub(super) wait: Wait,
@@ -173,11 +176,12 @@ impl<'a> Writer<'a> {
     }
 
     /// How long this thread waits: whoever takes the exchange up again knows nothing of an
-    /// unread body.
+    /// unread body, and could not drain it.
     fn wait(&self) -> Wait {
         match self.unread.get() {
             Unread::Nothing => self.asked.wait,
-            _ => Wait::InPace,
+            _ if !self.asked.may_drain => self.asked.wait,
+            _ => Wait::TO_THE_END,
         }
     }
 
@@ -198,7 +202,7 @@ impl<'a> Writer<'a> {
             Framing::Bodiless | Framing::Length(_) | Framing::UntilClose => Ends::Plainly,
         };
         let transfer = Transfer::new(body, ends, self.pace.clone());
-        let wait = if told.is_some() { self.wait() } else { Wait::InPace };
+        let wait = if told.is_some() { self.wait() } else { Wait::TO_THE_END };
         if framing == Framing::UntilClose {
             // Should the process end before the body does, that is no end of the body.
             self.stream.reset_on_close();
@@ -243,7 +247,11 @@ impl ReplyWriter for Writer<'_> {
     }
 
     fn patience(&self) -> Duration {
-        self.wait().most()
+        self.wait().for_others
+    }
+
+    fn has_room(&self) -> bool {
+        self.asked.has_room
     }
 
     fn put_off(&mut self, awaited: Box<dyn Awaited>, then: Then, kept: usize) {
@@ -251,12 +259,14 @@ impl ReplyWriter for Writer<'_> {
             debug_assert!(false, "a service answers once");
             return then(None);
         }
-        if self.wait() == Wait::InPace {
+        if self.patience() == Duration::MAX {
             // Nobody else could go on with it. This thread waits inside.
             return then(Some(self));
         }
+        // Nobody drains what is unread any more.
+        let may_keep = self.asked.may_keep && self.unread.get() == Unread::Nothing;
         let request = PutOff {
-            asked: self.asked,
+            asked: Asked { may_keep, ..self.asked },
             pace: self.pace.clone(),
             awaited: Some(awaited),
             then: Some(then),

@@ -502,7 +502,8 @@ fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
         is_http_11: true,
         may_keep: true,
         may_drain: false,
-        wait: Wait::AtMost(Duration::from_micros(1)),
+        has_room: true,
+        wait: Wait::at_most(Duration::from_micros(1)),
     };
     let (told, is_told) = std::sync::mpsc::channel();
     let told = {

@@ -46,23 +46,22 @@ pub(super) enum Progress {
     PutOff,
 }
 
-/// How long a thread waits for a client before it puts the transfer down, and for the body
-/// before it puts the transfer off.
+/// How long a thread waits before it turns to others.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Wait {
-    /// As long as the pace allows.
-    InPace,
-    /// So long.
-    AtMost(Duration),
+pub(super) struct Wait {
+    /// For the client, within what its pace allows; then the transfer is put down.
+    pub(super) for_client: Duration,
+    /// For the body, or for the service; then the transfer, or the request, is put off.
+    pub(super) for_others: Duration,
 }
 
 impl Wait {
-    /// How long at most.
-    pub(super) fn most(self) -> Duration {
-        match self {
-            Self::InPace => Duration::MAX,
-            Self::AtMost(most) => most,
-        }
+    /// As long as it takes.
+    pub(super) const TO_THE_END: Self = Self::at_most(Duration::MAX);
+
+    /// So long for everybody.
+    pub(super) const fn at_most(most: Duration) -> Self {
+        Self { for_client: most, for_others: most }
     }
 }
 
@@ -151,7 +150,7 @@ impl Transfer {
         }
         let tail: &[u8] = if self.ends == Ends::InChunks { b"\r\n" } else { b"" };
         while let Some(body) = &mut self.body {
-            if let Some(awaited) = body.comes_later(wait.most()) {
+            if let Some(awaited) = body.comes_later(wait.for_others) {
                 self.awaited = Some(awaited);
                 self.link.kept.append(gathered);
                 return Ok(Progress::PutOff);
@@ -289,7 +288,9 @@ impl Link {
                     IoSlice::advance_slices(&mut parts, got);
                 }
                 Err(error) => {
-                    let wait = if total > KEPT_BYTES_MAX { Wait::InPace } else { wait };
+                    let for_client =
+                        if total > KEPT_BYTES_MAX { Duration::MAX } else { wait.for_client };
+                    let wait = Wait { for_client, ..wait };
                     if self.wait(stream, error, wait)? == Progress::PutDown {
                         parts.iter().for_each(|part| kept.extend_from_slice(part));
                         *sent += body_bytes_in(moved, usize::MAX, before, bytes.len());
@@ -347,7 +348,7 @@ impl Link {
         if error.kind() != io::ErrorKind::WouldBlock {
             return Err(Failure::Client(error));
         }
-        if stream.wait_writable(&mut self.pace, wait.most()).map_err(Failure::Client)? {
+        if stream.wait_writable(&mut self.pace, wait.for_client).map_err(Failure::Client)? {
             return Ok(Progress::Done);
         }
         self.put_down = Some(Instant::now());
@@ -413,7 +414,7 @@ mod tests {
         let body = Shelf::body(&format!("/{path}/{len}"));
         let mut transfer = Transfer::new(Some(body), ends, Pace::new(PATIENCE, PATIENCE, 0));
         let (mut gathered, mut got, mut rests) = (b"head ".to_vec(), Vec::new(), 0);
-        while transfer.run(&stream, &mut gathered, Wait::AtMost(Duration::from_micros(1))).unwrap()
+        while transfer.run(&stream, &mut gathered, Wait::at_most(Duration::from_micros(1))).unwrap()
             == Progress::PutDown
         {
             assert!(gathered.is_empty());
@@ -444,7 +445,7 @@ mod tests {
         let body = Body::from_file(Arc::clone(&file), 0, 8 << 20);
         let pace = Pace::new(PATIENCE, PATIENCE, 0);
         let mut transfer = Transfer::new(Some(body), Ends::Plainly, pace);
-        let wait = Wait::AtMost(Duration::from_micros(1));
+        let wait = Wait::at_most(Duration::from_micros(1));
         let progress = transfer.run(&Stream::new(ours.into()), &mut Vec::new(), wait).unwrap();
         assert_eq!(progress, Progress::PutDown);
         // This test's, the body's and that of the rest.
@@ -458,7 +459,7 @@ mod tests {
             Transfer::new(Some(body), Ends::Plainly, Pace::new(PATIENCE, PATIENCE, 0));
         let (ours, _theirs) = UnixStream::pair().unwrap();
         ours.set_nonblocking(true).unwrap();
-        let wait = Wait::AtMost(Duration::from_micros(1));
+        let wait = Wait::at_most(Duration::from_micros(1));
         while transfer.link.kept.is_empty() {
             let progress =
                 transfer.run(&Stream::new(ours.try_clone().unwrap().into()), &mut Vec::new(), wait);

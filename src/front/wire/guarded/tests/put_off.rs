@@ -87,6 +87,9 @@ impl Service for Serving {
             }
             None => drop(of.gone.fetch_add(1, Ordering::SeqCst)),
         });
+        if !writer.has_room() {
+            return self.shed(&request.head, writer);
+        }
         writer.put_off(Box::new(Answer { of: Arc::clone(&self.0), when }), then, KEPT);
     }
 
@@ -200,7 +203,7 @@ fn who_closes_its_side_and_reads_on_is_answered() {
 }
 
 #[test]
-fn what_cannot_be_put_off_is_waited_for() {
+fn what_cannot_be_put_off_is_waited_for_or_refused() {
     let later = Arc::new(Later::default());
     let guarded = GuardedBounds { put_down_bytes_max: KEPT, ..GuardedBounds::default() };
     let server = start_with(Arc::new(Serving(Arc::clone(&later))), one_worker(), guarded);
@@ -208,11 +211,17 @@ fn what_cannot_be_put_off_is_waited_for() {
     let mut client = Client::connect(server.address);
     client.send("POST /later HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab");
     assert_eq!(client.response("POST").unwrap().body, b"false");
+    // A GET's costs no more than the connection.
+    let mut client = Client::connect(server.address);
+    client.send("GET /there HTTP/1.1\r\nHost: a\r\nContent-Length: 2\r\n\r\nab");
+    let response = client.response("GET").unwrap();
+    assert_eq!((&response.body[..], response.header("connection")), (&b"true"[..], Some("close")));
     // The first takes up what room there is for what waits.
     let mut first = Client::connect(server.address);
     first.send("GET /later HTTP/1.1\r\nHost: a\r\n\r\n");
     within("it waits", || server.pools.outside() == 1);
-    assert_eq!(client.exchange("GET", "/later", "").body, b"false");
+    let mut client = Client::connect(server.address);
+    assert_eq!(client.exchange("GET", "/later", "").status, 503);
     later.come();
     assert_eq!(first.response("GET").unwrap().body, b"true");
 }

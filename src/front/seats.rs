@@ -1,0 +1,82 @@
+//! Workers that requests may hold for as long as others like: a bounded number, so that the rest
+//! serves everybody else.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use crate::body::{Body, BodyError, Piece, Source};
+
+/// The most of them, of however many workers.
+const SEATS_MAX: usize = 32;
+
+/// A quarter of the workers, but no more than 32; one at least.
+#[derive(Debug, Clone)]
+pub struct Seats {
+    taken: Arc<AtomicUsize>,
+    max: usize,
+}
+
+impl Seats {
+    /// Seats of so many workers.
+    pub fn of(workers: usize) -> Self {
+        Self { taken: Arc::default(), max: (workers / 4).clamp(1, SEATS_MAX) }
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn take(&self) -> Option<Seat> {
+        let seat = Seat(Arc::clone(&self.taken));
+        (seat.0.fetch_add(1, Ordering::SeqCst) < self.max).then_some(seat)
+    }
+}
+
+/// A seat; given back when dropped.
+#[derive(Debug)]
+pub(super) struct Seat(Arc<AtomicUsize>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Seat {
+    /// A body that keeps the seat until it is dropped.
+    pub(super) fn keep_for(self, body: Body) -> Body {
+        Body::new(body.len(), Box::new(Seated { body, _seat: self }))
+    }
+}
+
+struct Seated {
+    body: Body,
+    _seat: Seat,
+}
+
+impl Source for Seated {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        self.body.next_piece()
+    }
+
+    fn buffered(&self) -> usize {
+        self.body.buffered()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_quarter_of_the_workers_is_let_and_comes_back_with_the_body() {
+        for (workers, max) in [(1, 1), (7, 1), (8, 2), (256, 32)] {
+            let seats = Seats::of(workers);
+            let taken: Vec<Seat> = std::iter::from_fn(|| seats.take()).take(100).collect();
+            assert_eq!(taken.len(), max, "of {workers}");
+            let mut bodies: Vec<Body> =
+                taken.into_iter().map(|seat| seat.keep_for(Body::from_bytes("a"))).collect();
+            assert!(seats.take().is_none());
+            assert_eq!(bodies[0].next_piece().unwrap().unwrap().len(), 1);
+            drop(bodies);
+            assert!(seats.take().is_some());
+        }
+    }
+}
