@@ -127,6 +127,11 @@ impl Body {
         Self::new(Some(len), Box::new(InFile { file: file.into(), offset, left: len }))
     }
 
+    /// The same body, which keeps something until it is dropped.
+    pub fn keeping(self, kept: impl Send + 'static) -> Self {
+        Self::new(self.len, Box::new(Keeping { body: self, _kept: kept }))
+    }
+
     /// The length in bytes, where it is known.
     pub fn len(&self) -> Option<u64> {
         self.len
@@ -220,6 +225,25 @@ impl Source for InFile {
         let (offset, len) = (self.offset, self.left);
         (self.offset, self.left) = (offset + len, 0);
         Ok((len > 0).then_some(Piece::Region { file: &self.file, offset, len }))
+    }
+}
+
+struct Keeping<T> {
+    body: Body,
+    _kept: T,
+}
+
+impl<T: Send> Source for Keeping<T> {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        self.body.next_piece()
+    }
+
+    fn comes_later(&mut self, patience: Duration) -> Option<Box<dyn Awaited>> {
+        self.body.comes_later(patience)
+    }
+
+    fn buffered(&self) -> usize {
+        self.body.buffered()
     }
 }
 

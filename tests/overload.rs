@@ -32,6 +32,13 @@ fn nothing_to_fetch() -> Setup {
     Setup::files(Remote::at_url("http://127.0.0.1:9"))
 }
 
+/// An upstream whose file `/held` does not come before the gate is opened.
+fn held() -> (Upstream, Gate) {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    (upstream, gate)
+}
+
 /// Sends a request and leaves its answer for later.
 fn asked(server: &Server, target: &str) -> Connection {
     let mut connection = server.connect();
@@ -174,8 +181,7 @@ fn ranges_far_ahead_hold_a_quarter_of_the_workers_at_most() {
 #[test]
 fn clients_that_close_make_room_for_others() {
     const ROOM: usize = 8;
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let (upstream, gate) = held();
     let server =
         Setup::files(Remote::at(&upstream)).env("CONNECTIONS_PER_ADDRESS_MAX", ROOM).start();
     for number in 0..3 * ROOM {
@@ -190,8 +196,7 @@ fn clients_that_close_make_room_for_others() {
 
 #[test]
 fn a_client_that_leaves_while_it_waits_without_a_worker_has_its_line() {
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let (upstream, gate) = held();
     let server = Setup::files(Remote::at(&upstream)).start();
     let client = asked(&server, "/api/files/held");
     eventually("it waits", || server.metric("artifactapi_waiting") == 1.0);
@@ -205,8 +210,7 @@ fn a_client_that_leaves_while_it_waits_without_a_worker_has_its_line() {
 
 #[test]
 fn a_stop_answers_those_who_wait_without_a_worker() {
-    let (upstream, gate) = (Upstream::start(), Gate::new());
-    upstream.serve("/held", Answer::file(b"bytes").head_held_by(&gate));
+    let (upstream, gate) = held();
     let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 4).env("SHUTDOWN_GRACE_S", 600);
     let mut server = server.start();
     let clients: Vec<Connection> = (0..3).map(|_| asked(&server, "/api/files/held")).collect();

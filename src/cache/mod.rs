@@ -321,7 +321,10 @@ impl Cache {
             From::Store(entry, reading) => {
                 let range = from..to.unwrap_or(entry.size);
                 let body = self.open_blob(target, &bytes.key, &entry, range)?;
-                Ok(readers::reading(body, reading))
+                Ok(match reading {
+                    Some(reading) => body.keeping(reading),
+                    None => body,
+                })
             }
             From::Flight(reader, head) => {
                 reader.wait_for(from).map_err(OpenError::Fetch)?;

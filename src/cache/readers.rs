@@ -11,7 +11,6 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::artifact::ArtifactKey;
-use crate::body::{Body, BodyError, Piece, Source};
 
 /// Locks among which readers are spread, so that hits seldom meet.
 const SHARDS: usize = 16;
@@ -125,33 +124,11 @@ impl Drop for Claim {
     }
 }
 
-/// A body that counts as reading until it is dropped.
-pub(super) fn reading(body: Body, reading: Option<Arc<Reading>>) -> Body {
-    match reading {
-        Some(reading) => Body::new(body.len(), Box::new(Read { body, _reading: reading })),
-        None => body,
-    }
-}
-
-struct Read {
-    body: Body,
-    _reading: Arc<Reading>,
-}
-
-impl Source for Read {
-    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
-        self.body.next_piece()
-    }
-
-    fn buffered(&self) -> usize {
-        self.body.buffered()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::artifact::ArtifactPath;
+    use crate::body::Body;
 
     fn key(path: &str) -> ArtifactKey {
         let path = ArtifactPath::from_canonical(path).unwrap();
@@ -195,7 +172,7 @@ mod tests {
     fn a_body_is_read_until_it_is_dropped() {
         let readers = Readers::new();
         let guard = Arc::new(readers.read(&key("a")).unwrap());
-        let mut body = reading(Body::from_bytes("bytes"), Some(guard));
+        let mut body = Body::from_bytes("bytes").keeping(guard);
         assert_eq!(body.len(), Some(5));
         assert_eq!(crate::body::read_to_vec(&mut body, 5).unwrap(), b"bytes");
         assert!(readers.is_held(&key("a")));

@@ -1,6 +1,7 @@
 //! The cache over backends in memory and a scripted upstream.
 
 use std::io::ErrorKind;
+use std::path::Path;
 use std::sync::Arc;
 use std::thread;
 use std::time::{Duration, SystemTime};
@@ -44,15 +45,8 @@ impl World {
     fn with(upstream: Scripted, keys: &str, staging_bytes_max: u64) -> Self {
         let folder = Arc::new(tempfile::tempdir().unwrap());
         let clock = Clock::set_by_hand(SystemTime::now());
-        let staging = Staging::open(folder.path(), staging_bytes_max).unwrap();
-        let ports = Ports {
-            blobs: Arc::new(MemoryBlobs::new()),
-            index: Arc::new(MemoryIndex::new()),
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging: staging.clone(),
-            clock: clock.clone(),
-        };
+        let ports = memory_ports(folder.path(), staging_bytes_max, &clock);
+        let staging = ports.staging.clone();
         let yaml = format!(
             "remotes:\n  r:\n    base_url: https://files.example.org\n    type: remote\n    include_patterns: ['.']\n    {keys}\n    cache: {{ file_ttl: 0, index_ttl: 100, negative_ttl: 10 }}\n"
         );
@@ -120,6 +114,18 @@ fn found(sought: Result<Sought, CacheError>) -> Result<Found, CacheError> {
     match sought? {
         Sought::Found(found) => Ok(found),
         Sought::Boarding(boarding) => panic!("its patience has run out: {boarding:?}"),
+    }
+}
+
+/// Backends in memory, and staging in a folder.
+pub(super) fn memory_ports(folder: &Path, staging_bytes_max: u64, clock: &Clock) -> Ports {
+    Ports {
+        blobs: Arc::new(MemoryBlobs::new()),
+        index: Arc::new(MemoryIndex::new()),
+        freshness: Arc::new(LocalFreshness::new(clock.clone())),
+        leases: Arc::new(LocalLeases::new(clock.clone())),
+        staging: Staging::open(folder, staging_bytes_max).unwrap(),
+        clock: clock.clone(),
     }
 }
 

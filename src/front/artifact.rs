@@ -126,7 +126,7 @@ impl Search {
         let seat = self.far_ranges.take()?;
         let body = self.cache.open_ahead(&self.target, bytes, range);
         self.has_no_parts = body.is_none();
-        body.map(|body| seat.keep_for(body))
+        body.map(|body| body.keeping(seat))
     }
 
     fn waits(self, at: At, awaited: Coming) -> Progress {

@@ -70,7 +70,7 @@ impl BatchApi {
         let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
         match seat {
             Some(seat) if wants_lines => {
-                let body = seat.keep_for(Body::new(None, Box::new(Lines::of(job))));
+                let body = Body::new(None, Box::new(Lines::of(job))).keeping(seat);
                 Ok(Reply::new(200, body).header("Content-Type", "application/x-ndjson"))
             }
             Some(_) if job.has_ended_within(DIRECT_WAIT_MAX, DIRECT_ARTIFACTS_MAX) => {

@@ -153,13 +153,15 @@ impl Front {
             }
             Route::Artifacts { remote, query } => self.list(catalog, remote, query).map(own),
             Route::Artifact { remote, path, query } => {
-                let asked = (remote, path, query);
+                let asked = asked_artifact(target, remote, path, query);
                 match head.method.as_str() {
-                    "GET" | "HEAD" => match self.search(catalog, asked) {
-                        Ok(search) => return Step::Searching(search, audience),
-                        Err(problem) => Err(problem),
-                    },
-                    _ => self.change(catalog, asked, head, body, &caller),
+                    "GET" | "HEAD" => {
+                        match asked.and_then(|(target, path)| self.search(target, path)) {
+                            Ok(search) => return Step::Searching(search, audience),
+                            Err(problem) => Err(problem),
+                        }
+                    }
+                    _ => asked.and_then(|asked| self.change(asked, head, body, &caller)),
                 }
             }
             Route::CacheArtifact { query } => self.batches.begin(catalog, query, body).map(own),
@@ -175,13 +177,7 @@ impl Front {
         Step::Answered(audience.mark(reply), answered)
     }
 
-    fn search(
-        &self,
-        catalog: &Catalog,
-        (remote, path, query): (&str, &str, Option<&str>),
-    ) -> Result<Search, Problem> {
-        let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
-        let path = ArtifactPath::from_request(path, query)?;
+    fn search(&self, target: &Arc<Target>, path: ArtifactPath) -> Result<Search, Problem> {
         check_patterns(target, &path)?;
         let (cache, target) = (Arc::clone(&self.cache), Arc::clone(target));
         Ok(Search::new(cache, target, path, self.far_ranges.clone()))
@@ -190,14 +186,12 @@ impl Front {
     /// PUT and DELETE of an artifact.
     fn change(
         &self,
-        catalog: &Catalog,
-        (remote, path, query): (&str, &str, Option<&str>),
+        (target, path): (&Arc<Target>, ArtifactPath),
         head: &RequestHead,
         body: &mut dyn Read,
         caller: &Caller,
     ) -> Result<(Reply, Answered), Problem> {
-        let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
-        let path = ArtifactPath::from_request(path, query)?;
+        let remote = target.remote.name.as_str();
         if head.method == "DELETE" {
             // Whatever the patterns say now: they may have been narrowed because of it.
             let reply = change::delete(&self.cache, target, &path, head)?;
@@ -279,6 +273,17 @@ impl Front {
             .header("Content-Type", metrics::CONTENT_TYPE)
             .header("Cache-Control", NO_STORE)
     }
+}
+
+/// What a request for an artifact names.
+fn asked_artifact<'a>(
+    target: Option<&'a Arc<Target>>,
+    remote: &str,
+    path: &str,
+    query: Option<&str>,
+) -> Result<(&'a Arc<Target>, ArtifactPath), Problem> {
+    let target = target.ok_or_else(|| unknown_remote(remote))?;
+    Ok((target, ArtifactPath::from_request(path, query)?))
 }
 
 fn check_patterns(target: &Target, path: &ArtifactPath) -> Result<(), Problem> {

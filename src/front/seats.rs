@@ -4,8 +4,6 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use crate::body::{Body, BodyError, Piece, Source};
-
 /// The most of them, of however many workers.
 const SEATS_MAX: usize = 32;
 
@@ -39,31 +37,10 @@ impl Drop for Seat {
     }
 }
 
-impl Seat {
-    /// A body that keeps the seat until it is dropped.
-    pub(super) fn keep_for(self, body: Body) -> Body {
-        Body::new(body.len(), Box::new(Seated { body, _seat: self }))
-    }
-}
-
-struct Seated {
-    body: Body,
-    _seat: Seat,
-}
-
-impl Source for Seated {
-    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
-        self.body.next_piece()
-    }
-
-    fn buffered(&self) -> usize {
-        self.body.buffered()
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::body::Body;
 
     #[test]
     fn a_quarter_of_the_workers_is_let_and_comes_back_with_the_body() {
@@ -72,7 +49,7 @@ mod tests {
             let taken: Vec<Seat> = std::iter::from_fn(|| seats.take()).take(100).collect();
             assert_eq!(taken.len(), max, "of {workers}");
             let mut bodies: Vec<Body> =
-                taken.into_iter().map(|seat| seat.keep_for(Body::from_bytes("a"))).collect();
+                taken.into_iter().map(|seat| Body::from_bytes("a").keeping(seat)).collect();
             assert!(seats.take().is_none());
             assert_eq!(bodies[0].next_piece().unwrap().unwrap().len(), 1);
             drop(bodies);

@@ -10,17 +10,11 @@ use std::time::{Duration, SystemTime};
 use super::line::share_of;
 use super::shared_out;
 use crate::artifact::ArtifactPath;
-use crate::blob::memory::MemoryBlobs;
-use crate::cache::tests::{get, wait_until};
-use crate::cache::{
-    Cache, CacheBounds, CacheError, FetchError, Filled, Outcome, Ports, Target, Wish,
-};
+use crate::cache::tests::{get, memory_ports, wait_until};
+use crate::cache::{Cache, CacheBounds, CacheError, FetchError, Filled, Outcome, Target, Wish};
 use crate::clock::Clock;
 use crate::config::Remotes;
 use crate::config::file::{Around, parse};
-use crate::coord::local::{LocalFreshness, LocalLeases};
-use crate::index::memory::MemoryIndex;
-use crate::staging::Staging;
 use crate::upstream::scripted::{File, Gate, Scripted};
 
 /// What a file's fetch is held by, until the test lets it go.
@@ -38,14 +32,7 @@ impl World {
     fn new(fetch_threads: usize, fetch_queue_max: usize) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::set_by_hand(SystemTime::now());
-        let ports = Ports {
-            blobs: Arc::new(MemoryBlobs::new()),
-            index: Arc::new(MemoryIndex::new()),
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging: Staging::open(folder.path(), 1 << 30).unwrap(),
-            clock,
-        };
+        let ports = memory_ports(folder.path(), 1 << 30, &clock);
         let lease_ttl = Duration::from_secs(20);
         let bounds = CacheBounds { fetch_threads, fetch_queue_max, lease_ttl };
         // Of one host are `c` and `d` only.

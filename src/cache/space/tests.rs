@@ -9,16 +9,13 @@ use std::time::SystemTime;
 use super::*;
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, Validators};
 use crate::blob::About;
-use crate::blob::memory::MemoryBlobs;
 use crate::cache::counters::of;
-use crate::cache::tests::{bytes, get, replica, wait_until};
+use crate::cache::tests::{bytes, get, memory_ports, replica, wait_until};
 use crate::cache::{Cache, CacheBounds, Outcome, Ports, Target};
 use crate::clock::Clock;
 use crate::config::file::{Around, parse};
-use crate::coord::local::{LocalFreshness, LocalLeases};
-use crate::index::memory::MemoryIndex;
 use crate::index::{Put, Scan};
-use crate::staging::{Expect, Staging};
+use crate::staging::Expect;
 use crate::upstream::scripted::{File, Gate, Scripted};
 
 const KIB: usize = 1 << 10;
@@ -39,14 +36,7 @@ impl Shelf {
     fn new(bytes_max: Option<u64>, keys: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::set_by_hand(SystemTime::now());
-        let ports = Ports {
-            blobs: Arc::new(MemoryBlobs::new()),
-            index: Arc::new(MemoryIndex::new()),
-            freshness: Arc::new(LocalFreshness::new(clock.clone())),
-            leases: Arc::new(LocalLeases::new(clock.clone())),
-            staging: Staging::open(folder.path(), 1 << 30).unwrap(),
-            clock: clock.clone(),
-        };
+        let ports = memory_ports(folder.path(), 1 << 30, &clock);
         let remote = "base_url: https://files.example.org\n    include_patterns: ['.']\n    mutable_patterns: ['^index/']\n";
         let yaml = format!(
             "remotes:\n  a:\n    {remote}    {keys}\n  b:\n    {remote}  own: {{type: local, include_patterns: ['.']}}\n"

@@ -237,13 +237,7 @@ fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
         }
         (None, None) => return After::Drop,
     };
-    match ending {
-        Ending::Keep => After::Keep,
-        Ending::Close => After::Linger,
-        Ending::PutDown => After::PutDown,
-        Ending::PutOff => After::PutOff,
-        Ending::Lost | Ending::Unanswered => After::Drop,
-    }
+    ending.into()
 }
 
 /// Who waits for a reply.
@@ -285,6 +279,18 @@ enum After {
     Linger,
     /// Close it.
     Drop,
+}
+
+impl From<Ending> for After {
+    fn from(ending: Ending) -> Self {
+        match ending {
+            Ending::Keep => Self::Keep,
+            Ending::Close => Self::Linger,
+            Ending::PutDown => Self::PutDown,
+            Ending::PutOff => Self::PutOff,
+            Ending::Lost | Ending::Unanswered => Self::Drop,
+        }
+    }
 }
 
 fn answer(
@@ -343,15 +349,15 @@ fn answer(
         writer.answer_for_service();
     }
     match writer.ending() {
-        Ending::Keep => match unread.get() {
-            Unread::Nothing => After::Keep,
-            _ if body
-                .drain(DRAIN_BYTES_MAX, Pace::new(DRAIN_PATIENCE, DRAIN_PATIENCE, u64::MAX)) =>
-            {
-                After::Keep
-            }
-            _ => After::Linger,
-        },
+        Ending::Keep
+            if unread.get() != Unread::Nothing
+                && !body.drain(
+                    DRAIN_BYTES_MAX,
+                    Pace::new(DRAIN_PATIENCE, DRAIN_PATIENCE, u64::MAX),
+                ) =>
+        {
+            After::Linger
+        }
         // A client that asked for the close, and has sent nothing more, needs no lingering.
         Ending::Close
             if !wants_keep_alive
@@ -360,9 +366,6 @@ fn answer(
         {
             After::Drop
         }
-        Ending::Close => After::Linger,
-        Ending::PutDown => After::PutDown,
-        Ending::PutOff => After::PutOff,
-        Ending::Lost | Ending::Unanswered => After::Drop,
+        ending => ending.into(),
     }
 }
