@@ -16,6 +16,7 @@ mod doubt;
 mod fold;
 mod lock;
 mod open;
+mod puts;
 mod readers;
 mod reserve;
 mod writer;
@@ -30,12 +31,13 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, named_params, params};
+use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
 use self::doubt::{Doubts, span_of};
 use self::fold::{FOLD_ROWS, Folder, Tools};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
+use self::puts::Puts;
 use self::readers::{Reader, Readers};
 use self::writer::{SharedWriter, Writer};
 use super::micros::{micros_of, time_of};
@@ -60,19 +62,6 @@ const RECENT_ROWS: usize = 256;
 const GET: &str = "SELECT blob, version, size, sha256, content_type, etag, last_modified,
         content_encoding, head, stored_at, validated_at, generation, unproven
     FROM artifact WHERE remote = ?1 AND path = ?2";
-const INSERT: &str = "INSERT INTO artifact (remote, path, blob, version, size, sha256,
-        content_type, etag, last_modified, content_encoding, head, stored_at, validated_at,
-        generation, unproven)
-    VALUES (:remote, :path, :blob, :version, :size, :sha256,
-        :content_type, :etag, :last_modified, :content_encoding, :head, :stored_at, :validated_at,
-        :generation, :unproven)
-    ON CONFLICT DO NOTHING";
-const UPDATE: &str = "UPDATE artifact SET blob = :blob, version = :version, size = :size,
-        sha256 = :sha256, content_type = :content_type, etag = :etag,
-        last_modified = :last_modified, content_encoding = :content_encoding, head = :head,
-        stored_at = :stored_at, validated_at = :validated_at,
-        generation = :generation, unproven = :unproven
-    WHERE remote = :remote AND path = :path AND generation = :replaces";
 const REMOVE: &str = "DELETE FROM artifact WHERE remote = ?1 AND path = ?2 AND generation = ?3";
 // The sum can't leave SQLite's integers, where a STRICT column would refuse it.
 const TOUCH: &str = "UPDATE artifact SET hits = min(hits, 9223372036854775807 - ?3) + ?3,
@@ -105,6 +94,7 @@ pub struct EmbeddedIndex {
     // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
     recent: Recent<ArtifactKey, Option<Entry>>,
     folder: Folder,
+    puts: Puts,
     writer: Arc<SharedWriter>,
     /// Whether the log says already that the file is not under its name any more.
     is_gone: AtomicBool,
@@ -174,6 +164,7 @@ impl EmbeddedIndex {
             readers: Readers::new(opened.readers),
             recent: Recent::new(RECENT_ROWS),
             folder,
+            puts: Puts::default(),
             writer,
             is_gone: AtomicBool::new(false),
             raw,
@@ -425,48 +416,7 @@ impl ArtifactIndex for EmbeddedIndex {
         entry: &Entry,
         replaces: Option<u64>,
     ) -> Result<Put, IndexError> {
-        const OPERATION: &str = "write a row";
-        let mut writer = self.writer.lock();
-        let writer = open_writer(&mut writer, OPERATION)?;
-        writer.last_generation += 1;
-        let generation = writer.last_generation;
-        let sql = if replaces.is_some() { UPDATE } else { INSERT };
-        let mut statement =
-            writer.connection.prepare_cached(sql).map_err(self.failed(OPERATION))?;
-        let values = named_params! {
-            ":remote": key.remote.as_str(),
-            ":path": key.path.as_str(),
-            ":blob": entry.blob.as_str(),
-            ":version": entry.version.0,
-            ":size": entry.size,
-            ":sha256": entry.digest.to_string(),
-            ":content_type": entry.content_type,
-            ":etag": entry.validators.etag,
-            ":last_modified": entry.validators.last_modified,
-            ":content_encoding": entry.content_encoding,
-            ":head": entry.head.map(|digest| digest.to_string()),
-            ":stored_at": micros_of(entry.stored_at),
-            ":validated_at": micros_of(entry.validated_at),
-            ":generation": sql_int(generation),
-            ":unproven": entry.unproven,
-        };
-        let written = match replaces {
-            None => statement.execute(values),
-            Some(replaced) => {
-                let replaced = sql_int(replaced);
-                let mut all = values.to_vec();
-                all.push((":replaces", &replaced));
-                statement.execute(&all[..])
-            }
-        };
-        self.recent.forget(key);
-        let is_stored = written.map_err(self.failed(OPERATION))? == 1;
-        drop(statement);
-        if is_stored {
-            self.wrote(writer, 1);
-            return Ok(Put::Stored(generation));
-        }
-        Ok(Put::Superseded(self.find(&writer.connection, key, OPERATION)?))
+        self.put_together(key, entry, replaces)
     }
 
     fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError> {

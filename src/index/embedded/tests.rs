@@ -17,12 +17,12 @@ crate::index::conformance::index_conformance!(|| {
     (EmbeddedIndex::open(data_dir.path()).unwrap(), data_dir)
 });
 
-fn key(path: &str) -> ArtifactKey {
+pub(super) fn key(path: &str) -> ArtifactKey {
     let path = ArtifactPath::from_canonical(path).unwrap();
     ArtifactKey { remote: "remote".parse().unwrap(), path }
 }
 
-fn entry(key: &ArtifactKey) -> Entry {
+pub(super) fn entry(key: &ArtifactKey) -> Entry {
     Entry {
         blob: BlobKey::of(key),
         version: BlobVersion("1-2.3".to_owned()),
@@ -348,7 +348,7 @@ fn lookups_and_pages_go_by_the_key() {
         assert_eq!(detail, [format!("SEARCH artifact USING {plan}")], "{sql}");
     };
     check(GET, "PRIMARY KEY (remote=? AND path=?)");
-    check(UPDATE, "PRIMARY KEY (remote=? AND path=?)");
+    check(super::puts::UPDATE, "PRIMARY KEY (remote=? AND path=?)");
     check(REMOVE, "PRIMARY KEY (remote=? AND path=?)");
     check(TOUCH, "PRIMARY KEY (remote=? AND path=?)");
     check(SCAN_FROM, "PRIMARY KEY (remote=? AND path>?)");
