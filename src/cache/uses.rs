@@ -1,7 +1,8 @@
 //! When artifacts were used: gathered in memory, written in batches, off the path of a hit.
 
 use std::collections::HashMap;
-use std::sync::Mutex;
+use std::mem;
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
 use prometheus_client::metrics::counter::Counter;
@@ -14,17 +15,34 @@ use crate::index::{ArtifactIndex, Use};
 /// their last use look older than it is.
 const ARTIFACTS_MAX: usize = 20_000;
 
+type Since = HashMap<ArtifactKey, (u64, SystemTime)>;
+
 /// Uses since the last batch.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Uses {
     // Guards the map; nothing else is taken while it is held.
-    since: Mutex<HashMap<ArtifactKey, (u64, SystemTime)>>,
+    since: Mutex<Since>,
+    // The other map, empty between two batches; taken before `since`. Both keep their memory:
+    // growing anew from batch to batch, in the heap of whichever thread comes by, a map leaves
+    // holes in all of them.
+    spare: Mutex<Since>,
+}
+
+impl Default for Uses {
+    fn default() -> Self {
+        let map = || Mutex::new(HashMap::with_capacity(ARTIFACTS_MAX));
+        Self { since: map(), spare: map() }
+    }
 }
 
 impl Uses {
+    fn since(&self) -> MutexGuard<'_, Since> {
+        self.since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Remembers one use.
     pub(super) fn record(&self, key: &ArtifactKey, now: SystemTime, dropped: &Counter) {
-        let mut since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let mut since = self.since();
         if let Some((hits, last)) = since.get_mut(key) {
             (*hits, *last) = (*hits + 1, now);
         } else if since.len() < ARTIFACTS_MAX {
@@ -36,20 +54,20 @@ impl Uses {
 
     /// Whether an artifact was used since the last batch.
     pub(super) fn has(&self, key: &ArtifactKey) -> bool {
-        let since = self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        since.contains_key(key)
+        self.since().contains_key(key)
     }
 
     /// Writes what was gathered; what the index does not take is lost, with a line in the log.
     pub(super) fn flush(&self, index: &dyn ArtifactIndex) {
-        let since = std::mem::take(
-            &mut *self.since.lock().unwrap_or_else(std::sync::PoisonError::into_inner),
-        );
-        if since.is_empty() {
+        let mut gathered = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+        mem::swap(&mut *self.since(), &mut *gathered);
+        if gathered.is_empty() {
             return;
         }
-        let uses: Vec<Use> =
-            since.into_iter().map(|(key, (hits, last))| Use { key, hits, last }).collect();
+        let mut uses: Vec<Use> =
+            gathered.drain().map(|(key, (hits, last))| Use { key, hits, last }).collect();
+        // Neighbours share pages of an index, which are written once then.
+        uses.sort_unstable_by(|one, other| one.key.cmp(&other.key));
         if let Err(error) = index.touch(&uses) {
             tracing::warn!(error = chain(&error), uses = uses.len(), "uses were not recorded");
         }
