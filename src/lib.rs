@@ -55,8 +55,8 @@
 //! - A client's miss never waits behind a batch: batches' fetches run on half of the threads at
 //!   most, begin only when no client's is due and another thread is free, and one that a client
 //!   joins becomes a client's.
-//! - One upstream host never takes up all fetch threads, nor their whole queue: a quarter is left to the
-//!   others.
+//! - One upstream host never takes up all fetch threads, nor their whole queue: it gets three
+//!   quarters at most of what the others leave.
 //! - A format answers questions about paths; it never handles a request.
 //! - Only a sealed file is published, only a published blob is recorded. A row is removed before
 //!   its blob. A hit whose blob is missing or another version becomes a miss and heals.

@@ -88,9 +88,9 @@ settings! {
         queue_max: usize = "QUEUE_MAX", "1024", Kind::Count { min: 1, max: 1_000_000 },
             "Requests that may wait for a worker; one more is answered 503.";
         fetch_threads: usize = "FETCH_THREADS", "32", Kind::Count { min: 1, max: 4096 },
-            "Threads that fetch from upstream, three at least; each runs one fetch at a time. One upstream host gets three quarters of them at most.";
+            "Threads that fetch from upstream, three at least; each runs one fetch at a time. One upstream host gets three quarters at most of those that other hosts leave.";
         fetch_queue_max: usize = "FETCH_QUEUE_MAX", "256", Kind::Count { min: 1, max: 1_000_000 },
-            "Fetches that may wait for such a thread, three quarters of them for one upstream host; a miss beyond that is answered 503.";
+            "Fetches that may wait for such a thread, shared among hosts likewise; a miss beyond that is answered 503.";
         staging_bytes_max: u64 = "STAGING_BYTES_MAX", "20Gi", Kind::Bytes { min: 1 << 20, max: 1 << 60 },
             "Disk space for files on their way in.";
         cache_bytes_max: Option<u64> = "CACHE_MAX_BYTES", "", Kind::Bytes { min: 1, max: 1 << 60 },

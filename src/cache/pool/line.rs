@@ -1,9 +1,13 @@
 //! Which fetch begins next.
 //!
-//! One upstream that is slow or dead must not take up everything, so each host has a share of
-//! the threads, and of the places in which clients' fetches wait. What it wants beyond its share
-//! of the threads is held back, and what others want goes ahead. Of one host, clients' fetches
-//! begin in the order in which they came; so do those of batches.
+//! Upstreams that are slow or dead must not take up everything, so each host has a share of the
+//! threads, and of the places in which clients' fetches wait: three times what is free. That is
+//! three quarters for the first one, and always leaves something to the next. What a host wants
+//! beyond its share of the threads is held back, and what others want goes ahead. Of one host,
+//! clients' fetches begin in the order in which they came; so do those of batches.
+//!
+//! A. K. Choudhury and E. L. Hahne, Dynamic queue length thresholds for shared-memory packet
+//! switches, IEEE/ACM Transactions on Networking 6 (2), 1998.
 //!
 //! This knows no lock and no thread: see [`super::queue`].
 
@@ -49,7 +53,11 @@ pub(super) struct Line {
     batch: VecDeque<Job>,
     // Clients' fetches that wait, due or held back.
     waiting: usize,
+    // Those that are held back.
+    held: usize,
     running: usize,
+    // Threads of the hosts' shares together.
+    taken: usize,
     // Threads that run a batch's fetch, or rest from one.
     batch_threads: usize,
 }
@@ -61,14 +69,20 @@ struct Usage {
     threads: usize,
     // Clients' fetches that wait, due or held back.
     waiting: usize,
-    // Clients' fetches that are held back; none while a thread of the share is left.
+    // Clients' fetches that are held back, because the host may take no thread for now.
     held: VecDeque<Job>,
 }
 
-/// What one host may take up of so many threads or places: a quarter at least is left to others,
-/// unless there is only one.
-pub(super) fn share_of(all: usize) -> usize {
-    (all - all.div_ceil(4)).max(1)
+/// How much of what is shared one host may have, for each part that is free then.
+const SHARE_PER_FREE: usize = 3;
+
+/// Whether a host that has so much of what is shared may take one more of what is free: the last
+/// one only if it has none.
+pub(super) fn may_take(has: usize, free: usize) -> bool {
+    match free {
+        0 => false,
+        _ => has == 0 || has < SHARE_PER_FREE * (free - 1),
+    }
 }
 
 impl Line {
@@ -79,7 +93,9 @@ impl Line {
             due: VecDeque::new(),
             batch: VecDeque::new(),
             waiting: 0,
+            held: 0,
             running: 0,
+            taken: 0,
             batch_threads: 0,
         }
     }
@@ -98,16 +114,18 @@ impl Line {
 
     fn push_client(&mut self, job: Job) -> Option<Job> {
         let usage = usage_of(&mut self.hosts, &job.remote);
-        if self.waiting == self.bounds.waiting || usage.waiting == share_of(self.bounds.waiting) {
+        if !may_take(usage.waiting, self.bounds.waiting - self.waiting) {
             return Some(job);
         }
         self.waiting += 1;
         usage.waiting += 1;
-        if usage.threads < share_of(self.bounds.threads) {
+        if may_take(usage.threads, self.bounds.threads - self.taken) {
             usage.threads += 1;
+            self.taken += 1;
             self.due.push_back(job);
         } else {
             usage.held.push_back(job);
+            self.held += 1;
         }
         None
     }
@@ -148,6 +166,7 @@ impl Line {
             None if takes == Takes::Any => {
                 let job = self.next_batch().and_then(|at| self.batch.remove(at))?;
                 usage_of(&mut self.hosts, &job.remote).threads += 1;
+                self.taken += 1;
                 self.batch_threads += 1;
                 (job, Urgency::Batch)
             }
@@ -160,11 +179,25 @@ impl Line {
     /// A fetch of this remote has ended, and its thread is free.
     pub(super) fn ended(&mut self, remote: &Remote) {
         self.running -= 1;
-        let usage = usage_of(&mut self.hosts, remote);
-        match usage.held.pop_front() {
-            Some(job) => self.due.push_back(job),
-            None => usage.threads -= 1,
+        self.taken -= 1;
+        usage_of(&mut self.hosts, remote).threads -= 1;
+        while self.held > 0 && self.release_one() {}
+    }
+
+    /// Lets one fetch that was held back begin, of the host that has the fewest threads; says
+    /// whether there was one that may.
+    fn release_one(&mut self) -> bool {
+        let free = self.bounds.threads - self.taken;
+        let holding = self.hosts.values_mut().filter(|usage| !usage.held.is_empty());
+        let Some(usage) = holding.min_by_key(|usage| usage.threads) else { return false };
+        if !may_take(usage.threads, free) {
+            return false;
         }
+        usage.threads += 1;
+        self.taken += 1;
+        self.held -= 1;
+        self.due.extend(usage.held.pop_front());
+        true
     }
 
     /// A thread that ran a batch's fetch has rested from it.
@@ -199,11 +232,9 @@ impl Line {
         {
             return None;
         }
-        let share = share_of(self.bounds.threads);
-        let has_thread = |job: &Job| {
-            self.hosts.get(host_of(&job.remote)).is_none_or(|usage| usage.threads < share)
-        };
-        self.batch.iter().position(has_thread)
+        let free = self.bounds.threads - self.taken;
+        let has = |job: &Job| self.hosts.get(host_of(&job.remote)).map_or(0, |usage| usage.threads);
+        self.batch.iter().position(|job| may_take(has(job), free))
     }
 
     fn batch_position(&self, key: &ArtifactKey) -> Option<usize> {
@@ -275,11 +306,29 @@ mod tests {
         line.next(takes).map(|(job, urgency)| (job.key.path.to_string(), urgency))
     }
 
-    #[test]
-    fn a_share_leaves_a_quarter_and_one_at_least() {
-        for (all, share) in [(1, 1), (2, 1), (3, 2), (4, 3), (5, 3), (8, 6), (32, 24), (256, 192)] {
-            assert_eq!(share_of(all), share, "of {all}");
+    /// How much hosts get of so much, one after the other.
+    fn shares(all: usize) -> Vec<usize> {
+        let mut left = all;
+        let mut shares = Vec::new();
+        while left > 0 {
+            let mut has = 0;
+            while may_take(has, left - has) {
+                has += 1;
+            }
+            shares.push(has);
+            left -= has;
         }
+        shares
+    }
+
+    #[test]
+    fn a_host_gets_three_quarters_of_what_others_leave() {
+        assert_eq!(shares(32), [24, 6, 1, 1]);
+        assert_eq!(shares(256), [192, 48, 12, 3, 1]);
+        assert_eq!(shares(8), [6, 1, 1]);
+        assert_eq!(shares(4), [3, 1]);
+        assert_eq!(shares(3), [2, 1]);
+        assert_eq!(shares(1), [1]);
     }
 
     #[test]

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, SystemTime};
 
-use super::line::share_of;
+use super::line::may_take;
 use super::shared_out;
 use crate::artifact::ArtifactPath;
 use crate::cache::tests::{get, memory_ports, wait_until};
@@ -149,6 +149,31 @@ fn a_remote_that_hangs_leaves_threads_to_the_others() {
 }
 
 #[test]
+fn two_remotes_that_hang_leave_a_thread_to_a_third() {
+    let (world, gate) = (World::new(8, 16), Gate::at(0));
+    let begin = |path| world.begin((path, &gate));
+    let mut clients: Vec<_> = ["a1", "a2", "a3", "a4", "a5", "a6", "b1"].map(begin).into();
+    clients.push(world.queue(("b2", &gate)));
+    assert_eq!(world.get("c1"), Outcome::Miss);
+    assert_eq!(world.upstream.count("b2"), 0);
+    gate.open();
+    all_end(clients);
+}
+
+#[test]
+fn a_fetch_that_was_held_back_begins_when_another_remote_leaves_more() {
+    let (world, first, second) = (World::new(8, 16), Gate::at(0), Gate::at(0));
+    let begun = ["a1", "a2", "a3", "a4", "a5", "a6"].map(|path| world.begin((path, &first)));
+    let other = world.begin(("b1", &second));
+    let held = ["b2", "b3"].map(|path| world.queue((path, &second)));
+    first.open();
+    all_end(begun);
+    wait_until(|| world.upstream.count("b2") + world.upstream.count("b3") == 2);
+    second.open();
+    all_end(held.into_iter().chain([other]));
+}
+
+#[test]
 fn remotes_of_one_host_have_one_share() {
     let (world, gate) = (World::new(4, 8), Gate::at(0));
     let mut clients: Vec<_> = ["c1", "d1", "c2"].map(|path| world.begin((path, &gate))).into();
@@ -238,8 +263,8 @@ fn what_a_batch_runs_counts_for_its_remote() {
 #[test]
 fn a_batch_waits_for_its_remote_and_another_overtakes_it() {
     let (world, gate, first) = (World::new(8, 8), Gate::at(0), Gate::at(0));
-    let mut clients = vec![world.begin(("a1", &first))];
-    clients.extend(["a2", "a3", "a4", "a5", "a6"].map(|path| world.begin((path, &gate))));
+    let mut clients: Vec<_> = ["a1", "a2"].map(|path| world.begin((path, &first))).into();
+    clients.extend(["a3", "a4", "a5", "a6"].map(|path| world.begin((path, &gate))));
     let waiting = world.queue_fill(("a7", &gate));
     let other = world.begin_fill(("b1", &gate));
     assert_eq!(world.upstream.count("a7"), 0);
@@ -303,8 +328,9 @@ fn a_batchs_fetch_that_a_client_joins_counts_as_a_clients() {
 fn there_is_a_thread_for_a_batch_a_client_of_its_remote_and_another_remote() {
     for configured in 1..=4096 {
         let (threads, batch_threads) = shared_out(configured);
-        let share = share_of(threads);
-        assert!(batch_threads < share && share < threads, "{configured}");
+        let beside_batch = may_take(batch_threads, threads - batch_threads);
+        let all_but_one = may_take(threads - 1, 1);
+        assert!(beside_batch && !all_but_one, "{configured}");
         assert!(threads == configured || configured < 3, "{configured}");
     }
 }
