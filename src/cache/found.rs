@@ -3,11 +3,12 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::FAR_AHEAD_BYTES;
-use super::flight::{Coming, FlightHead, FlightReader};
+use super::flight::{Coming, End, FlightHead, FlightReader};
 use super::pass::Passing;
 use super::readers::Reading;
+use super::{Cache, FAR_AHEAD_BYTES};
 use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
+use crate::policy;
 
 /// How a request was met. One of these becomes the log line, the counter and `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -146,4 +147,76 @@ pub(super) enum From {
     Store(Box<Entry>, Option<Arc<Reading>>),
     Flight(FlightReader, Arc<FlightHead>),
     Passing(Passing),
+}
+
+impl Cache {
+    /// What a flight has left behind. Nobody has read it so far, so it may be evicted already;
+    /// then opening it fails, and it is sought anew.
+    pub(super) fn found_landed(
+        &self,
+        key: ArtifactKey,
+        entry: Entry,
+        outcome: Outcome,
+        ttl_s: Option<i64>,
+    ) -> Found {
+        let reading = self.readers.read(&key);
+        self.found_stored(key, entry, outcome, ttl_s, reading)
+    }
+
+    pub(super) fn found_stored(
+        &self,
+        key: ArtifactKey,
+        entry: Entry,
+        outcome: Outcome,
+        ttl_s: Option<i64>,
+        reading: Option<Reading>,
+    ) -> Found {
+        let now = self.ports.clock.now();
+        self.uses.record(&key, now, &self.counters.uses_dropped);
+        let about = Representation {
+            len: Some(entry.size),
+            digest: Some(entry.digest),
+            validators: client_validators(&entry.validators, Some(entry.digest)),
+            content_type: entry.content_type.clone(),
+            content_encoding: entry.content_encoding.clone(),
+            age: policy::age(now, &entry),
+        };
+        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading.map(Arc::new)) };
+        Found { met: Met { outcome, about, ttl_s, is_stored: true, is_refresh: false }, bytes }
+    }
+
+    pub(super) fn found_flying(
+        &self,
+        key: &ArtifactKey,
+        outcome: Outcome,
+        reader: FlightReader,
+        head: Arc<FlightHead>,
+    ) -> Found {
+        let digest = match reader.ended() {
+            Some(End::Stored(entry)) => Some(entry.digest),
+            _ => None,
+        };
+        let about = Representation {
+            len: head.len,
+            digest,
+            validators: client_validators(&head.validators, digest),
+            content_type: head.content_type.clone(),
+            content_encoding: head.content_encoding.clone(),
+            age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
+        };
+        let (is_stored, is_refresh) = (head.is_storable, head.is_refresh);
+        let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
+        Found { met: Met { outcome, about, ttl_s: None, is_stored, is_refresh }, bytes }
+    }
+}
+
+/// What clients are given to recognise a version by, on the miss and on later hits alike:
+/// upstream's validators, and an ETag made of the digest where upstream sends none.
+pub(super) fn client_validators(upstream: &Validators, digest: Option<Digest>) -> Validators {
+    let etag = match (&upstream.etag, digest) {
+        (Some(etag), _) => Some(etag.clone()),
+        (None, Some(digest)) => Some(format!("\"sha256:{digest}\"")),
+        (None, None) => None,
+    };
+    Validators { etag, last_modified: upstream.last_modified.clone() }
 }

@@ -4,13 +4,11 @@
 //! pool ([`fetch`]) and every client, the first included, reads along ([`flight`]). This room
 //! knows no HTTP towards clients and no backend by name.
 
-use std::ops::Range;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
-use crate::blob::{BlobError, BlobStore};
-use crate::body::{Body, Source};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry};
+use crate::blob::BlobStore;
 use crate::chain::chain;
 use crate::clock::Clock;
 use crate::config::{Kind, Remote};
@@ -29,6 +27,7 @@ mod fill;
 pub mod flight;
 mod found;
 mod no_room;
+mod open;
 mod pass;
 mod pool;
 mod prove;
@@ -56,7 +55,7 @@ pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 use claims::Claims;
 use counters::Counters;
 use fetch::{Fetcher, Job, Task};
-use flight::{Begun, End, FlightHead, FlightReader, FlightWriter, Flights, Joined};
+use flight::{Begun, End, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
 use no_room::NoRoom;
 use pool::{FetchPool, Urgency};
@@ -299,51 +298,6 @@ impl Cache {
             }
         };
         Ok(Sought::Found(found))
-    }
-
-    /// Opens bytes of a found artifact of length `len`; `range` lies inside it, `None` is all.
-    /// Blocks until the first byte can be read, so that a failure before it can be answered.
-    ///
-    /// # Errors
-    /// [`OpenError`]; after `Gone`, find it again.
-    pub fn open(
-        &self,
-        target: &Target,
-        bytes: Bytes,
-        len: Option<u64>,
-        range: Option<Range<u64>>,
-    ) -> Result<Body, OpenError> {
-        let (from, to) = match (&range, len) {
-            (Some(range), _) => (range.start, Some(range.end)),
-            (None, len) => (0, len),
-        };
-        match bytes.from {
-            From::Store(entry, reading) => {
-                let range = from..to.unwrap_or(entry.size);
-                let body = self.open_blob(target, &bytes.key, &entry, range)?;
-                Ok(match reading {
-                    Some(reading) => body.keeping(reading),
-                    None => body,
-                })
-            }
-            From::Flight(reader, head) => {
-                reader.wait_for(from).map_err(OpenError::Fetch)?;
-                let source: Box<dyn Source> = Box::new(reader.follow(head, from, to));
-                Ok(Body::new(to.map(|to| to - from), source))
-            }
-            From::Passing(passing) => passing.open(from, to).map_err(OpenError::Fetch),
-        }
-    }
-
-    /// Opens a range that the artifact's flight will not reach soon ([`Bytes::is_far_ahead`]) at
-    /// upstream, while the flight goes on; `None` where upstream does not give it.
-    pub fn open_ahead(&self, target: &Target, bytes: &Bytes, range: &Range<u64>) -> Option<Body> {
-        let (From::Flight(_, head), Some(upstream)) = (&bytes.from, target.upstream.as_deref())
-        else {
-            return None;
-        };
-        counters::of(&self.counters.fetches, &bytes.key.remote).inc();
-        pass::part(upstream, &bytes.key.path, head, range.start, Some(range.end))
     }
 
     /// Seeks an artifact again whose opening failed: anew where it was forgotten, at upstream
@@ -613,100 +567,6 @@ impl Cache {
             _ => self.ports.freshness.remaining(key, Mark::Fresh).map(seconds),
         }
     }
-
-    /// What a flight has left behind. Nobody has read it so far, so it may be evicted already;
-    /// then opening it fails, and it is sought anew.
-    fn found_landed(
-        &self,
-        key: ArtifactKey,
-        entry: Entry,
-        outcome: Outcome,
-        ttl_s: Option<i64>,
-    ) -> Found {
-        let reading = self.readers.read(&key);
-        self.found_stored(key, entry, outcome, ttl_s, reading)
-    }
-
-    fn found_stored(
-        &self,
-        key: ArtifactKey,
-        entry: Entry,
-        outcome: Outcome,
-        ttl_s: Option<i64>,
-        reading: Option<Reading>,
-    ) -> Found {
-        let now = self.ports.clock.now();
-        self.uses.record(&key, now, &self.counters.uses_dropped);
-        let about = Representation {
-            len: Some(entry.size),
-            digest: Some(entry.digest),
-            validators: client_validators(&entry.validators, Some(entry.digest)),
-            content_type: entry.content_type.clone(),
-            content_encoding: entry.content_encoding.clone(),
-            age: policy::age(now, &entry),
-        };
-        let bytes = Bytes { key, from: From::Store(Box::new(entry), reading.map(Arc::new)) };
-        Found { met: Met { outcome, about, ttl_s, is_stored: true, is_refresh: false }, bytes }
-    }
-
-    fn found_flying(
-        &self,
-        key: &ArtifactKey,
-        outcome: Outcome,
-        reader: FlightReader,
-        head: Arc<FlightHead>,
-    ) -> Found {
-        let digest = match reader.ended() {
-            Some(End::Stored(entry)) => Some(entry.digest),
-            _ => None,
-        };
-        let about = Representation {
-            len: head.len,
-            digest,
-            validators: client_validators(&head.validators, digest),
-            content_type: head.content_type.clone(),
-            content_encoding: head.content_encoding.clone(),
-            age: self.ports.clock.now().duration_since(head.answered_at).unwrap_or_default(),
-        };
-        let (is_stored, is_refresh) = (head.is_storable, head.is_refresh);
-        let bytes = Bytes { key: key.clone(), from: From::Flight(reader, head) };
-        Found { met: Met { outcome, about, ttl_s: None, is_stored, is_refresh }, bytes }
-    }
-
-    fn open_blob(
-        &self,
-        target: &Target,
-        key: &ArtifactKey,
-        entry: &Entry,
-        range: Range<u64>,
-    ) -> Result<Body, OpenError> {
-        let (blobs, blob, version) = (&self.ports.blobs, &entry.blob, &entry.version);
-        // What another replica can replace is read from the store, which tells whether it did.
-        let is_lasting =
-            target.reach() != Reach::Local && target.class(&key.path) == Class::Immutable;
-        let opened = match is_lasting {
-            true => blobs.open(blob, version, range),
-            false => blobs.open_current(blob, version, range),
-        };
-        opened.map_err(|error| {
-            if !error.is_gone() {
-                self.counters.blob_errors.inc();
-                return OpenError::Store(error);
-            }
-            if target.reach() == Reach::Local {
-                return self.mend(key, entry, error);
-            }
-            self.counters.healed.inc();
-            tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");
-            // The row goes only if it still means that version; then there is nothing to heal.
-            if let Err(error) = self.ports.index.remove(key, entry.generation) {
-                self.counters.index_errors.inc();
-                tracing::warn!(artifact = %key, error = chain(&error), "cannot forget the entry");
-                return OpenError::Store(BlobError::Missing(entry.blob.clone()));
-            }
-            OpenError::Gone
-        })
-    }
 }
 
 /// The digest of the head that names a member, as it is stored now.
@@ -718,17 +578,6 @@ fn stored_head(
     let key = |path| ArtifactKey { remote: remote.name.clone(), path };
     let heads = remote.format.heads_of(member);
     heads.into_iter().find_map(|path| index.get(&key(path)).ok()?).map(|entry| entry.digest)
-}
-
-/// What clients are given to recognise a version by, on the miss and on later hits alike:
-/// upstream's validators, and an ETag made of the digest where upstream sends none.
-fn client_validators(upstream: &Validators, digest: Option<Digest>) -> Validators {
-    let etag = match (&upstream.etag, digest) {
-        (Some(etag), _) => Some(etag.clone()),
-        (None, Some(digest)) => Some(format!("\"sha256:{digest}\"")),
-        (None, None) => None,
-    };
-    Validators { etag, last_modified: upstream.last_modified.clone() }
 }
 
 fn seconds(duration: Duration) -> i64 {

@@ -9,8 +9,9 @@ use std::time::SystemTime;
 
 use super::fetch::{READ_BYTES, RESUMES_MAX};
 use super::flight::FlightHead;
+use super::found::client_validators;
 use super::versions::part_of;
-use super::{CacheError, FetchError, Representation, client_validators};
+use super::{CacheError, FetchError, Representation};
 use crate::artifact::{ArtifactPath, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::chain::chain;

@@ -3,8 +3,9 @@
 //! A fetch or an upload that is under way when a purge comes may store its bytes afterwards;
 //! a purge is about what is stored. Whoever has opened a blob keeps it to the end.
 
+use super::found::client_validators;
 use super::upload::{ChangeError, Precondition};
-use super::{Cache, Reach, Target, client_validators};
+use super::{Cache, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, Entry};
 use crate::chain::chain;
 use crate::coord::Mark;

@@ -9,8 +9,9 @@ use std::io::{ErrorKind, Read};
 use std::time::SystemTime;
 
 use super::claims::Hold;
+use super::found::client_validators;
 use super::steps::Standing;
-use super::{Cache, Loss, Target, client_validators};
+use super::{Cache, Loss, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
