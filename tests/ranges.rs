@@ -55,6 +55,10 @@ fn a_range_behind_the_end_is_416_with_the_size() {
         let answer = server.ask(&Ask::get("/api/files/a").range(range));
         answer.expect_status(416);
         answer.expect_header("content-range", "bytes */1000");
+        // What these say is said of what the answer holds, and that is an error.
+        for of_artifact in ["repr-digest", "x-checksum-sha256", "content-disposition", "etag"] {
+            assert_eq!(answer.header(of_artifact), None, "{of_artifact}");
+        }
     }
 }
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::conditional::{Conditions, Verdict};
 use super::multipart::{Boundary, multipart};
 use super::range::{self, Resolved};
-use super::reply::{Problem, describe};
+use super::reply::{Problem, describe, tell_source};
 use super::seats::Seats;
 use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
@@ -221,14 +221,15 @@ impl Asked {
         let open = |bytes: Bytes, range| cache.open(target, bytes, len, range);
         let reply = match self {
             Self::NotModified => Reply::new(304, Body::unsent(None)),
-            Self::PreconditionFailed => Problem::new(
-                412,
-                "the artifact is not the one that If-Match or If-Unmodified-Since names",
-            )
-            .reply(),
+            Self::PreconditionFailed => {
+                let detail =
+                    "the artifact is not the one that If-Match or If-Unmodified-Since names";
+                return Ok(tell_source(Problem::new(412, detail).reply(), &met));
+            }
             Self::Unsatisfiable(len) => {
                 let problem = Problem::new(416, format!("the artifact has {len} bytes"));
-                problem.reply().header("Content-Range", range::unsatisfied(len))
+                let reply = problem.reply().header("Content-Range", range::unsatisfied(len));
+                return Ok(tell_source(reply, &met));
             }
             Self::Head => typed(Reply::new(200, Body::unsent(len))),
             Self::Whole => typed(Reply::new(200, open(bytes, None)?)),

@@ -54,7 +54,8 @@ impl Problem {
 
 impl From<BadPath> for Problem {
     fn from(why: BadPath) -> Self {
-        Self::new(400, why.to_string())
+        let status = if why == BadPath::TooLong { 414 } else { 400 };
+        Self::new(status, why.to_string())
     }
 }
 
@@ -103,21 +104,27 @@ pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
         .header("Cache-Control", NO_STORE)
 }
 
-/// Adds what every reply about an artifact says of it. 206 and 304 say it as well (RFC 9110,
-/// sections 15.3.7 and 15.4.5).
-pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
-    let about = &met.about;
+/// Adds what every reply says that comes of a found artifact, be it an error.
+pub(super) fn tell_source(reply: Reply, met: &Met) -> Reply {
     let source = match met.outcome {
         Outcome::Hit | Outcome::Stale | Outcome::Revalidated => "cache",
         Outcome::Miss | Outcome::Collapsed | Outcome::Pass => "remote",
     };
-    let mut reply = reply
+    let reply = reply
         .header("X-Artifact-Source", source)
         .header("Cache-Status", cache_status(met))
         .header("Accept-Ranges", "bytes");
-    if source == "cache" {
-        reply = reply.header("Age", about.age.as_secs().to_string());
+    match source {
+        "cache" => reply.header("Age", met.about.age.as_secs().to_string()),
+        _ => reply,
     }
+}
+
+/// Adds what a reply says of an artifact that it gives, in part (RFC 9110, section 15.3.7), or
+/// that the client has already (15.4.5). Of an error it would say that the error is it.
+pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
+    let about = &met.about;
+    let mut reply = tell_source(reply, met);
     if let Some(digest) = about.digest {
         reply = reply
             .header("Repr-Digest", repr_digest(digest))
