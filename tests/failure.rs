@@ -268,6 +268,25 @@ fn a_failing_upstream_leaves_the_stale_copy_in_service() {
 }
 
 #[test]
+fn an_upstream_that_is_silent_holds_no_stale_copy_back() {
+    let (upstream, gate) = (Upstream::start(), Gate::new());
+    upstream.serve("/a", Answer::file(b"one").etag("\"v1\""));
+    // It may be silent for a minute.
+    let server = Setup::files(Remote::at(&upstream).always_revalidated()).start();
+    server.get("/api/files/a").expect(200, b"one");
+    upstream.serve("/a", Answer::file(b"two").etag("\"v2\"").head_held_by(&gate));
+    for _ in 0..3 {
+        let stale = server.ask(&Ask::get("/api/files/a"));
+        stale.expect(200, b"one");
+        assert!(stale.header("cache-status").unwrap_or_default().contains("ttl=-"));
+    }
+    // One fetch, which goes on: nobody has waited for its end.
+    assert_eq!(upstream.count("/a"), 2);
+    gate.open();
+    eventually("the new version has come", || server.get("/api/files/a").body == b"two");
+}
+
+#[test]
 fn a_new_version_that_breaks_off_leaves_the_old_one() {
     let (upstream, old, new) = (Upstream::start(), noise(16, 100_000), noise(13, LARGE));
     upstream.serve("/a", Answer::file(&old).etag("\"v1\""));

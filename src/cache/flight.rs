@@ -80,13 +80,21 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Flight {
+    began: Instant,
     // Guards the state below; what hears of waits may take its own lock while it is held.
     state: Mutex<State>,
     changed: Condvar,
     // Whether a client reads along; never taken back.
     urgent: AtomicBool,
+}
+
+impl Default for Flight {
+    fn default() -> Self {
+        let (state, changed, urgent) = Default::default();
+        Self { began: Instant::now(), state, changed, urgent }
+    }
 }
 
 #[derive(Default)]
@@ -285,6 +293,11 @@ impl FlightReader {
                 None => return Some(Begun::Ended(End::Failed(Arc::new(FetchError::InVain)))),
             };
         }
+    }
+
+    /// When the flight began.
+    pub fn began(&self) -> Instant {
+        self.flight.began
     }
 
     /// Waits until the byte at `offset` can be read, or there is none; a fetch that fails

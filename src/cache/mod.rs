@@ -65,6 +65,9 @@ use uses::Uses;
 
 /// How long a request waits for upstream's answer to begin, queueing included.
 const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
+/// How long a request waits for a flight to begin to answer before it is served the stored copy
+/// that may stand in; the flight goes on, and what it brings is the next ones'.
+const STAND_IN_AFTER: Duration = Duration::from_secs(5);
 /// How long a request waits for a flight whose bytes are all there to be stored, before it
 /// reads along instead.
 const LANDING_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -248,8 +251,15 @@ impl Cache {
                 _ => return Err(CacheError::Absent),
             };
             drop(reading);
+            let may_stand_in = match &task {
+                Task::Revalidate(entry) => self.may_stand_in(target, class, entry),
+                Task::Fetch | Task::Prove(_) => false,
+            };
             if let Some((reader, outcome)) = self.join(target, key, task) {
-                let until = Instant::now() + HEAD_WAIT_MAX;
+                let until = match may_stand_in {
+                    true => reader.began() + STAND_IN_AFTER,
+                    false => Instant::now() + HEAD_WAIT_MAX,
+                };
                 let boarding = Boarding { key: key.clone(), reader, outcome, until, rounds_left };
                 return self.board(target, boarding, patience);
             }
@@ -275,7 +285,9 @@ impl Cache {
         let found = match begun {
             Begun::Head(head) => self.found_flying(&key, outcome, reader, head),
             Begun::TimedOut => {
-                let late = Arc::new(FetchError::Late(HEAD_WAIT_MAX));
+                let late = Arc::new(FetchError::Late(Duration::from_secs(
+                    reader.began().elapsed().as_secs(),
+                )));
                 self.after_failure(target, &key, late)?
             }
             Begun::Ended(End::Confirmed(entry)) => {
@@ -525,11 +537,11 @@ impl Cache {
         if matches!(*why, FetchError::Staging(StagingError::Full { .. })) {
             return self.pass_or_stand_in(target, key);
         }
-        let (now, class) = (self.ports.clock.now(), target.class(&key.path));
+        let class = target.class(&key.path);
         let reading = self.readers.read(key);
-        let stored = self.lookup(key).filter(|entry| {
-            why.is_failure() && policy::may_stand_in(now, &target.remote.lifetimes, class, entry)
-        });
+        let stored = self
+            .lookup(key)
+            .filter(|entry| why.is_failure() && self.may_stand_in(target, class, entry));
         match stored {
             Some(entry) => {
                 tracing::warn!(artifact = %key, error = chain(&*why), "serving a stale copy");
@@ -544,6 +556,10 @@ impl Cache {
             Err(CacheError::Fetch(why)) => self.after_failure(target, key, why),
             passed_or_absent => passed_or_absent,
         }
+    }
+
+    fn may_stand_in(&self, target: &Target, class: Class, entry: &Entry) -> bool {
+        policy::may_stand_in(self.ports.clock.now(), &target.remote.lifetimes, class, entry)
     }
 
     fn stand_in(

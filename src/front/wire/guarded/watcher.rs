@@ -46,7 +46,7 @@ const HEAD_GRACE: Duration = Duration::from_millis(500);
 const LINGER: Duration = Duration::from_secs(2);
 /// How long a connection waits to be called for before its request looks by itself, since it may
 /// have a bound of its own on how long it waits.
-const CALL_AWAITED_MAX: Duration = Duration::from_secs(30);
+const CALL_AWAITED_MAX: Duration = Duration::from_secs(5);
 /// Connections that a stop still takes from each listener's backlog.
 const LAST_ACCEPTS: usize = 1024;
 /// Looks that the watcher takes in a row before it accepts, where no worker takes any.
