@@ -99,6 +99,16 @@ fn a_thousand_files_are_cached_by_one_call_and_each_is_fetched_once() {
 }
 
 #[test]
+fn a_batch_waits_out_the_pause_of_an_upstream_that_has_just_failed() {
+    let (upstream, server) = world(&["a", "b", "c"]);
+    upstream.go_down();
+    eventually("the upstream is left alone", || server.get("/api/files/files/a").status() == 503);
+    upstream.go_up();
+    let answer = cache(&server, &json!({"remote": "files", "paths": ["files/a", "files/b"]}));
+    assert_eq!(counts(&answer), [2, 2, 0, 0, 0], "{answer}");
+}
+
+#[test]
 fn a_dry_run_fetches_nothing_and_a_limit_holds() {
     let (upstream, server) = world(&["a.zip", "b.zip", "c.zip", "d.txt"]);
     let pattern = r"^files/.*\.zip$";

@@ -121,6 +121,20 @@ fn an_upstream_that_keeps_failing_is_left_alone() {
 }
 
 #[test]
+fn a_file_that_is_broken_upstream_blocks_no_other() {
+    let upstream = Upstream::start();
+    upstream.serve("/broken", Answer::status(500));
+    let server = Setup::files(Remote::at(&upstream)).start();
+    for number in 0..10 {
+        let broken = server.get("/api/files/broken");
+        broken.expect_error(if broken.status() == 503 { 503 } else { 502 });
+        let path = format!("/good-{number}");
+        upstream.serve(&path, Answer::file(b"good"));
+        server.get(&format!("/api/files{path}")).expect(200, b"good");
+    }
+}
+
+#[test]
 fn redirects_are_followed_to_their_end() {
     let (upstream, store) = (Upstream::start(), Upstream::start_on(Ipv4Addr::new(127, 0, 0, 2)));
     upstream.serve("/release", Answer::redirect("/moved"));

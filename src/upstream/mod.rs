@@ -267,6 +267,16 @@ impl UpstreamError {
         }
     }
 
+    /// Whether it answered, and the answer may be about the one file: not that it is overloaded
+    /// or was asked too often.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Self::Status { status, .. } => *status >= 500,
+            Self::Protocol { .. } => true,
+            _ => false,
+        }
+    }
+
     /// Whether it was the clock that gave up.
     pub fn is_timeout(&self) -> bool {
         matches!(self, Self::Timeout { .. })

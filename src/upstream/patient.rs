@@ -102,7 +102,7 @@ impl Patient {
         let mut wait = WAIT_FIRST;
         let mut failed = None;
         loop {
-            let pass = match (lane.breaker.enter(self.clock.now()), failed) {
+            let pass = match (lane.breaker.enter(request.path, self.clock.now()), failed) {
                 (Ok(pass), _) => pass,
                 // It opened between our own tries.
                 (Err(_), Some(error)) => return Tried::Failed(error),
@@ -119,7 +119,7 @@ impl Patient {
                 }
                 Err(error) => error,
             };
-            pass.failed(self.clock.now());
+            pass.failed(self.clock.now(), error.is_answer());
             tracing::debug!(host = %lane.host, %error, "upstream failed");
             let asked = error.retry_after();
             let next = asked.unwrap_or_else(|| with_jitter(wait));
