@@ -23,6 +23,9 @@ mod hashing;
 /// much again as it has: small files hold up nobody, and large ones ask seldom.
 const RESERVATION_MIN_BYTES: u64 = 256 << 10;
 const RESERVATION_STEP_BYTES: u64 = 8 << 20;
+/// From this length on the file system is asked whether it has room: a small file is sooner
+/// written than asked about.
+const ASKED_ABOUT_BYTES_MIN: u64 = 1 << 20;
 /// Scratch files end with this; others in the folder are left alone.
 const SUFFIX: &str = ".part";
 
@@ -121,10 +124,17 @@ impl Staging {
     /// Begins a scratch file and reserves room for the announced length.
     ///
     /// # Errors
-    /// [`StagingError::Full`] where the quota does not allow it, or the file system's.
+    /// [`StagingError::Full`] where the quota does not allow it, or the file system has no room
+    /// for all of it, though what others write meanwhile may still take that; or the file
+    /// system's.
     pub fn begin(&self, expect: Expect) -> Result<StagedFile, StagingError> {
+        let len = expect.len.unwrap_or(0);
+        if len >= ASKED_ABOUT_BYTES_MIN && self.free_bytes().is_some_and(|free| free < len) {
+            let (reserved, bytes_max) = (self.reserved_bytes(), self.inner.bytes_max);
+            return Err(StagingError::Full { wanted: len, reserved, bytes_max });
+        }
         let reservation = Reservation { staging: self.clone(), bytes: AtomicU64::new(0) };
-        reservation.grow_to(expect.len.unwrap_or(0))?;
+        reservation.grow_to(len)?;
         let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
         let path = self.inner.folder.join(format!("{number:016x}{SUFFIX}"));
         let file = self.create(&path).map_err(|source| self.io_error(source))?;
@@ -139,6 +149,12 @@ impl Staging {
             expect,
             hashing: Hashing::begin(matches!(expect.checksum, Some(Checksum::Sha512(_)))),
         })
+    }
+
+    /// What the file system has left for us; `None` where it does not say.
+    fn free_bytes(&self) -> Option<u64> {
+        let disk = rustix::fs::statvfs(&self.inner.folder).ok()?;
+        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }
 
     /// Creates a file, in a new folder where somebody took the folder away.

@@ -101,6 +101,18 @@ fn hits_are_served_misses_pass_and_uploads_are_refused() {
 }
 
 #[test]
+fn a_file_that_the_disk_has_no_room_for_is_passed_through_whole() {
+    let (upstream, large) = (Upstream::start(), noise(98, 20 << 20));
+    upstream.serve("/large", Answer::file(&large));
+    let server = Setup::files(Remote::at(&upstream)).disk_bytes(DISK_BYTES).start();
+    for _ in 0..2 {
+        let passed = server.get("/api/files/large");
+        passed.expect(200, &large);
+        passed.expect_header("cache-status", "artifactapi; fwd=bypass");
+    }
+}
+
+#[test]
 fn what_is_purged_goes_and_gives_its_room_back() {
     let full = Full::new(|setup| setup);
     let server = &full.server;
