@@ -114,7 +114,7 @@ pub enum BadPath {
     #[error("the path is empty: ask for /api/<remote>/<path>")]
     Empty,
     /// Longer than [`ARTIFACT_PATH_MAX`].
-    #[error("the path is longer than 4096 bytes")]
+    #[error("the path, with its query, is longer than 4096 bytes")]
     TooLong,
     /// A `%` that two hexadecimal digits do not follow.
     #[error(

@@ -98,7 +98,7 @@ settings! {
         head_bytes_max: usize = "HEAD_BYTES_MAX", "32Ki", Kind::Bytes { min: 1 << 10, max: 1 << 20 },
             "Bytes of a request's head; more is answered 431.";
         url_bytes_max: usize = "URL_BYTES_MAX", "8Ki", Kind::Bytes { min: 256, max: 1 << 20 },
-            "Bytes of a request's target; more is answered 414.";
+            "Bytes of a request's target; more is answered 414, and so is a decoded path of over 4,096 with its query.";
         header_count_max: usize = "HEADER_COUNT_MAX", "100", Kind::Count { min: 8, max: 1000 },
             "Header fields of a request; more is answered 431.";
         body_bytes_max: u64 = "BODY_BYTES_MAX", "10Gi", Kind::Bytes { min: 0, max: 1 << 60 },
@@ -505,7 +505,7 @@ mod tests {
     fn the_documentation_names_every_variable() {
         let table = key::markdown(SETTINGS);
         assert_eq!(table.lines().count(), SETTINGS.len() + 2);
-        let line = "| `URL_BYTES_MAX` | `8Ki` | 256 bytes to 1 MiB | Bytes of a request's target; more is answered 414. |";
+        let line = "| `URL_BYTES_MAX` | `8Ki` | 256 bytes to 1 MiB | Bytes of a request's target; more is answered 414, and so is a decoded path of over 4,096 with its query. |";
         assert!(table.lines().any(|other| other == line), "{table}");
     }
 

@@ -242,7 +242,9 @@ impl App {
         match load_tokens(&self.settings, &self.catalogs.current()) {
             Ok(tokens) => {
                 self.access.replace(tokens);
-                tracing::info!("the tokens were reloaded");
+                if self.settings.tokens_file.is_some() {
+                    tracing::info!("the tokens were reloaded");
+                }
             }
             Err(error) => tracing::error!(
                 error = chain(&error),
