@@ -135,6 +135,16 @@ fn a_file_that_is_broken_upstream_blocks_no_other() {
 }
 
 #[test]
+fn a_redirect_that_leads_back_to_the_server_ends_there() {
+    let upstream = Upstream::start();
+    let server = Setup::files(Remote::at(&upstream)).env("RETRIES_MAX", 0).start();
+    upstream.serve("/a", Answer::redirect(&format!("http://{}/api/files/a", server.addr())));
+    let answer = server.get("/api/files/a");
+    answer.expect_error(502);
+    assert!(String::from_utf8_lossy(&answer.body).contains("508"), "it has not waited for itself");
+}
+
+#[test]
 fn redirects_are_followed_to_their_end() {
     let (upstream, store) = (Upstream::start(), Upstream::start_on(Ipv4Addr::new(127, 0, 0, 2)));
     upstream.serve("/release", Answer::redirect("/moved"));

@@ -18,6 +18,7 @@ use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
 use crate::ops::{Answered, admin, purge, stats};
+use crate::upstream::via;
 
 pub mod access;
 mod artifact;
@@ -115,6 +116,11 @@ impl Front {
     }
 
     fn answer(&self, catalog: &Catalog, head: &RequestHead, body: &mut dyn Read) -> Step {
+        if head.header("via").is_some_and(|via| via::is_own(&via)) {
+            let detail =
+                "this server asks itself: a base_url or a redirect of upstream leads back to it";
+            return Step::Answered(Problem::new(508, detail).reply(), Answered::Refused);
+        }
         let route = Route::of(&head.target);
         if !route.allowed().contains(&head.method.as_str()) {
             let detail = format!(

@@ -17,6 +17,7 @@ use url::Url;
 
 use super::proxy::ProxyEnv;
 use super::redirect::{LEADS_INSIDE, RedirectRules, same_origin};
+use super::via;
 use super::{Part, SetupError, Upstream, UpstreamError, UpstreamReply, UpstreamRequest};
 use crate::artifact::ArtifactPath;
 use crate::clock::Clock;
@@ -122,6 +123,7 @@ impl HttpUpstream {
         fields.insert(header::ACCEPT, HeaderValue::from_static("*/*"));
         // What is stored is what upstream has, not an encoding of it.
         fields.insert(header::ACCEPT_ENCODING, HeaderValue::from_static("identity"));
+        fields.insert(header::VIA, HeaderValue::from_static(via::value()));
         let value = |text: &str| HeaderValue::from_str(text).map_err(|_| unfit("a validator"));
         if let Some(unless) = request.unless {
             if let Some(etag) = &unless.etag {

@@ -25,6 +25,7 @@ pub mod proxy;
 pub mod redirect;
 #[cfg(test)]
 pub mod scripted;
+pub mod via;
 
 use self::http::HttpUpstream;
 use self::patient::{Patient, Pause};

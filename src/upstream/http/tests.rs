@@ -12,6 +12,7 @@ use crate::artifact::{ArtifactPath, Validators};
 use crate::clock::Clock;
 use crate::config::{Origin, Timeouts};
 use crate::upstream::proxy::ProxyEnv;
+use crate::upstream::via;
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
@@ -100,6 +101,7 @@ fn the_request_says_what_is_asked_and_nothing_else() {
             "if-modified-since: sun, 06 nov 1994 08:49:37 gmt",
             "if-none-match: \"1\"",
             &agent,
+            &format!("via: {}", via::value()),
         ]
     );
 }
