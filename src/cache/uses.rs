@@ -22,7 +22,8 @@ type Since = HashMap<ArtifactKey, (u64, SystemTime)>;
 pub(super) struct Uses {
     // Guards the map; nothing else is taken while it is held.
     since: Mutex<Since>,
-    // The other map, empty between two batches; taken before `since`. Both keep their memory:
+    // The other map, empty between two batches. Taken before `since`, and held until the index has
+    // the batch, so that batches follow each other. Both keep their memory, 2.4 MB each when full:
     // growing anew from batch to batch, in the heap of whichever thread comes by, a map leaves
     // holes in all of them.
     spare: Mutex<Since>,

@@ -1,9 +1,11 @@
 //! The index in one SQLite file, `DATA_DIR/index.sqlite`, for the `sqlite3` command too.
 //!
-//! One writer behind a lock and a few readers, which never wait for it (write-ahead log).
+//! One writer behind a lock and a few readers, which never wait for it (write-ahead log). Rows
+//! that are put at the same time share a transaction (`embedded/puts.rs`).
 //! Commits are not synced one by one: after a power failure the last of them may be missing,
-//! which costs refetches; the file stays whole. Uploads ask for more ([`ArtifactIndex::persist`]). What the blobs may have lost by the same
-//! power failure is the affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
+//! which costs refetches; the file stays whole. Uploads ask for more
+//! ([`ArtifactIndex::persist`]). What the blobs may have lost by the same power failure is the
+//! affair of `embedded/doubt.rs`, whose head says why it counts and asks no clock.
 //!
 //! The rows that were looked up last are kept in memory too: a look-up of the file costs more than
 //! all else that judges a hit. They are exact because nobody else writes: other artifactapi

@@ -19,7 +19,7 @@ use rusqlite::{Connection, ErrorCode};
 use super::open::LOG_PAGES_MAX;
 use super::writer::SharedWriter;
 
-/// Rows after whose writing the log is folded back; each takes about four pages of it.
+/// Rows after whose writing the log is folded back; each takes up to four pages of it.
 pub(super) const FOLD_ROWS: usize = 1_024;
 /// Passes beside the writer: each takes what was written during the one before, until that is
 /// at most so many pages. What a quick writer leaves after all of them is for the last pass.

@@ -1,24 +1,28 @@
 //! Rows that are put at about the same time, written in one transaction.
 //!
 //! A transaction of its own costs a row more than everything else that writes it: each brings
-//! the same pages to the log once more, and makes every reader read its pages anew. So who puts
-//! a row while another was put less than [`TOGETHER_EVERY`] ago waits for the rest of that time,
-//! and takes along the rows of all who come meanwhile. A row that comes alone is written at once.
+//! the same pages to the log once more, and makes every reader read its pages anew. So who puts a
+//! new row shortly after others waits a moment, and takes along the rows of all who come
+//! meanwhile. Who puts rows alone does not wait, and neither does who replaces a row: that is a
+//! confirmation by upstream, for which a client may wait.
+//!
+//! Locks are taken in this order: the writer, the line, a row's turn.
 
+use std::collections::VecDeque;
 use std::mem;
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread;
 use std::time::{Duration, Instant};
 
-use rusqlite::{Connection, Transaction, TransactionBehavior, named_params};
+use rusqlite::{Connection, TransactionBehavior, named_params};
 
 use super::super::micros::micros_of;
 use super::writer::Writer;
 use super::{Closed, EmbeddedIndex, open_writer, sql_int, unavailable};
 use crate::artifact::{ArtifactKey, Entry};
+use crate::chain::chain;
 use crate::index::{IndexError, Put};
 
-/// How long lies between two transactions, at least.
+/// How long lies between the beginnings of two transactions, where new rows come together.
 const TOGETHER_EVERY: Duration = Duration::from_millis(1);
 
 const INSERT: &str = "INSERT INTO artifact (remote, path, blob, version, size, sha256,
@@ -41,8 +45,10 @@ const OPERATION: &str = "write a row";
 /// The rows that wait for the next transaction: one at most of each thread that puts.
 #[derive(Debug, Default)]
 pub(super) struct Puts {
-    // Guards single steps; a row's turn is set under it.
+    // Guards single steps.
     line: Mutex<Line>,
+    // Wakes a leader that lets others come.
+    hurry: Condvar,
 }
 
 #[derive(Debug, Default)]
@@ -50,8 +56,24 @@ struct Line {
     waiting: Vec<Arc<Asked>>,
     /// Whether one of those who wait, or whose rows are being written, leads.
     is_led: bool,
+    /// Whether one of those who wait replaces a row.
+    is_urgent: bool,
+    /// Whether somebody came while another led, or rows were taken together, the last time.
+    has_company: bool,
     /// When rows were last taken.
     last: Option<Instant>,
+}
+
+impl Line {
+    /// How long the next transaction may still wait for others.
+    fn rest(&self) -> Duration {
+        match self.last {
+            Some(last) if self.has_company && !self.is_urgent => {
+                TOGETHER_EVERY.saturating_sub(last.elapsed())
+            }
+            _ => Duration::ZERO,
+        }
+    }
 }
 
 /// A row that somebody puts.
@@ -60,6 +82,7 @@ struct Asked {
     key: ArtifactKey,
     entry: Entry,
     replaces: Option<u64>,
+    // Guards single steps.
     turn: Mutex<Turn>,
     called: Condvar,
 }
@@ -76,6 +99,17 @@ enum Turn {
 #[derive(Debug, thiserror::Error)]
 #[error("writing it panicked")]
 struct Panicked;
+
+#[derive(Debug, thiserror::Error)]
+#[error("no transaction can begin: {0}")]
+struct NotBegun(String);
+
+/// Why rows were not written together.
+enum GroupError {
+    Alone,
+    NotBegun(rusqlite::Error),
+    Failed(IndexError),
+}
 
 impl Asked {
     fn call(&self, turn: Turn) {
@@ -97,36 +131,56 @@ impl Puts {
     }
 
     /// Takes a place in the line, and the lead if nobody has it.
-    fn join(&self, asked: &Arc<Asked>) -> Turn {
+    fn join(&self, asked: &Arc<Asked>) -> Option<Lead<'_>> {
         let mut line = self.line();
         line.waiting.push(Arc::clone(asked));
-        if mem::replace(&mut line.is_led, true) { Turn::Wait } else { Turn::Lead }
+        line.is_urgent |= asked.replaces.is_some();
+        if !mem::replace(&mut line.is_led, true) {
+            return Some(Lead { puts: self, own: Arc::clone(asked) });
+        }
+        line.has_company = true;
+        if line.is_urgent {
+            self.hurry.notify_one();
+        }
+        None
     }
 }
 
 /// Who writes the rows that wait; when dropped, one of those who came meanwhile.
-struct Lead<'a>(&'a Puts);
+struct Lead<'a> {
+    puts: &'a Puts,
+    own: Arc<Asked>,
+}
 
 impl Lead<'_> {
-    /// Waits until it is time for another transaction.
+    /// Lets others come, if that is worth a wait.
     fn wait(&self) {
-        let last = self.0.line().last;
-        if let Some(rest) = last.and_then(|last| TOGETHER_EVERY.checked_sub(last.elapsed())) {
-            thread::sleep(rest);
+        let mut line = self.puts.line();
+        loop {
+            let rest = line.rest();
+            if rest.is_zero() {
+                return;
+            }
+            let waited = self.puts.hurry.wait_timeout(line, rest);
+            line = waited.unwrap_or_else(PoisonError::into_inner).0;
         }
     }
 
     /// Takes the rows that wait, the own one among them.
     fn take(&self) -> Taken {
-        let mut line = self.0.line();
+        let mut line = self.puts.line();
         line.last = Some(Instant::now());
-        Taken(mem::take(&mut line.waiting))
+        line.has_company = line.waiting.len() > 1;
+        line.is_urgent = false;
+        Taken(mem::take(&mut line.waiting).into())
     }
 }
 
 impl Drop for Lead<'_> {
     fn drop(&mut self) {
-        let mut line = self.0.line();
+        let mut line = self.puts.line();
+        // It is there only if this thread panicked before it took the rows.
+        line.waiting.retain(|row| !Arc::ptr_eq(row, &self.own));
         match line.waiting.first() {
             Some(next) => next.call(Turn::Lead),
             None => line.is_led = false,
@@ -134,20 +188,24 @@ impl Drop for Lead<'_> {
     }
 }
 
-/// Rows that are being written. Who is not answered before it is dropped learns of a panic.
-struct Taken(Vec<Arc<Asked>>);
+/// Rows that are being written. Who is not answered before it is dropped learns
+/// of a panic.
+struct Taken(VecDeque<Arc<Asked>>);
 
 impl Taken {
-    fn answer(&mut self, mut answer: impl FnMut() -> Result<Put, IndexError>) {
-        for row in self.0.drain(..) {
-            row.call(Turn::End(answer()));
+    /// Answers the rows one after the other.
+    fn answer(&mut self, mut answer: impl FnMut(&Asked) -> Result<Put, IndexError>) {
+        while let Some(row) = self.0.front().cloned() {
+            let answered = answer(&row);
+            self.0.pop_front();
+            row.call(Turn::End(answered));
         }
     }
 }
 
 impl Drop for Taken {
     fn drop(&mut self) {
-        self.answer(|| Err(unavailable(OPERATION)(Panicked)));
+        self.answer(|_| Err(unavailable(OPERATION)(Panicked)));
     }
 }
 
@@ -163,66 +221,73 @@ impl EmbeddedIndex {
         let (key, entry) = (key.clone(), entry.clone());
         let (turn, called) = (Mutex::new(Turn::Wait), Condvar::new());
         let asked = Arc::new(Asked { key, entry, replaces, turn, called });
-        let mut turn = self.puts.join(&asked);
+        let mut lead = self.puts.join(&asked);
         loop {
-            turn = match turn {
-                Turn::Wait => asked.wait(),
+            if let Some(lead) = lead.take() {
+                self.lead(&lead);
+            }
+            match asked.wait() {
                 Turn::End(answer) => return answer,
-                Turn::Lead => {
-                    self.lead(Lead(&self.puts));
-                    asked.wait()
-                }
-            };
+                Turn::Lead => lead = Some(Lead { puts: &self.puts, own: Arc::clone(&asked) }),
+                Turn::Wait => {}
+            }
         }
     }
 
-    fn lead(&self, lead: Lead<'_>) {
+    fn lead(&self, lead: &Lead<'_>) {
         lead.wait();
         let mut writer = self.writer.lock();
         let mut taken = lead.take();
-        match open_writer(&mut writer, OPERATION) {
-            Ok(writer) => self.put_all(writer, &mut taken),
-            Err(_closed) => taken.answer(|| Err(unavailable(OPERATION)(Closed))),
-        }
-    }
-
-    /// Writes rows and answers them: in one transaction, or each in its own if that fails, so
-    /// that what is wrong with one is no other's error.
-    fn put_all(&self, writer: &mut Writer, taken: &mut Taken) {
-        let rows = &taken.0;
-        let together = match rows.len() {
-            1 => None,
-            _ => self.put_in_one(writer, rows).ok(),
+        let Ok(writer) = open_writer(&mut writer, OPERATION) else {
+            return taken.answer(|_| Err(unavailable(OPERATION)(Closed)));
         };
-        let answers = together.map(|puts| puts.into_iter().map(Ok).collect());
-        let answers: Vec<_> = answers.unwrap_or_else(|| {
-            rows.iter()
-                .map(|row| {
+        let rows = taken.0.len();
+        let together =
+            if rows > 1 { self.put_in_one(writer, &taken.0) } else { Err(GroupError::Alone) };
+        match together {
+            Ok(puts) => {
+                let mut puts = puts.into_iter();
+                taken.answer(|_| Ok(puts.next().expect("each row has an answer")));
+            }
+            Err(GroupError::NotBegun(error)) => {
+                let error = error.to_string();
+                taken.answer(|_| Err(unavailable(OPERATION)(NotBegun(error.clone()))));
+            }
+            Err(alone_or_failed) => {
+                if let GroupError::Failed(error) = alone_or_failed {
+                    // What is wrong with one row is no other's error.
+                    tracing::debug!(rows, error = chain(&error), "rows are written one by one");
+                }
+                taken.answer(|row| {
                     writer.last_generation += 1;
-                    self.put_one(&writer.connection, writer.last_generation, row)
-                })
-                .collect()
-        });
-        self.wrote(writer, rows.len());
-        let mut answers = answers.into_iter();
-        for row in rows {
-            self.recent.forget(&row.key);
+                    let put = self.put_one(&writer.connection, writer.last_generation, row);
+                    self.recent.forget(&row.key);
+                    put
+                });
+            }
         }
-        taken.answer(|| answers.next().expect("each row has an answer"));
+        self.wrote(writer, rows);
     }
 
-    fn put_in_one(&self, writer: &mut Writer, rows: &[Arc<Asked>]) -> Result<Vec<Put>, IndexError> {
-        let transaction =
-            Transaction::new_unchecked(&writer.connection, TransactionBehavior::Immediate)
-                .map_err(self.failed(OPERATION))?;
+    fn put_in_one(
+        &self,
+        writer: &mut Writer,
+        rows: &VecDeque<Arc<Asked>>,
+    ) -> Result<Vec<Put>, GroupError> {
+        let Writer { connection, last_generation, .. } = writer;
+        let transaction = connection
+            .transaction_with_behavior(TransactionBehavior::Immediate)
+            .map_err(GroupError::NotBegun)?;
         let puts = rows
             .iter()
             .map(|row| {
-                writer.last_generation += 1;
-                self.put_one(&transaction, writer.last_generation, row)
+                *last_generation += 1;
+                self.put_one(&transaction, *last_generation, row).map_err(GroupError::Failed)
             })
             .collect::<Result<_, _>>()?;
-        transaction.commit().map_err(self.failed(OPERATION))?;
+        let committed = transaction.commit();
+        rows.iter().for_each(|row| self.recent.forget(&row.key));
+        committed.map_err(|error| GroupError::Failed(self.failed(OPERATION)(error)))?;
         Ok(puts)
     }
 

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::path::Path;
+use std::thread;
 
 use super::*;
 use crate::chain::chain;
@@ -102,23 +103,81 @@ fn who_waits_while_the_index_is_closed_learns_of_it() {
     }
 }
 
+fn asked(path: &str, replaces: Option<u64>) -> Arc<Asked> {
+    let (turn, called) = (Mutex::new(Turn::Wait), Condvar::new());
+    Arc::new(Asked { key: key(path), entry: entry(&key(path)), replaces, turn, called })
+}
+
 #[test]
 fn who_waits_for_a_writer_that_panics_learns_of_it() {
-    let (_data_dir, index) = index();
-    let [(key, entry), other] = <[_; 2]>::try_from(rows(&["a", "b"])).unwrap();
-    let (turn, called) = (Mutex::new(Turn::Wait), Condvar::new());
-    let asked = Arc::new(Asked { key, entry, replaces: None, turn, called });
-    assert!(matches!(index.puts.join(&asked), Turn::Lead));
-    let panicked = thread::scope(|scope| {
-        let put = scope.spawn(|| index.put(&other.0, &other.1, None));
-        eventually("all of them wait", || index.puts.line().waiting.len() == 2);
-        let lead = Lead(&index.puts);
-        drop(lead.take());
-        drop(lead);
-        put.join().unwrap().unwrap_err()
+    for has_taken in [true, false] {
+        let (_data_dir, index) = index();
+        let lead = index.puts.join(&asked("a", None)).unwrap();
+        let other = thread::scope(|scope| {
+            let put = scope.spawn(|| index.put(&key("b"), &entry(&key("b")), None));
+            eventually("the other waits", || index.puts.line().waiting.len() == 2);
+            let panicking = scope.spawn(move || {
+                let _taken = has_taken.then(|| lead.take());
+                panic!("as if it wrote");
+            });
+            assert!(panicking.join().is_err());
+            put.join().unwrap()
+        });
+        match has_taken {
+            true => assert_eq!(
+                chain(&other.unwrap_err()),
+                "the index cannot write a row: writing it panicked"
+            ),
+            false => drop(stored(other)),
+        }
+        stored(index.put(&key("c"), &entry(&key("c")), None));
+    }
+}
+
+#[test]
+fn where_no_transaction_can_begin_all_learn_of_it_at_once() {
+    let (data_dir, index) = index();
+    let foreign = Connection::open(data_dir.path().join("index.sqlite")).unwrap();
+    let rows = rows(&["a", "b", "c"]);
+    let puts = put_while_held(&index, &rows, |writer| {
+        writer.as_mut().unwrap().connection.busy_timeout(Duration::ZERO).unwrap();
+        foreign.execute_batch("BEGIN IMMEDIATE").unwrap();
     });
-    assert_eq!(chain(&panicked), "the index cannot write a row: writing it panicked");
-    stored(index.put(&other.0, &other.1, None));
+    for put in puts {
+        let error = chain(&put.unwrap_err());
+        assert!(error.contains("no transaction can begin") && error.contains("locked"), "{error}");
+    }
+    foreign.execute_batch("ROLLBACK").unwrap();
+    stored(index.put(&rows[0].0, &rows[0].1, None));
+}
+
+#[test]
+fn who_puts_alone_does_not_wait_and_who_replaces_a_row_lets_nobody_wait() {
+    let rest = |puts: &Puts| {
+        let mut line = puts.line();
+        // The clock is not what is tested.
+        line.last = line.last.map(|_| Instant::now());
+        line.rest()
+    };
+    let puts = Puts::default();
+    for _ in 0..3 {
+        let lead = puts.join(&asked("alone", None)).unwrap();
+        assert!(rest(&puts).is_zero());
+        lead.take().answer(|_| Ok(Put::Stored(1)));
+    }
+    let lead = puts.join(&asked("a", None)).unwrap();
+    assert!(puts.join(&asked("b", None)).is_none());
+    assert!(!rest(&puts).is_zero());
+    assert!(puts.join(&asked("c", Some(1))).is_none());
+    assert!(rest(&puts).is_zero());
+    lead.take().answer(|_| Ok(Put::Stored(1)));
+    drop(lead);
+    let lead = puts.join(&asked("d", None)).unwrap();
+    assert!(!rest(&puts).is_zero(), "there was company the last time");
+    lead.take().answer(|_| Ok(Put::Stored(1)));
+    drop(lead);
+    let _lead = puts.join(&asked("e", None)).unwrap();
+    assert!(rest(&puts).is_zero());
 }
 
 #[test]
