@@ -130,8 +130,7 @@ impl Staging {
     pub fn begin(&self, expect: Expect) -> Result<StagedFile, StagingError> {
         let len = expect.len.unwrap_or(0);
         if len >= ASKED_ABOUT_BYTES_MIN && self.free_bytes().is_some_and(|free| free < len) {
-            let (reserved, bytes_max) = (self.reserved_bytes(), self.inner.bytes_max);
-            return Err(StagingError::Full { wanted: len, reserved, bytes_max });
+            return Err(self.full(len));
         }
         let reservation = Reservation { staging: self.clone(), bytes: AtomicU64::new(0) };
         reservation.grow_to(len)?;
@@ -181,10 +180,15 @@ impl Staging {
 
     fn io_error(&self, source: io::Error) -> StagingError {
         if is_no_space(&source) {
-            let (reserved, bytes_max) = (self.reserved_bytes(), self.inner.bytes_max);
-            return StagingError::Full { wanted: 1, reserved, bytes_max };
+            return self.full(1);
         }
         StagingError::Io { folder: self.inner.folder.clone(), source }
+    }
+
+    /// The file system has no room for so many more bytes, whatever the quota says.
+    fn full(&self, wanted: u64) -> StagingError {
+        let (reserved, bytes_max) = (self.reserved_bytes(), self.inner.bytes_max);
+        StagingError::Full { wanted, reserved, bytes_max }
     }
 }
 

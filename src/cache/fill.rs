@@ -106,8 +106,7 @@ impl Cache {
         let staging = &self.ports.staging;
         loop {
             // In any case: what is full may be the disk, of which nothing is known.
-            std::thread::sleep(REPORT_INTERVAL);
-            if report(0).is_break() {
+            if pause(REPORT_INTERVAL, report).is_break() {
                 return None;
             }
             if bytes > staging.bytes_max().saturating_sub(staging.reserved_bytes()) {
@@ -221,8 +220,8 @@ enum Due {
 fn pause(length: Duration, report: Reporter<'_>) -> ControlFlow<()> {
     let until = Instant::now() + length;
     while let Some(left) = until.checked_duration_since(Instant::now()) {
-        report(0)?;
         std::thread::sleep(left.min(REPORT_INTERVAL));
+        report(0)?;
     }
     ControlFlow::Continue(())
 }

@@ -86,17 +86,18 @@ impl State {
 
     /// Remembers a path as broken; whether that is news since the upstream answered well.
     fn break_path(&mut self, path: &ArtifactPath, now: SystemTime, is_probe: bool) -> bool {
-        if self.broken(path).is_none() {
+        let known = self.broken.iter().position(|broken| broken.path == *path);
+        let at = known.unwrap_or_else(|| {
             if self.broken.len() == BROKEN_MAX {
                 self.broken.pop_front();
             }
             let (path, circuit) = (path.clone(), Circuit::default());
             self.broken.push_back(Broken { path, circuit, is_counted: false });
-        }
-        self.broken(path).is_some_and(|broken| {
-            broken.circuit.fail(now, is_probe);
-            !mem::replace(&mut broken.is_counted, true)
-        })
+            self.broken.len() - 1
+        });
+        let broken = &mut self.broken[at];
+        broken.circuit.fail(now, is_probe);
+        !mem::replace(&mut broken.is_counted, true)
     }
 }
 

@@ -38,6 +38,13 @@ fn head(file: &File, len: Option<u64>, is_checked: bool) -> FlightHead {
     }
 }
 
+/// The writer of a flight that has a head and no bytes yet.
+fn started() -> FlightWriter {
+    let writer = lead(&Arc::default());
+    writer.start(head(&tempfile::tempfile().unwrap(), None, false));
+    writer
+}
+
 fn begun(reader: &FlightReader) -> Arc<FlightHead> {
     let deadline = soon();
     loop {
@@ -160,10 +167,7 @@ fn who_is_woken_for_others_still_asks_whether_it_waits_in_vain() {
 
 #[test]
 fn who_gathers_is_not_asked_early_and_is_given_what_comes_meanwhile() {
-    let flights = Arc::new(Flights::default());
-    let file = tempfile::tempfile().unwrap();
-    let writer = lead(&flights);
-    writer.start(head(&file, None, false));
+    let writer = started();
     let reader = writer.reader();
     let began = Instant::now();
     let asked = Asked(move |now| {
@@ -210,10 +214,7 @@ fn readers_get_every_byte_though_they_begin_at_other_times_and_places() {
 
 /// What a reader at 0 that gathers for longer than a test takes is given.
 fn gathered(grow: impl FnOnce(&FlightWriter)) -> u64 {
-    let flights = Arc::new(Flights::default());
-    let file = tempfile::tempfile().unwrap();
-    let writer = lead(&flights);
-    writer.start(head(&file, None, false));
+    let writer = started();
     let reader = writer.reader();
     let gather = soon() - Instant::now();
     let waiting = std::thread::spawn(move || {
@@ -235,10 +236,7 @@ fn a_quick_reader_is_woken_by_much_or_by_the_end() {
 
 #[test]
 fn who_does_not_gather_is_woken_by_every_byte() {
-    let flights = Arc::new(Flights::default());
-    let file = tempfile::tempfile().unwrap();
-    let writer = lead(&flights);
-    writer.start(head(&file, None, false));
+    let writer = started();
     let reader = writer.reader();
     let waiting = std::thread::spawn(move || reader.wait_for(0));
     until_it_waits(&writer, &waiting, |state| state.awaited == Some(1));

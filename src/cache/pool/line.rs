@@ -53,11 +53,7 @@ pub(super) struct Line {
     batch: VecDeque<Job>,
     // Clients' fetches that wait, due or held back.
     waiting: usize,
-    // Those that are held back.
-    held: usize,
     running: usize,
-    // Threads of the hosts' shares together.
-    taken: usize,
     // Threads that run a batch's fetch, or rest from one.
     batch_threads: usize,
 }
@@ -93,9 +89,7 @@ impl Line {
             due: VecDeque::new(),
             batch: VecDeque::new(),
             waiting: 0,
-            held: 0,
             running: 0,
-            taken: 0,
             batch_threads: 0,
         }
     }
@@ -112,20 +106,24 @@ impl Line {
         }
     }
 
+    /// Threads that are in no host's share.
+    fn free(&self) -> usize {
+        self.bounds.threads - self.running - self.due.len()
+    }
+
     fn push_client(&mut self, job: Job) -> Option<Job> {
+        let free = self.free();
         let usage = usage_of(&mut self.hosts, &job.remote);
         if !may_take(usage.waiting, self.bounds.waiting - self.waiting) {
             return Some(job);
         }
         self.waiting += 1;
         usage.waiting += 1;
-        if may_take(usage.threads, self.bounds.threads - self.taken) {
+        if may_take(usage.threads, free) {
             usage.threads += 1;
-            self.taken += 1;
             self.due.push_back(job);
         } else {
             usage.held.push_back(job);
-            self.held += 1;
         }
         None
     }
@@ -166,7 +164,6 @@ impl Line {
             None if takes == Takes::Any => {
                 let job = self.next_batch().and_then(|at| self.batch.remove(at))?;
                 usage_of(&mut self.hosts, &job.remote).threads += 1;
-                self.taken += 1;
                 self.batch_threads += 1;
                 (job, Urgency::Batch)
             }
@@ -179,23 +176,21 @@ impl Line {
     /// A fetch of this remote has ended, and its thread is free.
     pub(super) fn ended(&mut self, remote: &Remote) {
         self.running -= 1;
-        self.taken -= 1;
         usage_of(&mut self.hosts, remote).threads -= 1;
-        while self.held > 0 && self.release_one() {}
+        // What waits and is not due is held back.
+        while self.waiting > self.due.len() && self.release_one() {}
     }
 
     /// Lets one fetch that was held back begin, of the host that has the fewest threads; says
     /// whether there was one that may.
     fn release_one(&mut self) -> bool {
-        let free = self.bounds.threads - self.taken;
+        let free = self.free();
         let holding = self.hosts.values_mut().filter(|usage| !usage.held.is_empty());
         let Some(usage) = holding.min_by_key(|usage| usage.threads) else { return false };
         if !may_take(usage.threads, free) {
             return false;
         }
         usage.threads += 1;
-        self.taken += 1;
-        self.held -= 1;
         self.due.extend(usage.held.pop_front());
         true
     }
@@ -232,7 +227,7 @@ impl Line {
         {
             return None;
         }
-        let free = self.bounds.threads - self.taken;
+        let free = self.free();
         let has = |job: &Job| self.hosts.get(host_of(&job.remote)).map_or(0, |usage| usage.threads);
         self.batch.iter().position(|job| may_take(has(job), free))
     }

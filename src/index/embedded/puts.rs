@@ -83,14 +83,13 @@ struct Asked {
     entry: Entry,
     replaces: Option<u64>,
     // Guards single steps.
-    turn: Mutex<Turn>,
+    turn: Mutex<Option<Turn>>,
     called: Condvar,
 }
 
-/// What who puts a row is to do.
+/// What who puts a row is called for.
 #[derive(Debug)]
 enum Turn {
-    Wait,
     /// Write the rows that wait, the own one among them.
     Lead,
     End(Result<Put, IndexError>),
@@ -106,22 +105,24 @@ struct NotBegun(String);
 
 /// Why rows were not written together.
 enum GroupError {
-    Alone,
     NotBegun(rusqlite::Error),
     Failed(IndexError),
 }
 
 impl Asked {
     fn call(&self, turn: Turn) {
-        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = turn;
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = Some(turn);
         self.called.notify_one();
     }
 
     fn wait(&self) -> Turn {
-        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let waits = |turn: &mut Turn| matches!(turn, Turn::Wait);
-        let called = self.called.wait_while(turn, waits);
-        mem::replace(&mut *called.unwrap_or_else(PoisonError::into_inner), Turn::Wait)
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            match turn.take() {
+                Some(called) => return called,
+                None => turn = self.called.wait(turn).unwrap_or_else(PoisonError::into_inner),
+            }
+        }
     }
 }
 
@@ -219,7 +220,7 @@ impl EmbeddedIndex {
         replaces: Option<u64>,
     ) -> Result<Put, IndexError> {
         let (key, entry) = (key.clone(), entry.clone());
-        let (turn, called) = (Mutex::new(Turn::Wait), Condvar::new());
+        let (turn, called) = Default::default();
         let asked = Arc::new(Asked { key, entry, replaces, turn, called });
         let mut lead = self.puts.join(&asked);
         loop {
@@ -229,7 +230,6 @@ impl EmbeddedIndex {
             match asked.wait() {
                 Turn::End(answer) => return answer,
                 Turn::Lead => lead = Some(Lead { puts: &self.puts, own: Arc::clone(&asked) }),
-                Turn::Wait => {}
             }
         }
     }
@@ -242,19 +242,17 @@ impl EmbeddedIndex {
             return taken.answer(|_| Err(unavailable(OPERATION)(Closed)));
         };
         let rows = taken.0.len();
-        let together =
-            if rows > 1 { self.put_in_one(writer, &taken.0) } else { Err(GroupError::Alone) };
-        match together {
-            Ok(puts) => {
+        match (rows > 1).then(|| self.put_in_one(writer, &taken.0)) {
+            Some(Ok(puts)) => {
                 let mut puts = puts.into_iter();
                 taken.answer(|_| Ok(puts.next().expect("each row has an answer")));
             }
-            Err(GroupError::NotBegun(error)) => {
+            Some(Err(GroupError::NotBegun(error))) => {
                 let error = error.to_string();
                 taken.answer(|_| Err(unavailable(OPERATION)(NotBegun(error.clone()))));
             }
-            Err(alone_or_failed) => {
-                if let GroupError::Failed(error) = alone_or_failed {
+            alone_or_failed => {
+                if let Some(Err(GroupError::Failed(error))) = alone_or_failed {
                     // What is wrong with one row is no other's error.
                     tracing::debug!(rows, error = chain(&error), "rows are written one by one");
                 }

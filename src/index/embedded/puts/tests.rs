@@ -104,7 +104,7 @@ fn who_waits_while_the_index_is_closed_learns_of_it() {
 }
 
 fn asked(path: &str, replaces: Option<u64>) -> Arc<Asked> {
-    let (turn, called) = (Mutex::new(Turn::Wait), Condvar::new());
+    let (turn, called) = Default::default();
     Arc::new(Asked { key: key(path), entry: entry(&key(path)), replaces, turn, called })
 }
 
