@@ -159,3 +159,20 @@ fn apt_escapes_lead_to_the_file() {
     let server = Setup::new().remote("repo", Remote::at(&upstream).package("deb")).start();
     assert_eq!(get(&server, "/pool/main/g/g%2b%2b/g%2b%2b_1%253a2%7erc1_amd64.deb"), "package");
 }
+
+/// apt sends the `./` of sources.list and of `Filename: ./x.deb` as it is written there.
+#[test]
+fn a_flat_debian_repository_is_one_with_its_dot_segments_and_without() {
+    let upstream = Upstream::start();
+    for path in ["/InRelease", "/Packages.xz", "/tool_1.0_amd64.deb"] {
+        publish(&upstream, path, path);
+    }
+    let remote = Remote::at(&upstream).package("deb").include(&["^tool_[^/]*\\.deb$"]);
+    let server = Setup::new().remote("repo", remote).start();
+    for path in ["/InRelease", "/Packages.xz", "/tool_1.0_amd64.deb"] {
+        assert_eq!(get(&server, &format!("/.{path}")), path);
+        assert_eq!(get(&server, path), path);
+        assert_eq!(upstream.count(path), 1);
+    }
+    server.get("/api/repo/./../tool_1.0_amd64.deb").expect_error(400);
+}

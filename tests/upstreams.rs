@@ -159,6 +159,28 @@ fn redirects_are_followed_to_their_end() {
     assert_eq!((upstream.total(), store.total()), (2, 1));
 }
 
+/// Its listing is not a file that could be kept for ever, and its links are relative.
+#[test]
+fn a_folder_without_its_slash_leads_to_the_folder() {
+    let upstream = Upstream::start();
+    upstream.serve("/pub/a", Answer::redirect(&format!("{}/pub/a/", upstream.url())));
+    upstream.serve("/pub/a/", Answer::file(b"<a href=b>"));
+    upstream.serve("/x:%20y?q=1", Answer::redirect("/x:%20y/"));
+    let server = Setup::files(Remote::at(&upstream)).start();
+    for _ in 0..2 {
+        let answer = server.get("/api/files/pub/a");
+        answer.expect_error(301);
+        answer.expect_header("location", "./a/");
+    }
+    assert_eq!((upstream.count("/pub/a"), upstream.count("/pub/a/")), (2, 0));
+    assert_eq!(server.blob_files().len(), 0);
+    server.get("/api/files/pub/a/").expect(200, b"<a href=b>");
+    let answer = server.get("/api/files/x:%20y?q=1");
+    answer.expect_error(301);
+    answer.expect_header("location", "./x:%20y/?q=1");
+    assert_eq!(server.metric("artifactapi_fetch_failures_total{remote=\"files\"}"), 0.0);
+}
+
 #[test]
 fn ten_redirects_are_followed_and_no_more() {
     let upstream = Upstream::start();

@@ -13,6 +13,9 @@ pub enum CacheError {
     /// There is no such artifact.
     #[error("there is no such artifact")]
     Absent,
+    /// It is a folder, which has another path.
+    #[error("it is a folder: ask for its path with a '/' at its end")]
+    Folder,
     /// It is not stored, and upstream must not be asked.
     #[error("the artifact is not cached and the remote is offline")]
     Offline,

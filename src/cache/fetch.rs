@@ -161,6 +161,10 @@ impl Fetcher {
                 log_fetch(&fetch, "absent", 0, head_ms, began);
                 Ok(End::Absent)
             }
+            UpstreamReply::Folder => {
+                log_fetch(&fetch, "folder", 0, head_ms, began);
+                Ok(End::Folder)
+            }
             UpstreamReply::NotModified(head) => {
                 let Some(stored) = fetch.stored.take() else {
                     return Err(FetchError::Upstream(UpstreamError::Protocol {

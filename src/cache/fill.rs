@@ -158,6 +158,7 @@ impl Cache {
                 }
                 Some(End::Unstored) => return Ok(Tried::Ended(Filled::Unstored)),
                 Some(End::Absent) => return Err(CacheError::Absent),
+                Some(End::Folder) => return Err(CacheError::Folder),
                 Some(End::Failed(why)) => match *why {
                     FetchError::Abandoned => {}
                     FetchError::Staging(StagingError::Full { wanted, .. }) => {

@@ -156,6 +156,8 @@ pub enum End {
     Already(Entry),
     /// Upstream has no such file.
     Absent,
+    /// Upstream has a folder of that name.
+    Folder,
     /// It failed.
     Failed(Arc<FetchError>),
 }

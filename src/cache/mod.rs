@@ -300,6 +300,7 @@ impl Cache {
                 self.found_landed(key, entry, Outcome::Hit, left)
             }
             Begun::Ended(End::Absent) => return Err(CacheError::Absent),
+            Begun::Ended(End::Folder) => return Err(CacheError::Folder),
             Begun::Ended(End::Failed(why)) if !matches!(*why, FetchError::Abandoned) => {
                 self.after_failure(target, &key, why)?
             }
@@ -369,7 +370,7 @@ impl Cache {
                 found.met.is_stored = false;
                 Ok(found)
             }
-            End::Confirmed(_) | End::Already(_) | End::Absent => Ok(found),
+            End::Confirmed(_) | End::Already(_) | End::Absent | End::Folder => Ok(found),
         }
     }
 

@@ -45,6 +45,7 @@ pub(super) fn start(
     let request = UpstreamRequest { path, unless: None, part: None };
     match upstream.get(&request).map_err(failed)? {
         UpstreamReply::Absent => Err(CacheError::Absent),
+        UpstreamReply::Folder => Err(CacheError::Folder),
         UpstreamReply::NotModified(_) => Err(failed(UpstreamError::Protocol {
             host: "upstream".to_owned(),
             reason: "a 304 to a request without conditions".to_owned(),

@@ -33,7 +33,7 @@ pub(super) fn part_of(
                 && is_same_version(&head.validators, validators);
             is_it.then_some(body)
         }
-        UpstreamReply::NotModified(_) | UpstreamReply::Absent => None,
+        UpstreamReply::NotModified(_) | UpstreamReply::Absent | UpstreamReply::Folder => None,
     })
 }
 

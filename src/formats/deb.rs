@@ -5,6 +5,8 @@
 //! suite with its checksum. It does not know the images of the installer: those are heads like
 //! everything unknown, and need an include pattern.
 
+use std::borrow::Cow;
+
 use super::{Class, PackageFormat, folder, in_folder, last_segment};
 use crate::artifact::{ArtifactPath, Checksum};
 
@@ -206,6 +208,17 @@ impl PackageFormat for Deb {
         }
     }
 
+    /// Without its `.` segments. apt joins URLs without resolving them (RFC 3986, section
+    /// 5.2.4): of a flat repository it asks for `./InRelease`, where sources.list says `./`,
+    /// and for `./x_1.deb`, where `Packages` says so, as dpkg-scanpackages writes it.
+    fn meant<'a>(&self, sent: &'a str) -> Cow<'a, str> {
+        let is_dot = |segment: &&str| segment.strip_suffix('/') == Some(".");
+        if !sent.split_inclusive('/').any(|segment| is_dot(&segment)) {
+            return Cow::Borrowed(sent);
+        }
+        sent.split_inclusive('/').filter(|segment| !is_dot(segment)).collect()
+    }
+
     /// SHA-256 and SHA-512 only; a name that is an MD5 or a SHA-1 is immutable and not verified.
     fn digest_in(&self, path: &ArtifactPath) -> Option<Checksum> {
         match kind(path) {
@@ -375,6 +388,22 @@ mod tests {
         check("Release.gpg", &["Release"]);
         check("dists/bookworm/InRelease", &[]);
         check("pool/main/h/hello/hello_2.10-3_amd64.deb", &[]);
+    }
+
+    #[test]
+    fn what_apt_sends_of_a_flat_repository_means_the_plain_path() {
+        let check = |sent: &str, meant: &str| assert_eq!(Deb.meant(sent), meant, "{sent}");
+        check("./InRelease", "InRelease");
+        check("x86_64/./tool_1.0_amd64.deb", "x86_64/tool_1.0_amd64.deb");
+        check("././a/././b", "a/b");
+        check("./", "");
+        check("pool/a%20b/x_1.deb", "pool/a%20b/x_1.deb");
+        check(".a/b./.../", ".a/b./.../");
+        // No client sends these: they stay, and are refused.
+        check("a/.", "a/.");
+        check("a/%2e/b", "a/%2e/b");
+        check("./../b", "../b");
+        check(".//b", "/b");
     }
 
     #[test]

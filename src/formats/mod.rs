@@ -3,6 +3,7 @@
 //! A format answers questions about paths; it does no I/O and never handles a request. A new
 //! format is one file here and one line in [`FORMATS`].
 
+use std::borrow::Cow;
 use std::fmt::{self, Debug};
 
 use crate::artifact::{ArtifactPath, Checksum};
@@ -59,6 +60,12 @@ pub trait PackageFormat: Debug + Send + Sync {
     /// whose path is so long that no head fits beside it within
     /// [`ARTIFACT_PATH_MAX`](crate::artifact::ARTIFACT_PATH_MAX) has none.
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath>;
+
+    /// The path that a client of the format means by what it sends, still encoded: as it is,
+    /// but where such clients are known to write one file's path in several ways.
+    fn meant<'a>(&self, sent: &'a str) -> Cow<'a, str> {
+        Cow::Borrowed(sent)
+    }
 
     /// The checksum that the name itself carries, if it is one that proves something.
     fn digest_in(&self, path: &ArtifactPath) -> Option<Checksum>;

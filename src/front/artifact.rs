@@ -74,7 +74,7 @@ impl Search {
                     let awaited = boarding.awaited();
                     return self.waits(At::Boarding(boarding), awaited);
                 }
-                Err(error) => return failure(&error),
+                Err(error) => return self.failure(&error),
             };
             let found = match needs_landing(head, &found) {
                 false => found,
@@ -82,7 +82,7 @@ impl Search {
                     Some(awaited) => return self.waits(At::Found(found), awaited),
                     None => match self.cache.settle(&self.target, found) {
                         Ok(settled) => settled,
-                        Err(error) => return failure(&error),
+                        Err(error) => return self.failure(&error),
                     },
                 },
             };
@@ -103,7 +103,19 @@ impl Search {
                 }
             }
         }
-        failure(&CacheError::Unsettled)
+        self.failure(&CacheError::Unsettled)
+    }
+
+    fn failure(&self, error: &CacheError) -> Progress {
+        let reply = Problem::from(error).reply();
+        let (reply, answered) = match error {
+            CacheError::Folder => {
+                (reply.header("Location", folder_beside(&self.path)), Answered::Absent)
+            }
+            CacheError::Absent | CacheError::Offline => (reply, Answered::Absent),
+            _ => (reply, Answered::Failed),
+        };
+        Progress::Answered(reply, answered)
     }
 
     fn find(&mut self, patience: Duration) -> Result<Sought, CacheError> {
@@ -149,12 +161,15 @@ fn wants_digest(head: &RequestHead) -> bool {
     })
 }
 
-fn failure(error: &CacheError) -> Progress {
-    let answered = match error {
-        CacheError::Absent | CacheError::Offline => Answered::Absent,
-        _ => Answered::Failed,
-    };
-    Progress::Answered(Problem::from(error).reply(), answered)
+/// Where a folder is for who asked for it as for a file: a relative reference (RFC 3986, section
+/// 4.2), which is right behind a reverse proxy too that serves us below a path of its own.
+fn folder_beside(path: &ArtifactPath) -> String {
+    let sent = path.upstream_form();
+    let (path, query) = sent.split_once('?').map_or((sent.as_str(), None), |(p, q)| (p, Some(q)));
+    let name = path.rsplit('/').next().unwrap_or(path);
+    let query = query.map(|query| format!("?{query}")).unwrap_or_default();
+    // A name with a colon would be taken for a scheme.
+    format!("./{name}/{query}")
 }
 
 /// What a request asks for, held against what was found.

@@ -289,7 +289,8 @@ fn asked_artifact<'a>(
     query: Option<&str>,
 ) -> Result<(&'a Arc<Target>, ArtifactPath), Problem> {
     let target = target.ok_or_else(|| unknown_remote(remote))?;
-    Ok((target, ArtifactPath::from_request(path, query)?))
+    let path = target.remote.format.meant(path);
+    Ok((target, ArtifactPath::from_request(&path, query)?))
 }
 
 fn check_patterns(target: &Target, path: &ArtifactPath) -> Result<(), Problem> {

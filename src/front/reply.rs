@@ -64,6 +64,7 @@ impl From<&CacheError> for Problem {
         let detail = error.to_string();
         match error {
             CacheError::Absent | CacheError::Offline => Self::new(404, detail),
+            CacheError::Folder => Self::new(301, detail),
             // Trying again does not bring them back.
             CacheError::Lost(_) => Self::new(500, detail),
             CacheError::Store(_) | CacheError::Unsettled => {

@@ -234,7 +234,8 @@ impl HttpUpstream {
 
 impl Upstream for HttpUpstream {
     fn get(&self, request: &UpstreamRequest<'_>) -> Result<UpstreamReply, UpstreamError> {
-        let mut url = url_of(&self.base, request.path)?;
+        let asked = url_of(&self.base, request.path)?;
+        let mut url = asked.clone();
         let mut hop = Hop::Home;
         let mut led_by = host_of(&url);
         for _ in 0..=self.redirects_max {
@@ -250,6 +251,10 @@ impl Upstream for HttpUpstream {
                 reason: reason.to_owned(),
             };
             let next = self.rules.next(&url, &location).map_err(refused)?;
+            if next.path().strip_suffix('/') == Some(asked.path()) {
+                body::drain(unlimited(body));
+                return Ok(UpstreamReply::Folder);
+            }
             // Credentials that have left home once don't come back: whoever is there now
             // chose what they would be sent to.
             if hop == Hop::Onward || !same_origin(&next, &self.base) {

@@ -154,6 +154,8 @@ pub enum UpstreamReply {
     NotModified(UpstreamHead),
     /// There is no such file (404 or 410).
     Absent,
+    /// The path is a folder's: upstream leads to the same path with a `/` at its end.
+    Folder,
 }
 
 impl Debug for UpstreamReply {
@@ -162,6 +164,7 @@ impl Debug for UpstreamReply {
             Self::Found(head, _) => f.debug_tuple("Found").field(head).finish_non_exhaustive(),
             Self::NotModified(head) => f.debug_tuple("NotModified").field(head).finish(),
             Self::Absent => f.write_str("Absent"),
+            Self::Folder => f.write_str("Folder"),
         }
     }
 }

@@ -71,7 +71,7 @@ impl Survey<'_> {
                 }
                 Ok(Asked::Given(head, body))
             }
-            Ok(UpstreamReply::Absent | UpstreamReply::NotModified(_)) => {
+            Ok(UpstreamReply::Absent | UpstreamReply::Folder | UpstreamReply::NotModified(_)) => {
                 Ok(Asked::Withheld("upstream has none (404)".to_owned()))
             }
             Err(source) => {
