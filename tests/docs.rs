@@ -3,6 +3,7 @@
 //! `UPDATE_DOCS=1 scripts/test --test main docs` writes them anew.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use artifactapi::blob::Tiers;
 use artifactapi::cache::counters::{self, Counters};
@@ -42,10 +43,13 @@ fn metrics() -> String {
     for family in by_remote {
         counters::of(family, &remote).inc();
     }
+    counters.upstream_head.observe(&remote, Duration::ZERO);
     tiers.of("memory").hits.inc();
     let metrics = Metrics::new(&counters, &tiers);
     metrics.count("alpine", Answered::Own, 1);
     metrics.count_refusal(400);
+    metrics.set_failing([(&remote, 0)].into_iter());
+    metrics.set_config_refused("remotes", false);
     metrics.set_usage(&BTreeMap::from([(remote, Usage::default())]));
     let text = metrics.render(Now::default());
     let mut table = "| metric | what |\n|---|---|\n".to_owned();

@@ -62,9 +62,12 @@ fn a_broken_file_is_reported_and_the_old_one_stays() {
     std::fs::remove_file(server.config_path()).expect("the file can be removed");
     server.signal(Signal::HUP);
     server.get("/api/old/a").expect(200, b"bytes");
+    let is_refused = || server.metric("artifactapi_config_refused{file=\"remotes\"}") == 1.0;
+    eventually("the file is told to be refused", is_refused);
     server.rewrite_config(&remotes_yaml(&[("new", Remote::at(&upstream))]));
     server.signal(Signal::HUP);
     eventually("the mended file is in force", || server.get("/api/new/a").status() == 200);
+    eventually("nothing is refused any more", || !is_refused());
 }
 
 #[test]

@@ -121,6 +121,30 @@ fn an_upstream_that_keeps_failing_is_left_alone() {
 }
 
 #[test]
+fn metrics_tell_of_an_upstream_that_keeps_failing() {
+    let upstream = Upstream::start();
+    upstream.serve("/down", Answer::closed());
+    upstream.serve("/up", Answer::file(b"bytes"));
+    let server = Setup::files(Remote::at(&upstream)).env("RETRIES_MAX", 0).start();
+    let failing = || server.metric("artifactapi_upstreams_failing{remote=\"files\"}");
+    server.get("/api/files/up").expect(200, b"bytes");
+    assert_eq!(failing(), 0.0);
+    let is_left_alone = || server.get("/api/files/down?x").status() == 503;
+    for number in 0..5 {
+        let path = format!("/down?{number}");
+        upstream.serve(&path, Answer::closed());
+        server.get(&format!("/api/files{path}")).expect_error(502);
+    }
+    assert!(is_left_alone());
+    assert_eq!(failing(), 1.0);
+    upstream.serve("/later", Answer::file(b"bytes"));
+    eventually("it is asked again", || server.get("/api/files/later").status() == 200);
+    assert_eq!(failing(), 0.0);
+    let asked = server.metric("artifactapi_upstream_head_seconds_count{remote=\"files\"}");
+    assert_eq!(asked, 2.0, "those that answered");
+}
+
+#[test]
 fn a_file_that_is_broken_upstream_blocks_no_other() {
     let upstream = Upstream::start();
     upstream.serve("/broken", Answer::status(500));

@@ -1,12 +1,36 @@
 //! What the cache counts; `ops::metrics` gives the counters their names and prints them.
 
+use std::time::Duration;
+
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::histogram::Histogram;
 
 use crate::artifact::RemoteName;
 
 /// Labels of what is counted per remote. Remotes are configured, so they are bounded.
 pub type ByRemote = Family<Vec<(&'static str, String)>, Counter>;
+
+/// Bounds of waits for an upstream in seconds: one next door, and one that runs into its timeout.
+const WAITS: [f64; 10] = [0.005, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0];
+
+/// Waits for upstreams, by remote.
+#[derive(Debug, Clone)]
+pub struct Waits(pub Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>);
+
+impl Default for Waits {
+    fn default() -> Self {
+        Self(Family::new_with_constructor(|| Histogram::new(WAITS)))
+    }
+}
+
+impl Waits {
+    /// Counts one of a remote.
+    pub fn observe(&self, remote: &RemoteName, wait: Duration) {
+        let histogram = self.0.get_or_create_owned(&vec![("remote", remote.to_string())]);
+        histogram.observe(wait.as_secs_f64());
+    }
+}
 
 /// The counters of one cache.
 #[derive(Debug, Default)]
@@ -15,6 +39,8 @@ pub struct Counters {
     pub fetches: ByRemote,
     /// Fetches that failed, by remote.
     pub fetch_failures: ByRemote,
+    /// How long an upstream that answered took to do so, tries and redirects included, by remote.
+    pub upstream_head: Waits,
     /// Bytes that came from upstream, by remote.
     pub fetched_bytes: ByRemote,
     /// Bodies that were cut and went on with a Range request.

@@ -155,6 +155,7 @@ impl Fetcher {
             (reply, _) => reply,
         };
         let head_ms = began.elapsed().as_millis() as u64;
+        self.counters.upstream_head.observe(&fetch.key.remote, began.elapsed());
         match reply {
             UpstreamReply::Absent => {
                 self.mark_absent(&fetch);

@@ -274,6 +274,12 @@ impl Front {
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
         };
         self.metrics.set_usage(&self.cache.space().usage());
+        let catalog = self.catalogs.current();
+        let upstreams = catalog.targets.values().filter_map(|target| {
+            let upstream = target.upstream.as_ref()?;
+            Some((&target.remote.name, upstream.failing()))
+        });
+        self.metrics.set_failing(upstreams);
         let text = self.metrics.render(now);
         Reply::new(200, Body::from_bytes(text))
             .header("Content-Type", metrics::CONTENT_TYPE)

@@ -29,6 +29,8 @@ pub struct Metrics {
     gauges: Gauges,
     cache_bytes: ByRemoteNow,
     cache_artifacts: ByRemoteNow,
+    upstreams_failing: ByRemoteNow,
+    config_refused: Family<Vec<(&'static str, &'static str)>, Gauge>,
 }
 
 /// What is measured at the moment of asking.
@@ -90,6 +92,12 @@ impl Metrics {
             Unit::Bytes,
             c.fetched_bytes.clone(),
         );
+        registry.register_with_unit(
+            "upstream_head",
+            "Waits for the head of upstream's answer, tries again and redirects included, by remote",
+            Unit::Seconds,
+            c.upstream_head.0.clone(),
+        );
         for (name, help, family) in [
             ("evicted", "Artifacts taken out to keep a bound, by remote", &c.evicted),
             ("without_room", "Whole bodies that found no room, by remote", &c.without_room),
@@ -109,6 +117,18 @@ impl Metrics {
         ] {
             registry.register(name, help, family.clone());
         }
+        let upstreams_failing = ByRemoteNow::default();
+        registry.register(
+            "upstreams_failing",
+            "Base URLs that keep failing and are asked only now and then, by remote",
+            upstreams_failing.clone(),
+        );
+        let config_refused = Family::default();
+        registry.register(
+            "config_refused",
+            "1 if the newest version of the file cannot be used, and the one before is in force",
+            config_refused.clone(),
+        );
         for (name, help, counter) in [
             ("fetches_resumed", "Cut bodies that went on with a Range request", &c.resumed),
             ("unstored", "Whole bodies that were not stored", &c.unstored),
@@ -148,6 +168,8 @@ impl Metrics {
             gauges,
             cache_bytes,
             cache_artifacts,
+            upstreams_failing,
+            config_refused,
         }
     }
 
@@ -190,6 +212,22 @@ impl Metrics {
             set(&self.cache_bytes, remote, usage.bytes);
             set(&self.cache_artifacts, remote, usage.artifacts);
         }
+    }
+
+    /// Puts how many base URLs keep failing, by remote, in place of what was put there before.
+    pub fn set_failing<'a>(&self, failing: impl Iterator<Item = (&'a RemoteName, usize)>) {
+        // A remote that is not configured any more is not shown.
+        self.upstreams_failing.clear();
+        for (remote, count) in failing {
+            let gauge =
+                self.upstreams_failing.get_or_create_owned(&vec![("remote", remote.to_string())]);
+            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
+        }
+    }
+
+    /// Says whether the newest version of a configuration file could be used.
+    pub fn set_config_refused(&self, file: &'static str, is_refused: bool) {
+        self.config_refused.get_or_create(&vec![("file", file)]).set(i64::from(is_refused));
     }
 
     /// The text for a scrape.

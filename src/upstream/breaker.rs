@@ -135,6 +135,11 @@ impl Breaker {
         Ok(pass)
     }
 
+    /// Whether the upstream kept failing, and has not answered since.
+    pub fn is_open(&self) -> bool {
+        self.lock().upstream.open.is_some()
+    }
+
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().expect("nothing can panic while it holds a breaker")
     }

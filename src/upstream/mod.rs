@@ -121,6 +121,11 @@ pub trait Upstream: Debug + Send + Sync {
     /// # Errors
     /// [`UpstreamError`]; nothing of a body was given then.
     fn get(&self, request: &UpstreamRequest<'_>) -> Result<UpstreamReply, UpstreamError>;
+
+    /// How many of its base URLs keep failing, and are asked only now and then.
+    fn failing(&self) -> usize {
+        0
+    }
 }
 
 /// What is asked of an upstream.

@@ -169,6 +169,10 @@ impl Upstream for Patient {
             },
         })
     }
+
+    fn failing(&self) -> usize {
+        self.lanes.iter().filter(|lane| lane.breaker.is_open()).count()
+    }
 }
 
 /// From half of a wait to all of it.

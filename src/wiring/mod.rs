@@ -40,6 +40,9 @@ pub mod unused;
 
 use ports::{Backends, OpenedPorts, PortsError};
 
+/// The configuration files, as metrics call them.
+const REMOTES: &str = "remotes";
+const TOKENS: &str = "tokens";
 /// How often uses are written down.
 const USES_INTERVAL: Duration = Duration::from_secs(10);
 /// How often what was published is synced to disk, so that a crash of the machine puts little
@@ -105,6 +108,7 @@ pub struct App {
     cache: Arc<Cache>,
     batches: Arc<Batches>,
     catalogs: Arc<Catalogs>,
+    metrics: Arc<Metrics>,
     health: Health,
     access: Arc<Access>,
     opened: OpenedPorts,
@@ -138,6 +142,10 @@ impl App {
         cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
         let batches = Arc::new(Batches::start(Arc::clone(&cache)));
+        let metrics = Arc::new(Metrics::new(cache.counters(), &opened.tiers));
+        for file in [REMOTES, TOKENS] {
+            metrics.set_config_refused(file, false);
+        }
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
         let front = Front {
             cache: Arc::clone(&cache),
@@ -145,7 +153,7 @@ impl App {
             batches: BatchApi::new(Arc::clone(&batches), settings.workers),
             far_ranges: Seats::of(settings.workers),
             health: health.clone(),
-            metrics: Arc::new(Metrics::new(cache.counters(), &opened.tiers)),
+            metrics: Arc::clone(&metrics),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
             refusals: Refusals::default(),
@@ -162,6 +170,7 @@ impl App {
             cache,
             batches,
             catalogs,
+            metrics,
             health,
             access,
             opened,
@@ -226,9 +235,11 @@ impl App {
                 let remotes = catalog.targets.len();
                 self.cache.space().govern(space_plan(&self.settings, &catalog));
                 self.catalogs.replace(catalog);
+                self.metrics.set_config_refused(REMOTES, false);
                 tracing::info!(remotes, "the configuration was reloaded");
             }
             Err(error) => {
+                self.metrics.set_config_refused(REMOTES, true);
                 tracing::error!(
                     error = chain(&error),
                     "the new configuration cannot be used; the old one stays in force"
@@ -242,14 +253,18 @@ impl App {
         match load_tokens(&self.settings, &self.catalogs.current()) {
             Ok(tokens) => {
                 self.access.replace(tokens);
+                self.metrics.set_config_refused(TOKENS, false);
                 if self.settings.tokens_file.is_some() {
                     tracing::info!("the tokens were reloaded");
                 }
             }
-            Err(error) => tracing::error!(
-                error = chain(&error),
-                "the new tokens cannot be used; the old ones stay in force"
-            ),
+            Err(error) => {
+                self.metrics.set_config_refused(TOKENS, true);
+                tracing::error!(
+                    error = chain(&error),
+                    "the new tokens cannot be used; the old ones stay in force"
+                );
+            }
         }
     }
 
