@@ -14,8 +14,8 @@ use super::prove::Prepared;
 use super::space::Space;
 use super::unread::Unread;
 use super::versions::{confirms, part_of};
-use super::{FetchError, Ports, stored_head};
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use super::{FetchError, Ports};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
 use crate::config::Remote;
@@ -399,7 +399,7 @@ impl Fetcher {
             }
         };
         let entry =
-            Entry { head: self.head_digest(fetch), ..about.entry(blob, version, sealed.len()) };
+            Entry { head: fetch.writer.member_of(), ..about.entry(blob, version, sealed.len()) };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
                 room.fill();
@@ -464,7 +464,7 @@ impl Fetcher {
                     .clone()
                     .or(stored.validators.last_modified),
             },
-            head: self.head_digest(fetch),
+            head: fetch.writer.member_of(),
             ..stored
         };
         match self.ports.index.put(fetch.key, &confirmed, Some(confirmed.generation)) {
@@ -479,13 +479,6 @@ impl Fetcher {
                 self.index_failed(fetch.key, &error, "a confirmation was not recorded");
                 confirmed
             }
-        }
-    }
-
-    fn head_digest(&self, fetch: &Fetch<'_>) -> Option<Digest> {
-        match fetch.class {
-            Class::Member => stored_head(&*self.ports.index, fetch.remote, &fetch.key.path),
-            _ => None,
         }
     }
 

@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
 use super::FetchError;
-use crate::artifact::{ArtifactKey, Entry, Validators};
+use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
 use crate::body::{BodyError, Piece, Source};
 use crate::staging::Scratch;
 use crate::waiting::{self, Awaited, Wake};
@@ -52,13 +52,14 @@ pub enum Joined {
 }
 
 impl Flights {
-    /// Joins the flight of an artifact, or begins one.
-    pub fn join(self: &Arc<Self>, key: &ArtifactKey) -> Joined {
+    /// Joins the flight of an artifact, or begins one. `member_of` is the stored head that the
+    /// artifact is a member of, if it is one.
+    pub fn join(self: &Arc<Self>, key: &ArtifactKey, member_of: Option<Digest>) -> Joined {
         let mut table = lock(&self.table);
         if let Some(flight) = table.get(key) {
             return Joined::Follow(FlightReader { flight: Arc::clone(flight) });
         }
-        let flight = Arc::new(Flight::default());
+        let flight = Arc::new(Flight::new(member_of));
         table.insert(key.clone(), Arc::clone(&flight));
         Joined::Lead(FlightWriter { flights: Arc::clone(self), key: key.clone(), flight })
     }
@@ -83,6 +84,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 #[derive(Debug)]
 struct Flight {
     began: Instant,
+    member_of: Option<Digest>,
     // Guards the state below; what hears of waits may take its own lock while it is held.
     state: Mutex<State>,
     changed: Condvar,
@@ -90,10 +92,10 @@ struct Flight {
     urgent: AtomicBool,
 }
 
-impl Default for Flight {
-    fn default() -> Self {
+impl Flight {
+    fn new(member_of: Option<Digest>) -> Self {
         let (state, changed, urgent) = Default::default();
-        Self { began: Instant::now(), state, changed, urgent }
+        Self { began: Instant::now(), member_of, state, changed, urgent }
     }
 }
 
@@ -174,6 +176,12 @@ impl FlightWriter {
     /// A reader of this flight.
     pub fn reader(&self) -> FlightReader {
         FlightReader { flight: Arc::clone(&self.flight) }
+    }
+
+    /// The head that was stored when the flight began: what upstream says later may already
+    /// belong to the next one, but not to an earlier one.
+    pub fn member_of(&self) -> Option<Digest> {
+        self.flight.member_of
     }
 
     /// Whether anybody reads along, or is about to. (The table and the writer hold it too.)
@@ -297,6 +305,11 @@ impl FlightReader {
         }
     }
 
+    /// See [`FlightWriter::member_of`].
+    pub fn member_of(&self) -> Option<Digest> {
+        self.flight.member_of
+    }
+
     /// When the flight began.
     pub fn began(&self) -> Instant {
         self.flight.began
@@ -323,12 +336,17 @@ impl FlightReader {
 
     /// Waits for the end of the flight, at most for `patience`: gives what is still to come then.
     pub fn lands_later(&self, patience: Duration) -> Option<Coming> {
-        (!self.has_landed_within(patience)).then(|| self.coming(Until::Landed))
+        (!self.has_landed_within(patience)).then(|| self.landing_to_come())
     }
 
     /// What [`FlightReader::head`] waits for.
     pub fn head_to_come(&self) -> Coming {
         self.coming(Until::Readable(1))
+    }
+
+    /// What [`FlightReader::has_landed_within`] waits for.
+    pub fn landing_to_come(&self) -> Coming {
+        self.coming(Until::Landed)
     }
 
     fn coming(&self, until: Until) -> Coming {

@@ -42,6 +42,9 @@ pub struct Boarding {
     pub(super) key: ArtifactKey,
     pub(super) reader: FlightReader,
     pub(super) outcome: Outcome,
+    /// Whether the flight began under an earlier head than the one that is stored now: then the
+    /// request waits for its landing, and starts again.
+    pub(super) is_outdated: bool,
     /// How long the request waits at most.
     pub(super) until: Instant,
     /// How often the request may still start again.
@@ -51,7 +54,7 @@ pub struct Boarding {
 impl Boarding {
     /// What it waits for.
     pub fn awaited(&self) -> Coming {
-        self.reader.head_to_come()
+        if self.is_outdated { self.reader.landing_to_come() } else { self.reader.head_to_come() }
     }
 }
 

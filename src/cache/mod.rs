@@ -68,6 +68,8 @@ const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
 /// How long a request waits for a flight to begin to answer before it is served the stored copy
 /// that may stand in; the flight goes on, and what it brings is the next ones'.
 const STAND_IN_AFTER: Duration = Duration::from_secs(5);
+/// How long a request for a member waits for a fetch of it that began under an earlier head.
+const OUTDATED_WAIT_MAX: Duration = Duration::from_secs(5);
 /// How long a request waits for a flight whose bytes are all there to be stored, before it
 /// reads along instead.
 const LANDING_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -255,12 +257,16 @@ impl Cache {
                 Task::Revalidate(entry) => self.may_stand_in(target, class, entry),
                 Task::Fetch | Task::Prove(_) => false,
             };
-            if let Some((reader, outcome)) = self.join(target, key, task) {
+            let member_of = self.head_of(target, &key.path);
+            if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
+                let is_outdated = reader.member_of() != member_of;
                 let until = match may_stand_in {
+                    _ if is_outdated => Instant::now() + OUTDATED_WAIT_MAX,
                     true => reader.began() + STAND_IN_AFTER,
                     false => Instant::now() + HEAD_WAIT_MAX,
                 };
-                let boarding = Boarding { key: key.clone(), reader, outcome, until, rounds_left };
+                let key = key.clone();
+                let boarding = Boarding { key, reader, outcome, is_outdated, until, rounds_left };
                 return self.board(target, boarding, patience);
             }
         }
@@ -278,6 +284,9 @@ impl Cache {
         boarding: Boarding,
         patience: Duration,
     ) -> Result<Sought, CacheError> {
+        if boarding.is_outdated {
+            return self.outlast(target, boarding, patience);
+        }
         let Some(begun) = boarding.reader.head(boarding.until, patience) else {
             return Ok(Sought::Boarding(boarding));
         };
@@ -311,6 +320,24 @@ impl Cache {
             }
         };
         Ok(Sought::Found(found))
+    }
+
+    /// Waits for the landing of a flight that began under an earlier head, and seeks the member
+    /// again; passes it through where that takes too long.
+    fn outlast(
+        &self,
+        target: &Target,
+        boarding: Boarding,
+        patience: Duration,
+    ) -> Result<Sought, CacheError> {
+        let left = boarding.until.saturating_duration_since(Instant::now());
+        if boarding.reader.has_landed_within(left.min(patience)) {
+            return self.seek_in(boarding.rounds_left, target, &boarding.key, patience);
+        }
+        match left.is_zero() {
+            true => self.pass(target, boarding.key).map(Sought::Found),
+            false => Ok(Sought::Boarding(boarding)),
+        }
     }
 
     /// Seeks an artifact again whose opening failed: anew where it was forgotten, at upstream
@@ -450,12 +477,7 @@ impl Cache {
             stored,
             fresh,
             absent: may_be_absent && marks.remaining(key, Mark::Absent).is_some(),
-            head: match (class, stored) {
-                (Class::Member, Some(_)) => {
-                    stored_head(&*self.ports.index, &target.remote, &key.path)
-                }
-                _ => None,
-            },
+            head: stored.and_then(|_| self.head_of(target, &key.path)),
             reach,
         };
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
@@ -470,14 +492,26 @@ impl Cache {
         })
     }
 
+    /// The head that a member is valid with, as it is stored now.
+    fn head_of(&self, target: &Target, path: &ArtifactPath) -> Option<Digest> {
+        if target.class(path) != Class::Member {
+            return None;
+        }
+        let key = |path| ArtifactKey { remote: target.remote.name.clone(), path };
+        let heads = target.remote.format.heads_of(path);
+        let stored = heads.into_iter().find_map(|path| self.ports.index.get(&key(path)).ok()?);
+        stored.map(|entry| entry.digest)
+    }
+
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
     fn join(
         &self,
         target: &Target,
         key: &ArtifactKey,
+        member_of: Option<Digest>,
         task: Task,
     ) -> Option<(FlightReader, Outcome)> {
-        match self.flights.join(key) {
+        match self.flights.join(key, member_of) {
             // Whoever asks again right after the last byte came finds it stored.
             Joined::Follow(reader)
                 if reader.is_complete() && reader.has_landed_within(LANDING_WAIT_MAX) =>
@@ -584,17 +618,6 @@ impl Cache {
             _ => self.ports.freshness.remaining(key, Mark::Fresh).map(seconds),
         }
     }
-}
-
-/// The digest of the head that names a member, as it is stored now.
-fn stored_head(
-    index: &dyn ArtifactIndex,
-    remote: &Remote,
-    member: &ArtifactPath,
-) -> Option<Digest> {
-    let key = |path| ArtifactKey { remote: remote.name.clone(), path };
-    let heads = remote.format.heads_of(member);
-    heads.into_iter().find_map(|path| index.get(&key(path)).ok()?).map(|entry| entry.digest)
 }
 
 fn seconds(duration: Duration) -> i64 {

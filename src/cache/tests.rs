@@ -88,6 +88,15 @@ impl World {
         wait_until(|| self.staging.reserved_bytes() == 0);
     }
 
+    /// The flight of a path, which there must be.
+    fn flight(&self, path: &str) -> FlightReader {
+        let key = ArtifactKey { remote: self.target.remote.name.clone(), path: Self::path(path) };
+        match self.cache.flights.join(&key, None) {
+            Joined::Follow(reader) => reader,
+            Joined::Lead(_) => panic!("nobody fetches {path}"),
+        }
+    }
+
     fn stored(&self, path: &str) -> Option<Entry> {
         let key = ArtifactKey { remote: self.target.remote.name.clone(), path: Self::path(path) };
         self.ports.index.get(&key).unwrap()
@@ -266,10 +275,7 @@ fn who_joins_a_revalidation_is_served_from_the_store_too() {
     let leads = client();
     world.upstream.wait_for("index/a", 2);
     let follows = client();
-    let key =
-        ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("index/a") };
-    let Joined::Follow(reader) = world.cache.flights.join(&key) else { panic!("nobody leads") };
-    wait_until(|| reader.is_urgent());
+    wait_until(|| world.flight("index/a").is_urgent());
     gate.open();
     for client in [leads, follows] {
         assert_eq!(client.join().unwrap(), (Outcome::Revalidated, b"one".to_vec()));
@@ -708,6 +714,37 @@ fn a_member_is_asked_for_again_once_its_head_has_changed() {
 }
 
 #[test]
+fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let gate = Gate::at(4);
+    let upstream = Scripted::new()
+        .file(head, File::of("head 1").etag("\"h1\""))
+        .file(member, File::of("member 1").etag("\"m1\"").held_by(&gate));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    world.check(head, Outcome::Miss, b"head 1");
+    world.settle();
+    let client = || {
+        let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, member).unwrap())
+    };
+    let early = client();
+    world.upstream.wait_for(member, 1);
+    world.upstream.put(head, File::of("head 2").etag("\"h2\""));
+    world.upstream.put(member, File::of("member 2").etag("\"m2\""));
+    world.clock.advance(Duration::from_secs(101));
+    world.check(head, Outcome::Miss, b"head 2");
+    // Who has seen the new head is not given what was asked for under the old one.
+    let late = client();
+    wait_until(|| world.flight(member).is_urgent());
+    gate.open();
+    assert_eq!(early.join().unwrap(), (Outcome::Miss, b"member 1".to_vec()));
+    assert_eq!(late.join().unwrap(), (Outcome::Miss, b"member 2".to_vec()));
+    world.settle();
+    world.check(member, Outcome::Hit, b"member 2");
+    assert_eq!(world.upstream.count(member), 2);
+}
+
+#[test]
 fn an_index_file_that_is_gone_makes_its_head_stale_at_once() {
     let head = "repodata/repomd.xml";
     let world = World::with(
@@ -1056,7 +1093,7 @@ fn a_client_that_joins_a_fill_does_not_fail_it_where_the_queue_is_full() {
     wait_until(|| world.cache.fetches_queued() == 3);
     let joining = ask("2".to_owned());
     let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("2") };
-    wait_until(|| match world.cache.flights.join(&key) {
+    wait_until(|| match world.cache.flights.join(&key, None) {
         Joined::Follow(reader) => reader.is_urgent(),
         Joined::Lead(_) => true,
     });

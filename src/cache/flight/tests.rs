@@ -18,7 +18,7 @@ fn soon() -> Instant {
 }
 
 fn lead(flights: &Arc<Flights>) -> FlightWriter {
-    match flights.join(&key()) {
+    match flights.join(&key(), None) {
         Joined::Lead(writer) => writer,
         Joined::Follow(_) => panic!("somebody else leads"),
     }
@@ -72,10 +72,10 @@ fn until_it_waits<T>(
 #[test]
 fn a_flight_is_followed_while_somebody_reads_along() {
     let flights = Arc::new(Flights::default());
-    let Joined::Lead(writer) = flights.join(&key()) else { panic!("it is the first") };
+    let Joined::Lead(writer) = flights.join(&key(), None) else { panic!("it is the first") };
     assert!(!writer.is_followed());
     let leader = writer.reader();
-    let Joined::Follow(follower) = flights.join(&key()) else { panic!("there is one") };
+    let Joined::Follow(follower) = flights.join(&key(), None) else { panic!("there is one") };
     drop(leader);
     assert!(writer.is_followed());
     drop(follower);
@@ -104,11 +104,11 @@ fn who_waits_for_a_head_is_woken_by_the_first_bytes() {
 fn the_first_leads_and_everybody_else_follows_until_it_lands() {
     let flights = Arc::new(Flights::default());
     let writer = lead(&flights);
-    assert!(matches!(flights.join(&key()), Joined::Follow(_)));
+    assert!(matches!(flights.join(&key(), None), Joined::Follow(_)));
     assert_eq!(flights.count(), 1);
     writer.end(End::Absent);
     assert_eq!(flights.count(), 0);
-    assert!(matches!(flights.join(&key()), Joined::Lead(_)));
+    assert!(matches!(flights.join(&key(), None), Joined::Lead(_)));
 }
 
 #[test]

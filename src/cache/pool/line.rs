@@ -279,7 +279,7 @@ mod tests {
         let around = Around { regex_size_max: 1 << 20, env: &|_| None };
         let (remotes, _) = parse(yaml, "remotes.yaml", &around).unwrap();
         let key = key(path);
-        let Joined::Lead(writer) = Arc::<Flights>::default().join(&key) else {
+        let Joined::Lead(writer) = Arc::<Flights>::default().join(&key, None) else {
             panic!("nobody else flies")
         };
         Job {

@@ -281,7 +281,7 @@ impl Keeper {
     fn take_out(&self, candidate: &Candidate) -> Result<bool, IndexError> {
         let Candidate { key, blob, generation, bytes, .. } = candidate;
         // Dropped at the end without a word: who joined meanwhile begins anew.
-        let Joined::Lead(_flight) = self.flights.join(key) else { return Ok(false) };
+        let Joined::Lead(_flight) = self.flights.join(key, None) else { return Ok(false) };
         let _lease = match self.ports.leases.try_acquire(key, LEASE_TTL) {
             // Another replica fetches it.
             Acquired::Held => return Ok(false),
