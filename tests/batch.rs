@@ -382,3 +382,37 @@ mod debian;
 mod discovery;
 mod incomplete;
 mod named;
+
+/// Anybody may send a batch where anybody may read, and how slowly is theirs to choose.
+#[test]
+fn batches_that_come_slowly_leave_workers_to_others() {
+    const WORKERS: usize = 8;
+    let upstream = Upstream::start();
+    upstream.serve("/a", Answer::file(b"bytes"));
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", WORKERS).start();
+    let small = json!({"remote": "files", "paths": ["a"]});
+    let slow: Vec<_> = (0..WORKERS / 4)
+        .map(|_| {
+            let mut connection = server.connect();
+            connection.send_raw(
+                b"POST /cache-artifact HTTP/1.1\r\nHost: a\r\nContent-Length: 1000000\r\n\r\n{",
+            );
+            connection
+        })
+        .collect();
+    let mut refused = None;
+    eventually("a quarter of the workers reads batches", || {
+        let answer = post(&server, "/cache-artifact", &small);
+        let is_refused = answer.status() == 503;
+        refused = Some(answer);
+        is_refused
+    });
+    let refused = refused.expect("it was answered");
+    refused.expect_error(503);
+    refused.expect_header("retry-after", "1");
+    server.get("/api/files/a").expect(200, b"bytes");
+    drop(slow);
+    eventually("there are seats again", || {
+        post(&server, "/cache-artifact", &small).status() == 200
+    });
+}

@@ -48,10 +48,10 @@ fn metrics() -> String {
     let metrics = Metrics::new(&counters, &tiers);
     metrics.count("alpine", Answered::Own, 1);
     metrics.count_refusal(400);
-    metrics.set_failing([(&remote, 0)].into_iter());
     metrics.set_config_refused("remotes", false);
-    metrics.set_usage(&BTreeMap::from([(remote, Usage::default())]));
-    let text = metrics.render(Now::default());
+    let failing = BTreeMap::from([(remote.clone(), 0)]);
+    let usage = BTreeMap::from([(remote, Usage::default())]);
+    let text = metrics.render(&Now { usage, failing, ..Now::default() });
     let mut table = "| metric | what |\n|---|---|\n".to_owned();
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, help) = line.split_once(' ').expect("each has words");

@@ -15,6 +15,7 @@ use threadpool::ThreadPool;
 
 use crate::cache::Cache;
 
+mod fields;
 mod item;
 mod job;
 mod places;

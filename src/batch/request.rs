@@ -1,12 +1,11 @@
 //! A batch as it is asked for, in JSON.
 
-use std::fmt;
+use std::collections::BTreeMap;
 
 use regex::{Regex, RegexBuilder};
-use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
-use serde_json::{Map, Value};
 
 use super::ARTIFACTS_MAX;
+use super::fields::{Field, Fields};
 use crate::artifact::ArtifactPath;
 use crate::cache::{Cache, Target};
 
@@ -93,7 +92,7 @@ impl Request {
     /// [`BadRequest`].
     pub fn parse(body: &[u8]) -> Result<Self, BadRequest> {
         let bad = |why: String| Err(BadRequest(why));
-        let Fields(fields) = match serde_json::from_slice(body) {
+        let Fields(mut fields) = match serde_json::from_slice(body) {
             Ok(fields) => fields,
             Err(error) if error.is_data() => return bad(error.to_string()),
             Err(error) => return bad(format!("the body is not JSON: {error}")),
@@ -103,27 +102,28 @@ impl Request {
         }
         let options = Options {
             dry_run: switch(&fields, "dry_run")?,
-            limit: match fields.get("limit") {
-                None | Some(Value::Null) => ARTIFACTS_MAX,
-                Some(limit) => match limit.as_u64().and_then(|n| usize::try_from(n).ok()) {
-                    Some(limit) if (1..=ARTIFACTS_MAX).contains(&limit) => limit,
-                    _ => return bad(format!("limit must be a number from 1 to {ARTIFACTS_MAX}")),
-                },
-            },
+            limit: limit(&fields)?,
             force: switch(&fields, "force")?,
         };
-        let given = |name: &str| fields.get(name).is_some_and(|value| !value.is_null());
-        let ways = ["include_pattern", "paths", "urls"].map(given);
+        let given = |fields: &Given, name: &str| {
+            fields.get(name).is_some_and(|value| *value != Field::Nothing)
+        };
+        let ways = ["include_pattern", "paths", "urls"].map(|name| given(&fields, name));
         let what = match ways {
-            [true, false, false] => {
-                What::Pattern { remote: remote(&fields)?, include: pattern(&fields)? }
-            }
-            [false, true, false] => {
-                What::Paths { remote: remote(&fields)?, paths: texts(&fields, "paths")? }
-            }
+            [true, false, false] => What::Pattern {
+                remote: text(&mut fields, "remote")?,
+                include: pattern(&mut fields)?,
+            },
+            [false, true, false] => What::Paths {
+                remote: text(&mut fields, "remote")?,
+                paths: texts(&mut fields, "paths")?,
+            },
             [false, false, true] => What::Urls {
-                remote: given("remote").then(|| remote(&fields)).transpose()?,
-                urls: texts(&fields, "urls")?,
+                remote: match given(&fields, "remote") {
+                    true => Some(text(&mut fields, "remote")?),
+                    false => None,
+                },
+                urls: texts(&mut fields, "urls")?,
             },
             _ => {
                 return bad(
@@ -136,73 +136,53 @@ impl Request {
     }
 }
 
-/// The fields of a request, each once: of two the first would be lost without a word.
-struct Fields(Map<String, Value>);
+type Given = BTreeMap<String, Field>;
 
-impl<'de> Deserialize<'de> for Fields {
-    fn deserialize<D: Deserializer<'de>>(json: D) -> Result<Self, D::Error> {
-        json.deserialize_map(Once).map(Self)
-    }
-}
-
-struct Once;
-
-impl<'de> Visitor<'de> for Once {
-    type Value = Map<String, Value>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON object")
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
-        let mut fields = Map::new();
-        while let Some((name, value)) = map.next_entry::<String, Value>()? {
-            if fields.contains_key(&name) {
-                return Err(A::Error::custom(format!("the field {name:?} is given twice")));
-            }
-            fields.insert(name, value);
-        }
-        Ok(fields)
-    }
-}
-
-fn switch(fields: &Map<String, Value>, name: &str) -> Result<bool, BadRequest> {
+fn switch(fields: &Given, name: &str) -> Result<bool, BadRequest> {
     match fields.get(name) {
-        None | Some(Value::Null) => Ok(false),
-        Some(Value::Bool(value)) => Ok(*value),
+        None | Some(Field::Nothing) => Ok(false),
+        Some(Field::Switch(value)) => Ok(*value),
         Some(_) => Err(BadRequest(format!("{name} must be true or false"))),
     }
 }
 
-fn text<'a>(fields: &'a Map<String, Value>, name: &str) -> Result<&'a str, BadRequest> {
-    let value = fields.get(name).and_then(Value::as_str);
-    value.ok_or_else(|| BadRequest(format!("{name} must be a text")))
+fn limit(fields: &Given) -> Result<usize, BadRequest> {
+    let bad = || BadRequest(format!("limit must be a number from 1 to {ARTIFACTS_MAX}"));
+    match fields.get("limit") {
+        None | Some(Field::Nothing) => Ok(ARTIFACTS_MAX),
+        Some(Field::Number(limit)) => {
+            let limit = usize::try_from(*limit).map_err(|_| bad())?;
+            (1..=ARTIFACTS_MAX).contains(&limit).then_some(limit).ok_or_else(bad)
+        }
+        Some(_) => Err(bad()),
+    }
 }
 
-fn remote(fields: &Map<String, Value>) -> Result<String, BadRequest> {
-    text(fields, "remote").map(str::to_owned)
+fn text(fields: &mut Given, name: &str) -> Result<String, BadRequest> {
+    match fields.remove(name) {
+        Some(Field::Text(text)) => Ok(text),
+        _ => Err(BadRequest(format!("{name} must be a text"))),
+    }
 }
 
-fn pattern(fields: &Map<String, Value>) -> Result<Regex, BadRequest> {
+fn pattern(fields: &mut Given) -> Result<Regex, BadRequest> {
     let text = text(fields, "include_pattern")?;
     if text.len() > PATTERN_BYTES_MAX {
         let why = format!("include_pattern is longer than {PATTERN_BYTES_MAX} bytes");
         return Err(BadRequest(why));
     }
-    RegexBuilder::new(text).size_limit(PATTERN_SIZE_MAX).build().map_err(|error| {
+    RegexBuilder::new(&text).size_limit(PATTERN_SIZE_MAX).build().map_err(|error| {
         BadRequest(format!("include_pattern is not a regular expression: {error}"))
     })
 }
 
-fn texts(fields: &Map<String, Value>, name: &str) -> Result<Vec<String>, BadRequest> {
-    let list = fields.get(name).and_then(Value::as_array);
-    let list = list.ok_or_else(|| BadRequest(format!("{name} must be a list of texts")))?;
-    if list.len() > ARTIFACTS_MAX {
-        return Err(BadRequest(format!("{name} has more than {ARTIFACTS_MAX} entries")));
+fn texts(fields: &mut Given, name: &str) -> Result<Vec<String>, BadRequest> {
+    match fields.remove(name) {
+        Some(Field::Texts(texts)) => Ok(texts),
+        Some(Field::MixedList(at)) => Err(BadRequest(format!("{name}[{at}] must be a text"))),
+        Some(Field::LongList) => {
+            Err(BadRequest(format!("{name} has more than {ARTIFACTS_MAX} entries")))
+        }
+        _ => Err(BadRequest(format!("{name} must be a list of texts"))),
     }
-    let text = |(at, value): (usize, &Value)| {
-        let text = value.as_str().map(str::to_owned);
-        text.ok_or_else(|| BadRequest(format!("{name}[{at}] must be a text")))
-    };
-    list.iter().enumerate().map(text).collect()
 }

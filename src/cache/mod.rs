@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{Kind, Remote};
 use crate::coord::{Freshness, Leases, Mark};
 use crate::formats::Class;
-use crate::index::{ArtifactIndex, Row, Scan};
+use crate::index::{ArtifactIndex, Row};
 use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::{Staging, StagingError};
 use crate::upstream::Upstream;
@@ -431,21 +431,9 @@ impl Cache {
         &self.ports
     }
 
-    /// Shows the stored artifacts of a scan, and for each how long it is fresh.
-    ///
-    /// # Errors
-    /// The index's.
-    pub fn list(
-        &self,
-        target: &Target,
-        scan: &Scan,
-        visit: &mut dyn FnMut(Row, Decision) -> std::ops::ControlFlow<()>,
-    ) -> Result<(), crate::index::IndexError> {
-        self.ports.index.scan(scan, &mut |row| {
-            let class = target.class(&row.key.path);
-            let decision = self.judge(target, &row.key, class, Some(&row.entry));
-            visit(row, decision)
-        })
+    /// What a request for a stored artifact would meet now.
+    pub fn judge_row(&self, target: &Target, row: &Row) -> Decision {
+        self.judge(target, &row.key, target.class(&row.key.path), Some(&row.entry))
     }
 
     /// Writes down which artifacts were used since the last call.

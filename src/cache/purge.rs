@@ -3,6 +3,7 @@
 //! A fetch or an upload that is under way when a purge comes may store its bytes afterwards;
 //! a purge is about what is stored. Whoever has opened a blob keeps it to the end.
 
+use super::flight::Joined;
 use super::found::client_validators;
 use super::upload::{ChangeError, Precondition};
 use super::{Cache, Reach, Target};
@@ -40,6 +41,11 @@ impl Cache {
         let is_local = target.reach() == Reach::Local;
         // A blob that is removed here must not be the one that an upload has just published.
         let hold = if is_local { Some(self.hold(&key).ok_or(ChangeError::Busy)?) } else { None };
+        // Nor one that a fetch has: held until the end, none begins.
+        let flight = match is_local {
+            true => None,
+            false => Some(self.flights.join(&key, None)),
+        };
         let marks = &self.ports.freshness;
         let was_absent = !is_local && marks.remaining(&key, Mark::Absent).is_some();
         if !is_local {
@@ -62,6 +68,10 @@ impl Cache {
                 if !hold.is_sole() && self.has_row(&key)? {
                     return Ok(Purged::Removed(entry));
                 }
+            }
+            if let Some(Joined::Follow(_)) = flight {
+                // It is about to be replaced, or else a sweep removes it.
+                return Ok(Purged::Removed(entry));
             }
             if let Err(error) = self.ports.blobs.remove(&entry.blob) {
                 self.counters.blob_errors.inc();

@@ -96,9 +96,18 @@ impl Cache {
         if meant.is_empty() && !orphans.is_empty() {
             return Err("the index has no row, but the store has blobs: none is removed; `artifactapi reindex` makes rows of them".to_owned());
         }
+        let mut removed = 0;
         for key in &orphans {
-            self.ports().blobs.remove(key).map_err(|error| chain(&error))?;
-            self.counters().orphans_removed.inc();
+            if !turn.goes_on() {
+                break;
+            }
+            // The listing took its time: what a fetch published under the key since is young.
+            let there = self.ports().blobs.stat(key).map_err(|error| chain(&error))?;
+            if there.is_some_and(|meta| is_old(meta.published_at)) {
+                self.ports().blobs.remove(key).map_err(|error| chain(&error))?;
+                self.counters().orphans_removed.inc();
+                removed += 1;
+            }
         }
         // A listing that broke off tells nothing of what it did not come to, and a store that
         // holds nothing at all is what is missing itself.
@@ -106,7 +115,7 @@ impl Cache {
             true => self.forget_rows_without_blob(&meant, &is_old).map_err(|e| chain(&*e))?,
             false => 0,
         };
-        Ok(Swept { blobs: orphans.len(), rows, left })
+        Ok(Swept { blobs: removed, rows, left })
     }
 
     fn fate_of(&self, key: &BlobKey, remotes: &Remotes, hosts: &HashSet<String>) -> Fate {

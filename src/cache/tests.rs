@@ -16,6 +16,7 @@ use crate::body::read_to_vec;
 use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken};
+use crate::index::Scan;
 use crate::index::memory::MemoryIndex;
 use crate::staging::Expect;
 use crate::upstream::scripted::{File, Gate, Scripted, refused, status};
@@ -1008,12 +1009,40 @@ fn uses_are_written_down_in_batches() {
     world.check("a", Outcome::Hit, b"a");
     world.cache.record_uses();
     let mut hits = Vec::new();
-    let collect = &mut |row: Row, _| {
+    let collect = &mut |row: Row| {
         hits.push(row.hits);
         std::ops::ControlFlow::Continue(())
     };
-    world.cache.list(&world.target, &Scan::default(), collect).unwrap();
+    world.ports.index.scan(&Scan::default(), collect).unwrap();
     assert_eq!(hits, [2]);
+}
+
+/// Between the row and the blob of a purge, another request may fetch the file anew.
+#[test]
+fn a_purge_does_not_take_the_blob_of_a_fetch_that_came_in_between() {
+    let file = |text: &str| File::of(text).etag(&format!("\"{text}\""));
+    let gate = Gate::at(1);
+    let world = World::new(Scripted::new().file("index/a", file("one")));
+    world.check("index/a", Outcome::Miss, b"one");
+    world.settle();
+    world.clock.advance(Duration::from_secs(101));
+    world.upstream.put("index/a", file("two").held_by(&gate));
+    let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
+    let client = thread::spawn(move || get(&cache, &target, "index/a").unwrap());
+    world.upstream.wait_for("index/a", 2);
+    let purged = world.cache.purge(&world.target, &World::path("index/a"), &|_| true);
+    assert!(matches!(purged, Ok(Purged::Removed(_))), "{purged:?}");
+    assert!(world.stored("index/a").is_none());
+    gate.open();
+    assert_eq!(client.join().unwrap(), (Outcome::Miss, b"two".to_vec()));
+    world.settle();
+    world.check("index/a", Outcome::Hit, b"two");
+
+    // With nobody fetching it, row and blob go.
+    let purge = || world.cache.purge(&world.target, &World::path("index/a"), &|_| true).unwrap();
+    let Purged::Removed(entry) = purge() else { panic!("it was stored") };
+    assert!(world.ports.blobs.stat(&entry.blob).unwrap().is_none());
+    assert_eq!((purge(), world.cache.flight_count()), (Purged::Absent, 0));
 }
 
 fn fill(world: &World, path: &str, wish: Wish) -> Result<Filled, CacheError> {

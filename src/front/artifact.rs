@@ -147,9 +147,10 @@ impl Search {
 }
 
 /// A client that asks for the digest, or for a range of something whose length nobody knows
-/// yet, gets its answer once the fetch has ended.
+/// yet, gets its answer once the fetch has ended. HEAD has no ranges (RFC 9110, section 14.2).
 fn needs_landing(head: &RequestHead, found: &Found) -> bool {
-    wants_digest(head) || (found.met.about.len.is_none() && head.header("range").is_some())
+    let wants_range = head.method == "GET" && head.header("range").is_some();
+    wants_digest(head) || (found.met.about.len.is_none() && wants_range)
 }
 
 /// Whether `Want-Repr-Digest` (RFC 9530, section 4) asks for SHA-256 with any preference but 0.

@@ -24,6 +24,10 @@ use crate::body::Body;
 const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);
 /// Artifacts of a batch that is waited for at all, and of an answer where none are asked for.
 const DIRECT_ARTIFACTS_MAX: usize = 1000;
+/// A body up to this is small.
+const SMALL_BODY_BYTES: u64 = 64 << 10;
+/// Larger bodies that are read and understood at a time.
+const LARGE_BODIES_MAX: usize = 4;
 /// The most artifacts of an answer.
 const PAGE_MAX: usize = 10_000;
 
@@ -31,14 +35,18 @@ const PAGE_MAX: usize = 10_000;
 #[derive(Debug)]
 pub struct BatchApi {
     batches: Arc<Batches>,
-    // Waiting requests hold a worker each.
+    // Waiting requests hold a worker each, and so do those whose body comes slowly; large bodies
+    // take memory, too.
     waiters: Seats,
+    readers: Seats,
+    large_readers: Seats,
 }
 
 impl BatchApi {
     /// Answers for these batches, on `workers` threads that serve other requests as well.
     pub fn new(batches: Arc<Batches>, workers: usize) -> Self {
-        Self { batches, waiters: Seats::of(workers) }
+        let (waiters, readers) = (Seats::of(workers), Seats::of(workers));
+        Self { batches, waiters, readers, large_readers: Seats::up_to(LARGE_BODIES_MAX) }
     }
 
     /// `POST /cache-artifact`.
@@ -58,8 +66,7 @@ impl BatchApi {
         if wants_lines && seat.is_none() {
             return Err(too_many("too many clients wait for batches: try again, or without wait"));
         }
-        let request = Request::parse(&read(body)?);
-        let request = request.map_err(|error| Problem::new(400, error.to_string()))?;
+        let request = self.read(body)?;
         let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
         let plan = Plan::of(request, remotes).map_err(|error| match error {
             PlanError::UnknownRemote(_) => Problem::new(404, error.to_string()),
@@ -81,6 +88,24 @@ impl BatchApi {
                 Ok(reply::json(202, &job.summary()).header("Location", location))
             }
         }
+    }
+
+    fn read(&self, body: &mut dyn Read) -> Result<Request, Problem> {
+        let busy = || too_many("too many clients send batches: try again");
+        let _seat = self.readers.take().ok_or_else(busy)?;
+        let mut text = read_up_to(body, SMALL_BODY_BYTES)?;
+        let mut large_seat = None;
+        if text.len() as u64 == SMALL_BODY_BYTES {
+            large_seat = Some(self.large_readers.take().ok_or_else(busy)?);
+            text.append(&mut read_up_to(body, REQUEST_BYTES_MAX + 1 - SMALL_BODY_BYTES)?);
+        }
+        if text.len() as u64 > REQUEST_BYTES_MAX {
+            let detail = format!("the request body is larger than {REQUEST_BYTES_MAX} bytes");
+            return Err(Problem::new(413, detail));
+        }
+        let request = Request::parse(&text);
+        drop(large_seat);
+        request.map_err(|error| Problem::new(400, error.to_string()))
     }
 
     /// `GET /jobs`.
@@ -140,13 +165,9 @@ fn too_many(detail: &str) -> Problem {
     Problem { detail: detail.to_owned(), ..Problem::overload() }
 }
 
-fn read(body: &mut dyn Read) -> Result<Vec<u8>, Problem> {
+fn read_up_to(body: &mut dyn Read, max: u64) -> Result<Vec<u8>, Problem> {
     let mut bytes = Vec::new();
     let unread = |error| Problem::new(400, format!("the request body did not come: {error}"));
-    body.take(REQUEST_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unread)?;
-    if bytes.len() as u64 > REQUEST_BYTES_MAX {
-        let detail = format!("the request body is larger than {REQUEST_BYTES_MAX} bytes");
-        return Err(Problem::new(413, detail));
-    }
+    body.take(max).read_to_end(&mut bytes).map_err(unread)?;
     Ok(bytes)
 }

@@ -265,22 +265,20 @@ impl Front {
     }
 
     fn metrics(&self) -> Reply {
-        let now = metrics::Now {
+        let catalog = self.catalogs.current();
+        let failing = catalog.targets.values().filter_map(|target| {
+            Some((target.remote.name.clone(), target.upstream.as_ref()?.failing()))
+        });
+        let text = self.metrics.render(&metrics::Now {
             flights: self.cache.flight_count(),
             fetches_queued: self.cache.fetches_queued(),
             busy_workers: self.pools.busy(),
             queued: self.pools.queued(),
             waiting: self.pools.outside(),
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
-        };
-        self.metrics.set_usage(&self.cache.space().usage());
-        let catalog = self.catalogs.current();
-        let upstreams = catalog.targets.values().filter_map(|target| {
-            let upstream = target.upstream.as_ref()?;
-            Some((&target.remote.name, upstream.failing()))
+            usage: self.cache.space().usage(),
+            failing: failing.collect(),
         });
-        self.metrics.set_failing(upstreams);
-        let text = self.metrics.render(now);
         Reply::new(200, Body::from_bytes(text))
             .header("Content-Type", metrics::CONTENT_TYPE)
             .header("Cache-Control", NO_STORE)

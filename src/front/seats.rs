@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The most of them, of however many workers.
 const SEATS_MAX: usize = 32;
 
-/// A quarter of the workers, but no more than 32; one at least.
+/// A bounded number of seats: usually a quarter of the workers, but no more than 32; one at least.
 #[derive(Debug, Clone)]
 pub struct Seats {
     taken: Arc<AtomicUsize>,
@@ -17,7 +17,12 @@ pub struct Seats {
 impl Seats {
     /// Seats of so many workers.
     pub fn of(workers: usize) -> Self {
-        Self { taken: Arc::default(), max: (workers / 4).clamp(1, SEATS_MAX) }
+        Self::up_to((workers / 4).clamp(1, SEATS_MAX))
+    }
+
+    /// So many seats.
+    pub(super) fn up_to(max: usize) -> Self {
+        Self { taken: Arc::default(), max }
     }
 
     /// Takes one, if there is one.

@@ -120,12 +120,12 @@ pub fn artifacts(cache: &Cache, target: &Target, page: &Page) -> Result<Value, I
     };
     let (mut artifacts, mut total, mut examined) = (Vec::new(), 0_usize, 0_usize);
     let (mut last, mut next) = (String::new(), None);
-    cache.list(target, &scan, &mut |row, decision| {
+    cache.ports().index.scan(&scan, &mut |row| {
         let path = row.key.path.as_str();
         if page.include.as_ref().is_none_or(|include| include.is_match(path)) {
             total += 1;
             if artifacts.len() < page.limit {
-                artifacts.push(artifact(&row, decision));
+                artifacts.push(artifact(&row, cache.judge_row(target, &row)));
                 path.clone_into(&mut last);
             } else if next.is_none() {
                 next = Some(std::mem::take(&mut last));

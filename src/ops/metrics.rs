@@ -21,7 +21,8 @@ type ByRemoteNow = Family<Vec<(&'static str, String)>, Gauge>;
 /// The metrics of the program.
 #[derive(Debug)]
 pub struct Metrics {
-    // Guards the registry, which is only read after the start; nothing else is taken meanwhile.
+    // Guards the registry, which is only read after the start, and the gauges while they are set
+    // and read; nothing else is taken meanwhile.
     registry: Mutex<Registry>,
     requests: Labelled,
     bytes: Labelled,
@@ -34,7 +35,7 @@ pub struct Metrics {
 }
 
 /// What is measured at the moment of asking.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Now {
     /// Fetches in the air.
     pub flights: usize,
@@ -48,6 +49,10 @@ pub struct Now {
     pub waiting: usize,
     /// Bytes reserved in staging.
     pub staging_bytes: u64,
+    /// What is stored of each remote that has something stored.
+    pub usage: BTreeMap<RemoteName, Usage>,
+    /// Base URLs that keep failing, of each remote that has an upstream.
+    pub failing: BTreeMap<RemoteName, usize>,
 }
 
 #[derive(Debug, Default)]
@@ -199,43 +204,32 @@ impl Metrics {
         sent.sum()
     }
 
-    /// Puts what is stored, by remote, in place of what was put there before.
-    pub fn set_usage(&self, usage: &BTreeMap<RemoteName, Usage>) {
-        let set = |family: &ByRemoteNow, remote: &RemoteName, value: u64| {
-            let gauge = family.get_or_create_owned(&vec![("remote", remote.to_string())]);
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        // A remote that has nothing any more is not shown with what it had.
-        self.cache_bytes.clear();
-        self.cache_artifacts.clear();
-        for (remote, usage) in usage {
-            set(&self.cache_bytes, remote, usage.bytes);
-            set(&self.cache_artifacts, remote, usage.artifacts);
-        }
-    }
-
-    /// Puts how many base URLs keep failing, by remote, in place of what was put there before.
-    pub fn set_failing<'a>(&self, failing: impl Iterator<Item = (&'a RemoteName, usize)>) {
-        // A remote that is not configured any more is not shown.
-        self.upstreams_failing.clear();
-        for (remote, count) in failing {
-            let gauge =
-                self.upstreams_failing.get_or_create_owned(&vec![("remote", remote.to_string())]);
-            gauge.set(i64::try_from(count).unwrap_or(i64::MAX));
-        }
-    }
-
     /// Says whether the newest version of a configuration file could be used.
     pub fn set_config_refused(&self, file: &'static str, is_refused: bool) {
         self.config_refused.get_or_create(&vec![("file", file)]).set(i64::from(is_refused));
     }
 
     /// The text for a scrape.
-    pub fn render(&self, now: Now) -> String {
+    pub fn render(&self, now: &Now) -> String {
+        // Held to the end: of two scrapes at once, none sees what the other puts in place.
         let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         let set = |gauge: &Gauge, value: u64| {
             gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         };
+        let set_of = |family: &ByRemoteNow, remote: &RemoteName, value: u64| {
+            set(&family.get_or_create_owned(&vec![("remote", remote.to_string())]), value);
+        };
+        // A remote that is gone is not shown with what it had.
+        self.cache_bytes.clear();
+        self.cache_artifacts.clear();
+        for (remote, usage) in &now.usage {
+            set_of(&self.cache_bytes, remote, usage.bytes);
+            set_of(&self.cache_artifacts, remote, usage.artifacts);
+        }
+        self.upstreams_failing.clear();
+        for (remote, count) in &now.failing {
+            set_of(&self.upstreams_failing, remote, *count as u64);
+        }
         set(&self.gauges.flights, now.flights as u64);
         set(&self.gauges.fetches_queued, now.fetches_queued as u64);
         set(&self.gauges.busy_workers, now.busy_workers as u64);
@@ -277,9 +271,10 @@ mod tests {
         assert_eq!((metrics.served_bytes("alpine"), metrics.served_bytes("deb")), (15, 0));
         let usage = |artifacts| Usage { artifacts, bytes: 7, hits: 0 };
         let [alpine, former] = ["alpine", "former"].map(|name| name.parse::<RemoteName>().unwrap());
-        metrics.set_usage(&BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]));
-        metrics.set_usage(&BTreeMap::from([(alpine, usage(3))]));
-        let text = metrics.render(Now { flights: 2, ..Now::default() });
+        let stored = BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]);
+        metrics.render(&Now { usage: stored, ..Now::default() });
+        let (usage, failing) = (BTreeMap::from([(alpine.clone(), usage(3))]), [(alpine, 1)].into());
+        let text = metrics.render(&Now { flights: 2, usage, failing, ..Now::default() });
         assert!(!text.contains("former") && !text.contains("outcome=\"miss\""), "{text}");
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
@@ -288,6 +283,7 @@ mod tests {
             "artifactapi_flights 2",
             "artifactapi_cache_bytes{remote=\"alpine\"} 7",
             "artifactapi_cache_artifacts{remote=\"alpine\"} 3",
+            "artifactapi_upstreams_failing{remote=\"alpine\"} 1",
             "artifactapi_healed_total 0",
             "artifactapi_tier_hits_total{tier=\"memory\"} 1",
             "artifactapi_tier_bytes{tier=\"memory\"} 9",
