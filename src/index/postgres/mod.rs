@@ -6,6 +6,7 @@
 //! is not noticed by callers that come after it. Nothing here is remembered between calls.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::ops::ControlFlow;
 
 mod connection;
@@ -118,7 +119,8 @@ impl PostgresIndex {
                 if !values.path.starts_with(&query.prefix) {
                     return Ok(ControlFlow::Continue(()));
                 }
-                if visit(values.into_row(remote)?).is_break() {
+                let row = undamaged(values.into_row(remote));
+                if row.is_some_and(|row| visit(row).is_break()) {
                     return Ok(ControlFlow::Break(()));
                 }
             }
@@ -206,11 +208,9 @@ impl ArtifactIndex for PostgresIndex {
         // One remote after the other, each by its own walk along the index.
         let mut after = String::new();
         while let Some(name) = self.next_remote(after)? {
-            let remote = name.parse().map_err(|_| IndexError::Corrupt {
-                key: name.clone(),
-                reason: "that is not the name of a remote".to_owned(),
-            })?;
-            if self.scan_remote(&remote, query, visit)?.is_break() {
+            if let Some(remote) = undamaged(name.parse())
+                && self.scan_remote(&remote, query, visit)?.is_break()
+            {
                 return Ok(());
             }
             after = name;
@@ -250,15 +250,11 @@ impl ArtifactIndex for PostgresIndex {
             };
             Ok(rows.iter().map(sum).collect::<Result<Vec<_>, _>>()?)
         })?;
-        let named = sums.into_iter().map(|(name, sums)| {
-            let remote = name.parse().map_err(|_| IndexError::Corrupt {
-                key: name.clone(),
-                reason: "that is not the name of a remote".to_owned(),
-            })?;
+        let named = sums.into_iter().filter_map(|(name, sums)| {
             let [artifacts, bytes, hits] = sums.map(|sum| u64::try_from(sum).unwrap_or(0));
-            Ok((remote, Usage { artifacts, bytes, hits }))
+            Some((undamaged(name.parse())?, Usage { artifacts, bytes, hits }))
         });
-        named.collect()
+        Ok(named.collect())
     }
 
     fn least_used(
@@ -280,9 +276,9 @@ impl ArtifactIndex for PostgresIndex {
             })?;
             let is_last = (page.len() as i64) < PAGE_ROWS;
             for values in page {
-                let row = values.into_row(&query.remote)?;
-                behind = (micros_of(row.recency()), row.key.path.as_str().to_owned());
-                if visit(row).is_break() {
+                behind = (values.recency_us(), values.path.clone());
+                let row = undamaged(values.into_row(&query.remote));
+                if row.is_some_and(|row| visit(row).is_break()) {
                     return Ok(());
                 }
             }
@@ -295,6 +291,12 @@ impl ArtifactIndex for PostgresIndex {
     fn probe(&self) -> Result<(), IndexError> {
         self.call("answer", |connection, _| probe(connection))
     }
+}
+
+/// What was read; one row that was tampered with must not hide all that follow it.
+fn undamaged<T, E: fmt::Display>(read: Result<T, E>) -> Option<T> {
+    let damage = |error: &E| tracing::warn!(%error, "passing over a damaged row of the index");
+    read.inspect_err(damage).ok()
 }
 
 /// The primary key of an artifact's row.

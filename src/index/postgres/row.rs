@@ -101,6 +101,11 @@ impl RowValues {
         ]
     }
 
+    /// When it was last stored or served.
+    pub(super) fn recency_us(&self) -> i64 {
+        self.stored_at_us.max(self.last_used_us)
+    }
+
     /// Whether two rows are alike in what a writer writes.
     pub(super) fn says_the_same(&self, other: &Self) -> bool {
         let written = |row: &Self| Self { generation: 0, last_used_us: 0, hits: 0, ..row.clone() };

@@ -104,6 +104,38 @@ fn paths(index: &PostgresIndex, query: &Scan) -> Vec<String> {
 }
 
 #[test]
+fn a_row_that_was_tampered_with_hides_no_other() {
+    let database = Database::shared();
+    let index = database.index();
+    for path in ["a", "b", "c"] {
+        assert!(matches!(index.put(&key(path), &entry(&key(path)), None), Ok(Put::Stored(_))));
+    }
+    database
+        .client()
+        .batch_execute(
+            "UPDATE artifact SET blob_key = '..' WHERE path = 'b';
+            INSERT INTO artifact SELECT ' ', path_sha256, path, blob_key, blob_version, size_bytes,
+                sha256, content_type, content_encoding, etag, last_modified, stored_at_us,
+                validated_at_us, head_sha256, generation, unproven, last_used_us, hits
+            FROM artifact WHERE path = 'a'",
+        )
+        .unwrap();
+    let error = index.get(&key("b")).unwrap_err();
+    assert!(matches!(error, IndexError::Corrupt { .. }), "{error}");
+    let mut shown = Vec::new();
+    let mut visit = |row: Row| {
+        shown.push(row.key.path.to_string());
+        ControlFlow::Continue(())
+    };
+    index.scan(&Scan::default(), &mut visit).unwrap();
+    let query = LeastUsed { remote: key("a").remote, behind: None };
+    index.least_used(&query, &mut visit).unwrap();
+    assert_eq!(shown, ["a", "c", "a", "c"]);
+    let usage = index.usage().unwrap();
+    assert_eq!(usage.into_keys().collect::<Vec<_>>(), [key("a").remote]);
+}
+
+#[test]
 fn an_entry_comes_back_to_the_microsecond() {
     let database = Database::shared();
     let index = database.index();
