@@ -7,7 +7,7 @@
 //!
 //! ```text
 //! front::wire    socket → Request                        (sockets end here)
-//! front::route   Request → remote, artifact, asked-for range and validators
+//! front::route   Request → remote, artifact, path, query
 //! formats        path → class: head | member | immutable | uncacheable  (pure)
 //! index, coord   artifact → Option<Entry>; fresh for how long
 //! policy::decide (pure) → Hit | Stale | Prove | Revalidate | Fetch | Pass | Absent

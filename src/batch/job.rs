@@ -136,7 +136,7 @@ struct Bounds {
 
 impl Fetched {
     fn add(&mut self, remote: &RemoteName, bytes: u64, bounds: Bounds) {
-        self.bytes += bytes;
+        self.bytes = self.bytes.saturating_add(bytes);
         let of_remote = self.by_remote.entry(remote.clone()).or_default();
         *of_remote += bytes;
         let is_over = |bytes: u64, max: Option<u64>| max.is_some_and(|max| bytes > max);
@@ -380,7 +380,7 @@ impl Job {
         let mut state = self.state();
         state.running.remove(&number);
         state.counts.add(done.status);
-        state.bytes += done.bytes.unwrap_or(0);
+        state.bytes = state.bytes.saturating_add(done.bytes.unwrap_or(0));
         if let (Status::Cached, Some(remote), Some(bytes)) = (done.status, &done.remote, done.bytes)
         {
             state.fetched.add(remote, bytes, bounds);
@@ -408,7 +408,9 @@ impl Job {
                 let mut state = self.state();
                 state.counts.refused += found.refused;
                 state.incomplete = found.incomplete;
-                state.bytes_listed = found.listed.iter().filter_map(|listed| listed.size).sum();
+                // What upstream says may be anything.
+                let sizes = found.listed.iter().filter_map(|listed| listed.size);
+                state.bytes_listed = sizes.fold(0, u64::saturating_add);
                 self.go_on(state, found.listed.into_iter().map(item).collect())
             }
             Err(error) => {

@@ -416,9 +416,10 @@ impl Fetcher {
     /// Writes the row of a blob that was just published.
     ///
     /// Another replica that fetched without the lease may have been first. Both blobs went
-    /// under the same key (or one under its URL's), and nobody can tell which bytes are newer. With the same bytes its
-    /// row is as good as ours; otherwise neither row is to be trusted, and the next request
-    /// asks upstream: what was served once must not be followed by something older.
+    /// under the same key (or one under its URL's), and nobody can tell which bytes are newer.
+    /// With the same bytes its row is as good as ours; otherwise neither row is to be trusted,
+    /// and the next request asks upstream: what was served once must not be followed by
+    /// something older.
     fn record(&self, key: &ArtifactKey, entry: Entry, stored: Option<&Entry>) -> Option<Entry> {
         let mut replaces = stored.map(|stored| stored.generation);
         for _ in 0..PUTS_MAX {

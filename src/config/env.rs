@@ -132,7 +132,7 @@ settings! {
         redirects_max: u32 = "REDIRECTS_MAX", "10", Kind::Count { min: 0, max: 10 },
             "Redirects of an upstream that are followed.";
         retries_max: u32 = "RETRIES_MAX", "2", Kind::Count { min: 0, max: 10 },
-            "Further tries of a fetch that failed, for each base URL.";
+            "Further tries of a fetch that failed, over all base URLs together.";
         anonymous_read: bool = "ANONYMOUS_READ", "true", Kind::Switch,
             "Whether everybody may read; otherwise reading needs a token with the scope read.";
         tokens_file: Option<PathBuf> = "TOKENS_FILE", "", Kind::Path,

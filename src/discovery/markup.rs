@@ -44,9 +44,10 @@ impl<R: BufRead> Tags<R> {
         loop {
             self.reader.skip_until(b'<')?;
             self.tag.clear();
-            while !is_whole(&self.tag) {
-                let had = self.tag.len() as u64;
-                let mut more = self.reader.by_ref().take(TAG_BYTES_MAX - had);
+            let (mut closing, mut had) = (Closing::default(), 0);
+            while !closing.is_met_in(&self.tag[had..]) {
+                had = self.tag.len();
+                let mut more = self.reader.by_ref().take(TAG_BYTES_MAX - had as u64);
                 let read = more.read_until(b'>', &mut self.tag)?;
                 if self.tag.starts_with(b"!--") || self.tag.starts_with(b"![CDATA[") {
                     break;
@@ -106,20 +107,31 @@ impl<R: BufRead> Tags<R> {
     }
 }
 
-/// Whether the text behind a `<` ends in the `>` that closes it, and not in one inside of a
-/// quoted value. A quote counts only behind `=`: elsewhere it is a letter like any other.
-fn is_whole(tag: &[u8]) -> bool {
-    let (mut quote, mut behind_equals) = (None, false);
-    for byte in tag {
-        match quote {
-            Some(open) if open == *byte => quote = None,
-            Some(_) => {}
-            None if behind_equals && matches!(byte, b'"' | b'\'') => quote = Some(*byte),
-            None => {}
+/// Looks for the `>` that closes a tag, which is not one inside of a quoted value. A quote counts
+/// only behind `=`: elsewhere it is a letter like any other.
+#[derive(Default)]
+struct Closing {
+    quote: Option<u8>,
+    behind_equals: bool,
+}
+
+impl Closing {
+    /// Whether the next part of the text behind a `<` ends in it.
+    fn is_met_in(&mut self, more: &[u8]) -> bool {
+        for byte in more {
+            match self.quote {
+                Some(open) if open == *byte => self.quote = None,
+                Some(_) => {}
+                None if self.behind_equals && matches!(byte, b'"' | b'\'') => {
+                    self.quote = Some(*byte);
+                }
+                None => {}
+            }
+            self.behind_equals =
+                *byte == b'=' || self.behind_equals && byte.is_ascii_whitespace();
         }
-        behind_equals = *byte == b'=' || behind_equals && byte.is_ascii_whitespace();
+        self.quote.is_none() && more.last() == Some(&b'>')
     }
-    quote.is_none() && tag.last() == Some(&b'>')
 }
 
 /// Reads a tag from behind its `<` up to its `>`; `None` where it has no name.

@@ -254,7 +254,7 @@ impl Front {
     fn stats(&self) -> Result<Reply, Problem> {
         stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
             tracing::warn!(error = chain(&error), "cannot tell what is stored");
-            Problem { status: 503, ..Problem::overload() }
+            Problem::unanswered()
         })
     }
 
@@ -321,7 +321,7 @@ fn page_of(query: &str) -> Result<admin::Page, Problem> {
 
 fn index_problem(error: IndexError) -> Problem {
     tracing::warn!(error = chain(&error), "cannot list artifacts");
-    Problem { status: 503, ..Problem::overload() }
+    Problem::unanswered()
 }
 
 /// One line for everything that is changed on somebody's word.

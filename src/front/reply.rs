@@ -41,6 +41,12 @@ impl Problem {
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
     }
 
+    /// The index does not answer: try again soon.
+    pub(super) fn unanswered() -> Self {
+        let detail = "the index does not answer: try again";
+        Self { detail: detail.to_owned(), ..Self::overload() }
+    }
+
     /// As a reply.
     pub(super) fn reply(&self) -> Reply {
         let reply = json(self.status, &serde_json::json!({ "detail": self.detail }));

@@ -3,7 +3,7 @@
 //!
 //! Each list is in the order in which its connections came, so that the first is the oldest
 //! and, one bound of time holding for the whole list, the first to lapse. Every operation
-//! takes constant time. Nothing here touches a socket.
+//! but [`Table::find`] takes constant time. Nothing here touches a socket.
 
 use std::time::Instant;
 
