@@ -8,15 +8,17 @@ use prometheus_client::metrics::histogram::Histogram;
 
 use crate::artifact::RemoteName;
 
-/// Labels of what is counted per remote. Remotes are configured, so they are bounded.
-pub type ByRemote = Family<Vec<(&'static str, String)>, Counter>;
+/// The label of what is counted per remote. Remotes are configured, so they are bounded.
+type Label = Vec<(&'static str, String)>;
+/// Counters per remote.
+pub type ByRemote = Family<Label, Counter>;
 
 /// Bounds of waits for an upstream in seconds: one next door, and one that runs into its timeout.
 const WAITS: [f64; 10] = [0.005, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 30.0, 60.0];
 
 /// Waits for upstreams, by remote.
 #[derive(Debug, Clone)]
-pub struct Waits(pub Family<Vec<(&'static str, String)>, Histogram, fn() -> Histogram>);
+pub struct Waits(pub Family<Label, Histogram, fn() -> Histogram>);
 
 impl Default for Waits {
     fn default() -> Self {

@@ -128,7 +128,7 @@ impl Cache {
         wish: Wish,
         report: Reporter<'_>,
     ) -> Result<Tried, CacheError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         for _ in 0..ROUNDS_MAX {
             let task = match self.fill_task(target, &key, wish)? {
                 Due::Nothing(entry) => return Ok(Tried::Ended(Filled::Already(entry))),
@@ -176,7 +176,7 @@ impl Cache {
 
     /// Whether an artifact is stored and fresh, without asking upstream.
     pub fn is_filled(&self, target: &Target, path: &ArtifactPath) -> Option<Entry> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         match self.fill_task(target, &key, Wish::Fresh) {
             Ok(Due::Nothing(entry)) => Some(entry),
             Ok(Due::Pass | Due::Task(_)) | Err(_) => None,

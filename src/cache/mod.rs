@@ -118,6 +118,11 @@ pub struct Target {
 }
 
 impl Target {
+    /// One of its artifacts.
+    fn key(&self, path: ArtifactPath) -> ArtifactKey {
+        ArtifactKey { remote: self.remote.name.clone(), path }
+    }
+
     fn reach(&self) -> Reach {
         match &self.remote.kind {
             Kind::Local => Reach::Local,
@@ -210,7 +215,7 @@ impl Cache {
         path: &ArtifactPath,
         patience: Duration,
     ) -> Result<Sought, CacheError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         self.seek_in(ROUNDS_MAX, target, &key, patience)
     }
 
@@ -352,7 +357,7 @@ impl Cache {
         why: OpenError,
         patience: Duration,
     ) -> Result<Sought, CacheError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         let found = match why {
             OpenError::Gone => return self.seek(target, path, patience),
             OpenError::Lost(loss) => Err(CacheError::Lost(loss)),
@@ -485,10 +490,9 @@ impl Cache {
         if target.class(path) != Class::Member {
             return None;
         }
-        let key = |path| ArtifactKey { remote: target.remote.name.clone(), path };
-        let heads = target.remote.format.heads_of(path);
-        let stored = heads.into_iter().find_map(|path| self.ports.index.get(&key(path)).ok()?);
-        stored.map(|entry| entry.digest)
+        let heads = target.remote.format.heads_of(path).into_iter();
+        let stored = |path| self.ports.index.get(&target.key(path)).ok()?;
+        heads.filter_map(stored).map(|entry| entry.digest).next()
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.

@@ -37,7 +37,7 @@ impl Cache {
         path: &ArtifactPath,
         precondition: Precondition<'_>,
     ) -> Result<Purged, ChangeError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         let is_local = target.reach() == Reach::Local;
         // A blob that is removed here must not be the one that an upload has just published.
         let hold = if is_local { Some(self.hold(&key).ok_or(ChangeError::Busy)?) } else { None };

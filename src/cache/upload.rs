@@ -119,7 +119,7 @@ impl Cache {
         target: &Target,
         path: &ArtifactPath,
     ) -> Result<Option<Validators>, ChangeError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         let entry = self.ports.index.get(&key).map_err(ChangeError::Index)?;
         Ok(entry.map(|entry| client_validators(&entry.validators, Some(entry.digest))))
     }
@@ -135,7 +135,7 @@ impl Cache {
         path: &ArtifactPath,
         upload: &Upload<'_>,
     ) -> Result<(), ChangeError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         // Every digest has the same length.
         let about = about(key, Digest([0; 32]), upload, self.ports.clock.now());
         if about.fits_everywhere() { Ok(()) } else { Err(ChangeError::Indescribable) }
@@ -188,7 +188,7 @@ impl Cache {
         sealed: &SealedFile,
         upload: Upload<'_>,
     ) -> Result<Uploaded, ChangeError> {
-        let key = ArtifactKey { remote: target.remote.name.clone(), path: path.clone() };
+        let key = target.key(path.clone());
         let replacing =
             if target.remote.allow_overwrite { Replacing::Allowed } else { Replacing::Refused };
         let hold = self.hold(&key).ok_or(ChangeError::Busy)?;

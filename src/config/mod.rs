@@ -60,6 +60,11 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// Whether what is stored of it came from an upstream, rather than from uploads.
+    pub fn has_upstream(&self) -> bool {
+        matches!(self.kind, Kind::Remote(_))
+    }
+
     /// Whether a path may be fetched, or uploaded to a local repository.
     ///
     /// A local repository without include patterns takes every path that is not excluded: what

@@ -127,8 +127,7 @@ impl Closing {
                 }
                 None => {}
             }
-            self.behind_equals =
-                *byte == b'=' || self.behind_equals && byte.is_ascii_whitespace();
+            self.behind_equals = *byte == b'=' || self.behind_equals && byte.is_ascii_whitespace();
         }
         self.quote.is_none() && more.last() == Some(&b'>')
     }

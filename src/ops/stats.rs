@@ -45,7 +45,7 @@ pub fn stats(cache: &Cache, metrics: &Metrics) -> Result<Value, IndexError> {
 fn bounded(plan: &SpacePlan, usage: &BTreeMap<RemoteName, Usage>) -> u64 {
     let counts = |name: &RemoteName| {
         let remote = plan.remotes.by_name.get(name);
-        remote.is_some_and(|remote| matches!(remote.kind, Kind::Remote(_)))
+        remote.is_some_and(|remote| remote.has_upstream())
     };
     usage.iter().filter(|(name, _)| counts(name)).map(|(_, usage)| usage.bytes).sum()
 }

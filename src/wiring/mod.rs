@@ -16,7 +16,7 @@ use crate::config::env::{Engines, HttpFront, Settings};
 use crate::config::file::{self, Around};
 use crate::config::problem::{ConfigErrors, Problem};
 use crate::config::tokens::{Token, Tokens};
-use crate::config::{Kind, Remote, Remotes};
+use crate::config::{Kind, Remotes};
 use crate::front::Front;
 use crate::front::access::{Access, Reads};
 use crate::front::batch::BatchApi;
@@ -417,8 +417,7 @@ fn load_tokens(settings: &Settings, catalog: &Catalog) -> Result<Tokens, ConfigE
 /// What is wrong in remotes.yaml.
 pub fn fetchable(settings: &Settings) -> Result<BTreeSet<RemoteName>, ConfigErrors> {
     let remotes = load_remotes(settings)?.by_name;
-    let has_upstream = |remote: &Remote| matches!(remote.kind, Kind::Remote(_));
-    let fetchable = remotes.into_iter().filter(|(_, remote)| has_upstream(remote));
+    let fetchable = remotes.into_iter().filter(|(_, remote)| remote.has_upstream());
     Ok(fetchable.map(|(name, _)| name).collect())
 }
 

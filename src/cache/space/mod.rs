@@ -18,7 +18,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::artifact::RemoteName;
-use crate::config::{Kind, Remote, Remotes};
+use crate::config::{Remote, Remotes};
 use crate::index::Usage;
 
 mod account;
@@ -49,12 +49,12 @@ pub struct SpacePlan {
 impl SpacePlan {
     /// The remotes whose artifacts may go: not the local repositories.
     fn cached(&self) -> impl Iterator<Item = &Arc<Remote>> {
-        self.remotes.by_name.values().filter(|remote| matches!(remote.kind, Kind::Remote(_)))
+        self.remotes.by_name.values().filter(|remote| remote.has_upstream())
     }
 
     /// Whether a remote of this name is configured and no local repository.
     pub(super) fn has_cached(&self, name: &RemoteName) -> bool {
-        self.remotes.by_name.get(name).is_some_and(|it| matches!(it.kind, Kind::Remote(_)))
+        self.remotes.by_name.get(name).is_some_and(|remote| remote.has_upstream())
     }
 
     /// The smallest bound that a file of this remote must fit in.
