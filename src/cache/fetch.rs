@@ -404,6 +404,7 @@ impl Fetcher {
             Some(entry) => {
                 room.fill();
                 self.mark_fresh(fetch);
+                self.doubt_older_heads(fetch, &entry);
                 End::Stored(entry)
             }
             None => {
@@ -490,6 +491,26 @@ impl Fetcher {
         }
         if !fetch.remote.lifetimes.negative_ttl.is_zero() {
             self.ports.freshness.clear(fetch.key, Mark::Absent);
+        }
+    }
+
+    /// A head names members that were there when it was made: one that is older than a member of
+    /// it is no longer upstream's, and is asked for again at its next request.
+    fn doubt_older_heads(&self, fetch: &Fetch<'_>, member: &Entry) {
+        if fetch.class != Class::Member {
+            return;
+        }
+        let modified_at = |entry: &Entry| {
+            httpdate::parse_http_date(entry.validators.last_modified.as_deref()?).ok()
+        };
+        let Some(member_from) = modified_at(member) else { return };
+        for path in fetch.remote.format.heads_of(&fetch.key.path) {
+            let key = ArtifactKey { remote: fetch.remote.name.clone(), path };
+            if let Ok(Some(head)) = self.ports.index.get(&key)
+                && modified_at(&head).is_some_and(|head_from| head_from < member_from)
+            {
+                self.ports.freshness.clear(&key, Mark::Fresh);
+            }
         }
     }
 

@@ -139,6 +139,12 @@ impl Target {
     }
 }
 
+/// A head that is stored.
+struct StoredHead {
+    key: ArtifactKey,
+    digest: Digest,
+}
+
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
@@ -262,7 +268,7 @@ impl Cache {
                 Task::Revalidate(entry) => self.may_stand_in(target, class, entry),
                 Task::Fetch | Task::Prove(_) => false,
             };
-            let member_of = self.head_of(target, &key.path);
+            let member_of = self.head_digest_of(target, &key.path);
             if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
                 let is_outdated = reader.member_of() != member_of;
                 let until = match may_stand_in {
@@ -453,27 +459,44 @@ impl Cache {
         class: Class,
         stored: Option<&Entry>,
     ) -> Decision {
-        let marks = &self.ports.freshness;
         let reach = target.reach();
+        let head = stored.and_then(|_| self.head_of(target, &key.path));
         // Only what can change, or is not there, is worth asking marks for.
         let may_change = class != Class::Immutable && reach != Reach::Local;
-        let fresh = match stored {
-            Some(_) if may_change => marks.remaining(key, Mark::Fresh),
-            _ => None,
-        };
+        let fresh = stored.filter(|_| may_change).and_then(|stored| {
+            // A member is as fresh as the head that it is valid with: on its own it would be
+            // asked for again before its head is, and might be a newer head's.
+            let valid_with = head.as_ref().filter(|head| stored.head == Some(head.digest));
+            self.mark_left(target, key, Mark::Fresh).or_else(|| {
+                valid_with.and_then(|head| self.mark_left(target, &head.key, Mark::Fresh))
+            })
+        });
         let may_be_absent = reach == Reach::Online
             && fresh.is_none()
-            && (stored.is_none() || class != Class::Immutable)
-            && !target.remote.lifetimes.negative_ttl.is_zero();
+            && (stored.is_none() || class != Class::Immutable);
         let facts = Facts {
             class,
             stored,
             fresh,
-            absent: may_be_absent && marks.remaining(key, Mark::Absent).is_some(),
-            head: stored.and_then(|_| self.head_of(target, &key.path)),
+            absent: may_be_absent && self.mark_left(target, key, Mark::Absent).is_some(),
+            head: head.map(|head| head.digest),
             reach,
         };
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
+    }
+
+    /// How long a mark still holds. One that would hold for longer than the remote's lifetimes say
+    /// is from before they were shortened, and holds no more.
+    fn mark_left(&self, target: &Target, key: &ArtifactKey, mark: Mark) -> Option<Duration> {
+        let lifetimes = &target.remote.lifetimes;
+        let lifetime = match mark {
+            Mark::Fresh => lifetimes.index_ttl,
+            Mark::Absent => lifetimes.negative_ttl,
+        };
+        if lifetime.is_zero() {
+            return None;
+        }
+        self.ports.freshness.remaining(key, mark).filter(|left| *left <= lifetime)
     }
 
     /// The row; none where the index can't answer, which costs a fetch.
@@ -486,13 +509,20 @@ impl Cache {
     }
 
     /// The head that a member is valid with, as it is stored now.
-    fn head_of(&self, target: &Target, path: &ArtifactPath) -> Option<Digest> {
+    fn head_of(&self, target: &Target, path: &ArtifactPath) -> Option<StoredHead> {
         if target.class(path) != Class::Member {
             return None;
         }
-        let heads = target.remote.format.heads_of(path).into_iter();
-        let stored = |path| self.ports.index.get(&target.key(path)).ok()?;
-        heads.filter_map(stored).map(|entry| entry.digest).next()
+        target.remote.format.heads_of(path).into_iter().find_map(|path| {
+            let key = target.key(path);
+            let digest = self.ports.index.get(&key).ok()??.digest;
+            Some(StoredHead { key, digest })
+        })
+    }
+
+    /// Its digest.
+    fn head_digest_of(&self, target: &Target, path: &ArtifactPath) -> Option<Digest> {
+        self.head_of(target, path).map(|head| head.digest)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
@@ -607,7 +637,7 @@ impl Cache {
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
         match target.class(&key.path) {
             Class::Immutable => target.remote.lifetimes.file_ttl.map(seconds),
-            _ => self.ports.freshness.remaining(key, Mark::Fresh).map(seconds),
+            _ => self.mark_left(target, key, Mark::Fresh).map(seconds),
         }
     }
 }

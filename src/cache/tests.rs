@@ -13,6 +13,7 @@ use crate::blob::TierCounters;
 use crate::blob::memory::MemoryBlobs;
 use crate::blob::small::SmallBlobs;
 use crate::body::read_to_vec;
+use crate::config::Remotes;
 use crate::config::file::{Around, parse};
 use crate::coord::local::{LocalFreshness, LocalLeases};
 use crate::coord::{Acquired, LeaseToken};
@@ -38,6 +39,14 @@ struct World {
 /// A remote of generic files: `index/` is mutable, everything else immutable.
 const GENERIC: &str = "package: generic\n    mutable_patterns: ['^index/']";
 
+fn remotes(keys: &str, lifetimes: &str) -> Remotes {
+    let yaml = format!(
+        "remotes:\n  r:\n    base_url: https://files.example.org\n    type: remote\n    include_patterns: ['.']\n    {keys}\n    cache: {{ file_ttl: 0, {lifetimes} }}\n"
+    );
+    let around = Around { regex_size_max: 1 << 20, env: &|_| None };
+    parse(&yaml, "remotes.yaml", &around).expect("the test's configuration is right").0
+}
+
 impl World {
     fn new(upstream: Scripted) -> Self {
         Self::with(upstream, GENERIC, 1 << 30)
@@ -48,12 +57,7 @@ impl World {
         let clock = Clock::set_by_hand(SystemTime::now());
         let ports = memory_ports(folder.path(), staging_bytes_max, &clock);
         let staging = ports.staging.clone();
-        let yaml = format!(
-            "remotes:\n  r:\n    base_url: https://files.example.org\n    type: remote\n    include_patterns: ['.']\n    {keys}\n    cache: {{ file_ttl: 0, index_ttl: 100, negative_ttl: 10 }}\n"
-        );
-        let around = Around { regex_size_max: 1 << 20, env: &|_| None };
-        let (remotes, _) =
-            parse(&yaml, "remotes.yaml", &around).expect("the test's configuration is right");
+        let remotes = remotes(keys, "index_ttl: 100, negative_ttl: 10");
         let remote = remotes.by_name.values().next().expect("there is one").clone();
         let target = Target { remote, upstream: Some(Arc::new(upstream.clone())) };
         let cache = replica(&ports);
@@ -743,6 +747,69 @@ fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() 
     world.settle();
     world.check(member, Outcome::Hit, b"member 2");
     assert_eq!(world.upstream.count(member), 2);
+}
+
+#[test]
+fn a_member_stays_with_its_head_for_as_long_as_that_is_fresh() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let upstream = Scripted::new()
+        .file(head, File::of("head 1").etag("\"h1\""))
+        .file(member, File::of("member 1").etag("\"m1\""));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    let get = |path: &str, outcome, body: &str| {
+        world.check(path, outcome, body.as_bytes());
+        world.settle();
+    };
+    get(head, Outcome::Miss, "head 1");
+    get(member, Outcome::Miss, "member 1");
+    // As a client does that finds its head unchanged: it asks for no member.
+    world.clock.advance(Duration::from_secs(101));
+    get(head, Outcome::Revalidated, "head 1");
+    world.upstream.put(head, File::of("head 2").etag("\"h2\""));
+    world.upstream.put(member, File::of("member 2").etag("\"m2\""));
+    get(head, Outcome::Hit, "head 1");
+    get(member, Outcome::Hit, "member 1");
+    world.clock.advance(Duration::from_secs(101));
+    get(head, Outcome::Miss, "head 2");
+    get(member, Outcome::Miss, "member 2");
+}
+
+#[test]
+fn a_member_that_is_newer_than_its_head_makes_that_stale_at_once() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let of = |text: &str, date: &str| {
+        File::of(text).last_modified(&format!("Mon, 02 Mar 2026 {date} GMT"))
+    };
+    for (member_date, outcome) in [
+        ("10:00:00", Outcome::Hit),
+        ("10:00:01", Outcome::Hit),
+        ("10:00:02", Outcome::Revalidated),
+    ] {
+        let upstream =
+            Scripted::new().file(head, of("head", "10:00:01")).file(member, of("m", member_date));
+        let world = World::with(upstream, "package: rpm", 1 << 30);
+        world.check(head, Outcome::Miss, b"head");
+        world.settle();
+        world.check(member, Outcome::Miss, b"m");
+        world.settle();
+        world.check(head, outcome, b"head");
+    }
+}
+
+#[test]
+fn a_lifetime_that_was_shortened_holds_for_what_is_stored() {
+    let upstream = Scripted::new().file("index/a", File::of("a").etag("\"a\""));
+    let world = World::new(upstream);
+    world.check("index/a", Outcome::Miss, b"a");
+    assert!(matches!(world.find("index/none"), Err(CacheError::Absent)));
+    world.settle();
+    let remote = remotes(GENERIC, "index_ttl: 2, negative_ttl: 2").by_name.into_values().next();
+    let shorter = Target { remote: remote.unwrap(), upstream: world.target.upstream.clone() };
+    let met = |path: &str| world.cache.find(&shorter, &World::path(path)).map(|it| it.met.outcome);
+    assert_eq!(met("index/a").unwrap(), Outcome::Revalidated);
+    assert_eq!(met("index/a").unwrap(), Outcome::Hit);
+    assert!(matches!(met("index/none"), Err(CacheError::Absent)));
+    assert_eq!(world.upstream.count("index/none"), 2);
 }
 
 #[test]
