@@ -135,7 +135,8 @@ impl Cache {
                 Due::Pass => return Ok(Tried::Ended(Filled::Unstored)),
                 Due::Task(task) => task,
             };
-            let (reader, is_lead) = match self.flights.join(&key, self.head_digest_of(target, path)) {
+            let (reader, is_lead) = match self.flights.join(&key, self.head_digest_of(target, path))
+            {
                 Joined::Follow(reader) => (reader, false),
                 Joined::Lead(writer) => {
                     let blob = blob.cloned().unwrap_or_else(|| BlobKey::of(&key));

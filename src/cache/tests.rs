@@ -780,11 +780,9 @@ fn a_member_that_is_newer_than_its_head_makes_that_stale_at_once() {
     let of = |text: &str, date: &str| {
         File::of(text).last_modified(&format!("Mon, 02 Mar 2026 {date} GMT"))
     };
-    for (member_date, outcome) in [
-        ("10:00:00", Outcome::Hit),
-        ("10:00:01", Outcome::Hit),
-        ("10:00:02", Outcome::Revalidated),
-    ] {
+    for (member_date, outcome) in
+        [("10:00:00", Outcome::Hit), ("10:00:01", Outcome::Hit), ("10:00:02", Outcome::Revalidated)]
+    {
         let upstream =
             Scripted::new().file(head, of("head", "10:00:01")).file(member, of("m", member_date));
         let world = World::with(upstream, "package: rpm", 1 << 30);

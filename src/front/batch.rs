@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
 use super::route::{query_value, unknown_parameter};
-use super::seats::Seats;
+use super::seats::{Seats, SizedSeats};
 use super::wire::Reply;
 use crate::batch::watch::Lines;
 use crate::batch::{
@@ -26,8 +26,6 @@ const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);
 const DIRECT_ARTIFACTS_MAX: usize = 1000;
 /// A body up to this is small.
 const SMALL_BODY_BYTES: u64 = 64 << 10;
-/// Larger bodies that are read and understood at a time.
-const LARGE_BODIES_MAX: usize = 4;
 /// The most artifacts of an answer.
 const PAGE_MAX: usize = 10_000;
 
@@ -38,15 +36,16 @@ pub struct BatchApi {
     // Waiting requests hold a worker each, and so do those whose body comes slowly; large bodies
     // take memory, too.
     waiters: Seats,
-    readers: Seats,
-    large_readers: Seats,
+    bodies: SizedSeats,
+    reports: SizedSeats,
 }
 
 impl BatchApi {
-    /// Answers for these batches, on `workers` threads that serve other requests as well.
-    pub fn new(batches: Arc<Batches>, workers: usize) -> Self {
-        let (waiters, readers) = (Seats::of(workers), Seats::of(workers));
-        Self { batches, waiters, readers, large_readers: Seats::up_to(LARGE_BODIES_MAX) }
+    /// Answers for these batches, on `workers` threads that serve other requests as well;
+    /// `reports` are the seats of all answers that may be long.
+    pub fn new(batches: Arc<Batches>, workers: usize, reports: SizedSeats) -> Self {
+        let (waiters, bodies) = (Seats::of(workers), SizedSeats::of(workers));
+        Self { batches, waiters, bodies, reports }
     }
 
     /// `POST /cache-artifact`.
@@ -92,11 +91,10 @@ impl BatchApi {
 
     fn read(&self, body: &mut dyn Read) -> Result<Request, Problem> {
         let busy = || too_many("too many clients send batches: try again");
-        let _seat = self.readers.take().ok_or_else(busy)?;
+        let mut seat = self.bodies.take().ok_or_else(busy)?;
         let mut text = read_up_to(body, SMALL_BODY_BYTES)?;
-        let mut large_seat = None;
         if text.len() as u64 == SMALL_BODY_BYTES {
-            large_seat = Some(self.large_readers.take().ok_or_else(busy)?);
+            seat = self.bodies.take_large().ok_or_else(busy)?;
             text.append(&mut read_up_to(body, REQUEST_BYTES_MAX + 1 - SMALL_BODY_BYTES)?);
         }
         if text.len() as u64 > REQUEST_BYTES_MAX {
@@ -104,7 +102,7 @@ impl BatchApi {
             return Err(Problem::new(413, detail));
         }
         let request = Request::parse(&text);
-        drop(large_seat);
+        drop(seat);
         request.map_err(|error| Problem::new(400, error.to_string()))
     }
 
@@ -129,7 +127,13 @@ impl BatchApi {
             offset: number("offset", 0, usize::MAX)?,
             limit: number("limit", DIRECT_ARTIFACTS_MAX, PAGE_MAX)?,
         };
-        Ok(reply::json(200, &self.find(id)?.report(page)))
+        let job = self.find(id)?;
+        let seat = match page.limit > DIRECT_ARTIFACTS_MAX {
+            true => self.reports.take_large(),
+            false => self.reports.take(),
+        };
+        let seat = seat.ok_or_else(Problem::too_many_reports)?;
+        Ok(reply::json_keeping(seat, job.report(page).to_string()))
     }
 
     /// `DELETE /jobs/{id}`: cancels, and says where that has ended it.

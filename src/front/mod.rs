@@ -44,7 +44,7 @@ use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
 use route::Route;
-use seats::Seats;
+use seats::{Seats, SizedSeats};
 use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// The parameters of `GET /artifacts/{remote}`.
@@ -64,6 +64,8 @@ pub struct Front {
     pub batches: batch::BatchApi,
     /// For ranges of a file that is being fetched, which come from upstream beside that fetch.
     pub far_ranges: Seats,
+    /// Long answers that are made or sent.
+    pub reports: SizedSeats,
     /// The state of the backends.
     pub health: Health,
     /// What is counted.
@@ -247,8 +249,13 @@ impl Front {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
         refuse_others(query, LIST_PARAMETERS)?;
         let page = page_of(query)?;
+        let seat = match page.is_long() {
+            true => self.reports.take_large(),
+            false => self.reports.take(),
+        };
+        let seat = seat.ok_or_else(Problem::too_many_reports)?;
         let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
-        Ok(json(200, &list))
+        Ok(reply::json_keeping(seat, list))
     }
 
     fn stats(&self) -> Result<Reply, Problem> {

@@ -6,6 +6,7 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
+use super::seats::SizedSeat;
 use super::wire::Reply;
 use crate::artifact::{ArtifactPath, BadPath, Digest};
 use crate::body::Body;
@@ -44,6 +45,12 @@ impl Problem {
     /// The index does not answer: try again soon.
     pub(super) fn unanswered() -> Self {
         let detail = "the index does not answer: try again";
+        Self { detail: detail.to_owned(), ..Self::overload() }
+    }
+
+    /// Too many long answers are being made or sent: try again soon.
+    pub(super) fn too_many_reports() -> Self {
+        let detail = "too many listings and reports are under way: try again";
         Self { detail: detail.to_owned(), ..Self::overload() }
     }
 
@@ -107,6 +114,14 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
 pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
     let text = format!("{value}\n");
     Reply::new(status, Body::from_bytes(text))
+        .header("Content-Type", "application/json")
+        .header("Cache-Control", NO_STORE)
+}
+
+/// The same, of a long text that keeps a seat until it is sent.
+pub(super) fn json_keeping(seat: SizedSeat, mut text: String) -> Reply {
+    text.push('\n');
+    Reply::new(200, Body::from_bytes(text).keeping(seat))
         .header("Content-Type", "application/json")
         .header("Cache-Control", NO_STORE)
 }

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The most of them, of however many workers.
 const SEATS_MAX: usize = 32;
 
-/// A bounded number of seats: usually a quarter of the workers, but no more than 32; one at least.
+/// A quarter of the workers, but no more than 32; one at least.
 #[derive(Debug, Clone)]
 pub struct Seats {
     taken: Arc<AtomicUsize>,
@@ -20,8 +20,7 @@ impl Seats {
         Self::up_to((workers / 4).clamp(1, SEATS_MAX))
     }
 
-    /// So many seats.
-    pub(super) fn up_to(max: usize) -> Self {
+    fn up_to(max: usize) -> Self {
         Self { taken: Arc::default(), max }
     }
 
@@ -30,6 +29,40 @@ impl Seats {
         let seat = Seat(Arc::clone(&self.taken));
         (seat.0.fetch_add(1, Ordering::SeqCst) < self.max).then_some(seat)
     }
+}
+
+/// Seats for what takes memory: any number of them for what is small, a few for what is large.
+#[derive(Debug, Clone)]
+pub struct SizedSeats {
+    any: Seats,
+    large: Seats,
+}
+
+/// Seats for what is large, at most.
+const LARGE_MAX: usize = 4;
+
+impl SizedSeats {
+    /// Seats of so many workers.
+    pub fn of(workers: usize) -> Self {
+        Self { any: Seats::of(workers), large: Seats::up_to(LARGE_MAX) }
+    }
+
+    /// Takes one, if there is one.
+    pub(super) fn take(&self) -> Option<SizedSeat> {
+        Some(SizedSeat { _any: self.any.take()?, _large: None })
+    }
+
+    /// Takes one for what is large, if there is one.
+    pub(super) fn take_large(&self) -> Option<SizedSeat> {
+        Some(SizedSeat { _any: self.any.take()?, _large: Some(self.large.take()?) })
+    }
+}
+
+/// A seat for something of a size; given back when dropped.
+#[derive(Debug)]
+pub(super) struct SizedSeat {
+    _any: Seat,
+    _large: Option<Seat>,
 }
 
 /// A seat; given back when dropped.
@@ -46,6 +79,18 @@ impl Drop for Seat {
 mod tests {
     use super::*;
     use crate::body::Body;
+
+    #[test]
+    fn a_few_seats_are_for_what_is_large() {
+        let seats = SizedSeats::of(256);
+        let large: Vec<SizedSeat> =
+            std::iter::from_fn(|| seats.take_large()).take(SEATS_MAX).collect();
+        assert_eq!(large.len(), LARGE_MAX);
+        let small: Vec<SizedSeat> = std::iter::from_fn(|| seats.take()).take(SEATS_MAX).collect();
+        assert_eq!(small.len(), SEATS_MAX - LARGE_MAX);
+        drop(large);
+        assert!(seats.take_large().is_some());
+    }
 
     #[test]
     fn a_quarter_of_the_workers_is_let_and_comes_back_with_the_body() {

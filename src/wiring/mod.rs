@@ -22,7 +22,7 @@ use crate::front::access::{Access, Reads};
 use crate::front::batch::BatchApi;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
-use crate::front::seats::Seats;
+use crate::front::seats::{Seats, SizedSeats};
 use crate::front::wire::guarded::{
     self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
     TrustedProxies,
@@ -147,11 +147,13 @@ impl App {
             metrics.set_config_refused(file, false);
         }
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
+        let reports = SizedSeats::of(settings.workers);
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),
-            batches: BatchApi::new(Arc::clone(&batches), settings.workers),
+            batches: BatchApi::new(Arc::clone(&batches), settings.workers, reports.clone()),
             far_ranges: Seats::of(settings.workers),
+            reports,
             health: health.clone(),
             metrics: Arc::clone(&metrics),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
