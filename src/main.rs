@@ -18,7 +18,7 @@ use artifactapi::ops::{ask, token, warm};
 use artifactapi::wiring::ports::{self, Backends, OpenedPorts};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
 
@@ -26,6 +26,12 @@ use tracing::level_filters::LevelFilter;
 const EXIT_AT_ONCE: i32 = 130;
 
 fn main() -> ExitCode {
+    // With the signal caught, a write beyond the size that files may have (RLIMIT_FSIZE) is an
+    // error like that of a full disk, and not the end of the process.
+    if let Err(error) = signal_hook::flag::register(SIGXFSZ, Arc::default()) {
+        eprintln!("SIGXFSZ cannot be caught: {error}");
+        return ExitCode::FAILURE;
+    }
     match Cli::parse().command.unwrap_or(Command::Serve) {
         Command::Serve => with_settings(|settings, engines| serve(settings, &engines)),
         Command::Check { file } => with_settings(|settings, _| check(&settings, file.as_deref())),

@@ -78,6 +78,13 @@ pub enum StagingError {
     },
 }
 
+impl StagingError {
+    /// Whether it is the scratch space that fails, for want of room or otherwise, and not the body.
+    pub fn is_of_scratch_space(&self) -> bool {
+        matches!(self, Self::Full { .. } | Self::Io { .. })
+    }
+}
+
 /// Why a body was not sealed.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum SealError {
@@ -200,9 +207,11 @@ fn who_is_full(wanted: u64, reserved: u64, bytes_max: u64) -> String {
     format!("{reserved} of {bytes_max} are in use; STAGING_BYTES_MAX allows no more")
 }
 
-/// Whether the file system is full, or the quota of its user is.
+/// Whether the file system is full, or the quota of its user is, or a file would be larger than
+/// the process may make one (`RLIMIT_FSIZE`).
 pub fn is_no_space(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded)
+    use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+    matches!(error.kind(), StorageFull | QuotaExceeded | FileTooLarge)
 }
 
 /// Room in the quota, given back when dropped.

@@ -73,6 +73,17 @@ fn purge(server: &Server, selection: &str) -> usize {
     answer["purged_count"].as_u64().expect("a number") as usize
 }
 
+/// Waits until health says what is wrong with the blobs; the server stays ready all the same.
+#[track_caller]
+fn expect_told(server: &Server, sign: &str) {
+    eventually("health says so", || {
+        let health = server.get("/health").json();
+        let detail = health["backends"]["blobs"]["detail"].as_str().unwrap_or_default();
+        health["status"] == "degraded" && detail.contains(sign)
+    });
+    server.get("/health/ready").expect_status(200);
+}
+
 /// How much room is kept for the index, in bytes.
 fn reserved(server: &Server) -> u64 {
     let reserve = fs::metadata(server.data_dir().join("index.reserve"));
@@ -91,6 +102,7 @@ fn hits_are_served_misses_pass_and_uploads_are_refused() {
     let upload = Ask::put("/api/own/late", &late).token(ADMIN);
     full.server.ask(&upload).expect_error(507);
     assert_eq!(reserved(&full.server), RESERVE_BYTES, "none of these takes what is kept");
+    expect_told(&full.server, "no storage space");
 
     full.server.disk().make_room();
     full.server.ask(&upload).expect_status(201);
@@ -110,6 +122,31 @@ fn a_file_that_the_disk_has_no_room_for_is_passed_through_whole() {
         passed.expect(200, &large);
         passed.expect_header("cache-status", "artifactapi; fwd=bypass");
     }
+}
+
+#[test]
+fn where_no_scratch_file_can_be_made_misses_pass_too() {
+    let upstream = Upstream::start();
+    for path in ["/a", "/b"] {
+        upstream.serve(path, Answer::file(path.as_bytes()));
+    }
+    let server = Setup::files(Remote::at(&upstream)).start();
+    server.get("/api/files/a").expect(200, b"/a");
+    let staging = server.data_dir().join("staging");
+    fs::remove_dir_all(&staging).expect("it can be removed");
+    fs::write(&staging, "not a folder").expect("its name is free");
+    server.get("/api/files/a").expect_header("x-artifact-source", "cache");
+    for _ in 0..2 {
+        let passed = server.get("/api/files/b");
+        passed.expect(200, b"/b");
+        passed.expect_header("cache-status", "artifactapi; fwd=bypass");
+    }
+    expect_told(&server, "staging: ");
+    fs::remove_file(&staging).expect("it can be removed");
+    eventually("it is stored again", || {
+        server.get("/api/files/b");
+        server.blob_files().len() == 2
+    });
 }
 
 #[test]

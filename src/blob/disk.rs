@@ -28,7 +28,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use rustix::fs::{Access, OFlags, XattrFlags, access, fgetxattr, fsetxattr};
+use rustix::fs::{OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
 
 use super::about::{ABOUT_BYTES_MAX, decode, encode};
@@ -122,15 +122,6 @@ impl DiskBlobs {
         let stamped = UNIX_EPOCH + Duration::from_micros(1_700_000_000_123_457);
         file.set_modified(stamped)?;
         Ok(file.metadata()?.modified()? == stamped)
-    }
-
-    /// Whether the store in `data_dir` is there and takes blobs, as far as that shows without
-    /// writing.
-    ///
-    /// # Errors
-    /// Why not: its folder is gone, or its file system is read-only by now.
-    pub fn probe(data_dir: &Path) -> io::Result<()> {
-        Ok(access(data_dir.join(FOLDER), Access::WRITE_OK | Access::EXEC_OK)?)
     }
 
     fn path(&self, key: &BlobKey) -> PathBuf {

@@ -22,7 +22,7 @@ use crate::config::Remote;
 use crate::coord::{Acquired, Lease, Mark};
 use crate::formats::Class;
 use crate::index::{IndexError, Put};
-use crate::staging::{Expect, SealedFile, StagedFile, StagingError};
+use crate::staging::{Expect, SealedFile, StagedFile};
 use crate::upstream::{
     Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
@@ -314,7 +314,7 @@ impl Fetcher {
                 }
             };
             staged.append(buffer, read).inspect_err(|why| {
-                if let StagingError::Full { .. } = why {
+                if why.is_of_scratch_space() {
                     self.no_room.remember(fetch.key, self.ports.clock.now());
                 }
             })?;

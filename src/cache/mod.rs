@@ -16,7 +16,7 @@ use crate::coord::{Freshness, Leases, Mark};
 use crate::formats::Class;
 use crate::index::{ArtifactIndex, Row};
 use crate::policy::{self, Decision, Facts, Reach};
-use crate::staging::{Staging, StagingError};
+use crate::staging::Staging;
 use crate::upstream::Upstream;
 
 mod claims;
@@ -584,14 +584,14 @@ impl Cache {
     }
 
     /// The stored copy, if it may stand in for a fetch that failed; upstream's bytes unstored
-    /// where there was only no room to stage them.
+    /// where they only could not be staged.
     fn after_failure(
         &self,
         target: &Target,
         key: &ArtifactKey,
         why: Arc<FetchError>,
     ) -> Result<Found, CacheError> {
-        if matches!(*why, FetchError::Staging(StagingError::Full { .. })) {
+        if matches!(&*why, FetchError::Staging(why) if why.is_of_scratch_space()) {
             return self.pass_or_stand_in(target, key);
         }
         let class = target.class(&key.path);

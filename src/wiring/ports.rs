@@ -4,6 +4,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rustix::fs::{Access, access, statvfs};
+
 use super::unused::unused;
 use super::variable;
 use crate::artifact::BlobKey;
@@ -150,8 +152,8 @@ pub fn open(
     let in_data_dir = |source| PortsError::DataDir { folder: data_dir.clone(), source };
     std::fs::create_dir_all(&data_dir).map_err(in_data_dir)?;
     let lock = lock_data_dir(&data_dir)?;
-    let staging = Staging::open(&data_dir.join("staging"), settings.staging_bytes_max)
-        .map_err(in_data_dir)?;
+    let staging =
+        Staging::open(&data_dir.join(STAGING), settings.staging_bytes_max).map_err(in_data_dir)?;
 
     let s3 = s3_settings(engines)?.as_ref().map(S3Store::new).transpose()?.map(Arc::new);
     let tiers = Tiers::default();
@@ -215,6 +217,18 @@ pub fn open(
     Ok(OpenedPorts { ports, tiers, trust, embedded, bridge, s3, redis, data_dir, _lock: lock })
 }
 
+/// The folder of scratch files in the data folder.
+const STAGING: &str = "staging";
+
+/// Whether files can be written to a folder, as far as that shows without writing.
+fn takes_files(folder: &Path) -> std::io::Result<()> {
+    access(folder, Access::WRITE_OK | Access::EXEC_OK)?;
+    match statvfs(folder)?.f_bavail {
+        0 => Err(std::io::ErrorKind::StorageFull.into()),
+        _ => Ok(()),
+    }
+}
+
 impl OpenedPorts {
     /// Which backends these are.
     pub fn backends(&self) -> Backends {
@@ -234,7 +248,13 @@ impl OpenedPorts {
             }
             None => {
                 let data_dir = self.data_dir.clone();
-                Box::new(move || DiskBlobs::probe(&data_dir).map_err(|error| error.to_string()))
+                Box::new(move || {
+                    [disk::FOLDER, STAGING].iter().try_for_each(|name| {
+                        let folder = data_dir.join(name);
+                        takes_files(&folder)
+                            .map_err(|error| format!("{}: {error}", folder.display()))
+                    })
+                })
             }
         };
         let index = Arc::clone(&self.ports.index);

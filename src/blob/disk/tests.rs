@@ -321,12 +321,3 @@ fn what_an_operator_does_to_an_open_file_is_seen() {
     bench.store.each(&mut |_| ControlFlow::Continue(())).unwrap();
     assert_eq!(open_in(&bench), [""; 0], "a sweep lets go of what was removed by hand");
 }
-
-#[test]
-fn a_probe_misses_a_folder_that_is_gone() {
-    let bench = Bench::new();
-    let data_dir = bench.data_dir.path();
-    DiskBlobs::probe(data_dir).unwrap();
-    fs::rename(data_dir.join(FOLDER), data_dir.join("elsewhere")).unwrap();
-    assert_eq!(DiskBlobs::probe(data_dir).unwrap_err().kind(), io::ErrorKind::NotFound);
-}
