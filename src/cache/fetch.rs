@@ -13,7 +13,7 @@ use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
 use super::unread::Unread;
-use super::versions::{confirms, part_of};
+use super::versions::{condition_of, confirms, part_of};
 use super::{FetchError, Ports};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
 use crate::blob::{About, BlobError};
@@ -139,12 +139,8 @@ impl Fetcher {
         }
         let began = Instant::now();
         counters::of(&self.counters.fetches, &fetch.key.remote).inc();
-        let validators = fetch.stored.as_ref().map(|stored| &stored.validators);
-        let request = UpstreamRequest {
-            path: &fetch.key.path,
-            unless: validators.filter(|validators| !validators.is_empty()),
-            part: None,
-        };
+        let unless = fetch.stored.as_ref().and_then(condition_of);
+        let request = UpstreamRequest { path: &fetch.key.path, unless, part: None };
         let reply = match (fetch.upstream.get(&request)?, &fetch.stored) {
             (UpstreamReply::NotModified(head), Some(stored))
                 if !confirms(&head.validators, &stored.validators) =>

@@ -794,6 +794,24 @@ fn a_member_that_is_newer_than_its_head_makes_that_stale_at_once() {
     }
 }
 
+/// A file may change twice within the second that its date names.
+#[test]
+fn a_date_of_the_second_in_which_the_file_came_confirms_nothing() {
+    for (age_s, outcome, bytes) in [(0, Outcome::Miss, b"two"), (1, Outcome::Revalidated, b"one")] {
+        let world = World::new(Scripted::new());
+        let date = httpdate::fmt_http_date(world.clock.now() - Duration::from_secs(age_s));
+        world.upstream.put("index/a", File::of("one").last_modified(&date));
+        world.check("index/a", Outcome::Miss, b"one");
+        world.settle();
+        world.upstream.put("index/a", File::of("two").last_modified(&date));
+        world.clock.advance(Duration::from_secs(101));
+        world.check("index/a", outcome, bytes);
+        world.settle();
+        world.clock.advance(Duration::from_secs(101));
+        world.check("index/a", Outcome::Revalidated, bytes);
+    }
+}
+
 #[test]
 fn a_lifetime_that_was_shortened_holds_for_what_is_stored() {
     let upstream = Scripted::new().file("index/a", File::of("a").etag("\"a\""));

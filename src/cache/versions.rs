@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use crate::artifact::{ArtifactPath, Validators, weakly_equal};
+use crate::artifact::{ArtifactPath, Entry, Validators, weakly_equal};
 use crate::upstream::{
     Part, Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest,
 };
@@ -10,6 +10,8 @@ use crate::upstream::{
 /// How long before an answer a file must have changed last for its date to name a version:
 /// dates count seconds, and clocks differ.
 const DATE_IS_STRONG_AFTER: Duration = Duration::from_secs(60);
+/// The same for a date that is only compared with that of the same file later.
+const DATE_IS_OVER_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks upstream for the bytes from `from` to `to` of the version that it gave `validators` of at
 /// `answered_at`; `fits` judges the whole file's length, where the part tells it. `None` where
@@ -40,14 +42,28 @@ pub(super) fn part_of(
 /// What names a version in `If-Range`: a strong ETag, else a date that is old enough to be one
 /// (RFC 9110, sections 13.1.5 and 8.8.2.2). `answered_at` is when upstream sent it.
 fn version_of(validators: &Validators, answered_at: SystemTime) -> Option<&str> {
-    let is_strong = |date: &&str| {
-        let changed_at = httpdate::parse_http_date(date).ok();
-        changed_at
-            .and_then(|at| answered_at.duration_since(at).ok())
-            .is_some_and(|age| age >= DATE_IS_STRONG_AFTER)
+    let date = || {
+        let date = validators.last_modified.as_deref();
+        date.filter(|date| is_older(date, answered_at, DATE_IS_STRONG_AFTER))
     };
-    let date = || validators.last_modified.as_deref().filter(is_strong);
     validators.strong_etag().or_else(date)
+}
+
+/// What to ask upstream with whether the stored copy is still right; `None` where that could not
+/// tell. A file may change twice within the second that its date names, so a date counts only
+/// if the second was over when upstream answered.
+pub(super) fn condition_of(stored: &Entry) -> Option<&Validators> {
+    let validators = &stored.validators;
+    let is_dated = || {
+        let date = validators.last_modified.as_deref();
+        date.is_some_and(|date| is_older(date, stored.stored_at, DATE_IS_OVER_AFTER))
+    };
+    (validators.etag.is_some() || is_dated()).then_some(validators)
+}
+
+fn is_older(date: &str, than: SystemTime, by: Duration) -> bool {
+    let changed_at = httpdate::parse_http_date(date).ok();
+    changed_at.and_then(|at| than.duration_since(at).ok()).is_some_and(|age| age >= by)
 }
 
 /// Whether a part that answers `If-Range` belongs to the version whose head was seen. It must
