@@ -14,7 +14,7 @@ use super::prove::hash_blob;
 use super::upload::ChangeError;
 use super::{Cache, CacheError, Loss, OpenError};
 use crate::artifact::{ArtifactKey, Entry};
-use crate::blob::{BlobError, BlobMeta};
+use crate::blob::{BlobError, BlobMeta, BlobStore};
 use crate::chain::chain;
 use crate::index::Put;
 
@@ -38,7 +38,8 @@ impl Cache {
         if meta.version == entry.version {
             return Ok(Standing::Fits(entry));
         }
-        let Some(published) = self.as_published(key, &meta)? else {
+        let published = as_published(&*self.ports.blobs, key, &meta).map_err(ChangeError::Store)?;
+        let Some(published) = published else {
             return Ok(lost(key, &entry, Loss::Altered));
         };
         tracing::warn!(artifact = %key, "an upload ended before it wrote its row: writing it");
@@ -51,18 +52,6 @@ impl Cache {
             Ok(Put::Superseded(None)) => Ok(Standing::Lost(Loss::Missing)),
             Err(error) => Err(ChangeError::Index(error)),
         }
-    }
-
-    /// The entry of a blob that says it is this artifact, if its bytes are what it says. A file
-    /// can be written to without another time, so they are hashed.
-    fn as_published(
-        &self,
-        key: &ArtifactKey,
-        meta: &BlobMeta,
-    ) -> Result<Option<Entry>, ChangeError> {
-        let Some(described) = meta.entry_of(key) else { return Ok(None) };
-        let digest = hash_blob(&*self.ports.blobs, &described).map_err(ChangeError::Store)?;
-        Ok((digest == described.digest).then_some(described))
     }
 
     /// After an entry of a local repository could not be opened: [`OpenError::Gone`] if
@@ -107,6 +96,21 @@ impl Cache {
             Standing::Lost(loss) => Err(CacheError::Lost(loss)),
         }
     }
+}
+
+/// The entry of a blob that says it is this artifact, if its bytes are what it says. A file can be
+/// written to without another time, so they are hashed.
+///
+/// # Errors
+/// The store's.
+pub(super) fn as_published(
+    blobs: &dyn BlobStore,
+    key: &ArtifactKey,
+    meta: &BlobMeta,
+) -> Result<Option<Entry>, BlobError> {
+    let Some(described) = meta.entry_of(key) else { return Ok(None) };
+    let digest = hash_blob(blobs, &described)?;
+    Ok((digest == described.digest).then_some(described))
 }
 
 fn lost(key: &ArtifactKey, entry: &Entry, loss: Loss) -> Standing {

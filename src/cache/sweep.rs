@@ -37,7 +37,7 @@ pub struct Swept {
     pub blobs: usize,
     /// Rows without a blob.
     pub rows: usize,
-    /// Blobs without a row that stay, because no configured remote is known to be theirs.
+    /// Blobs without a row that stay: of a local repository, or of no remote that is configured.
     pub left: usize,
 }
 
@@ -45,9 +45,7 @@ pub struct Swept {
 enum Fate {
     /// A configured upstream has it as well.
     Goes,
-    /// It belongs to a local repository.
-    Stays,
-    /// Nobody knows whose it is.
+    /// It is of a local repository, or nobody knows whose it is.
     Left,
 }
 
@@ -82,7 +80,6 @@ impl Cache {
             } else if is_old(meta.published_at) {
                 match self.fate_of(&meta.key, &remotes, &hosts) {
                     Fate::Goes => orphans.push(meta.key),
-                    Fate::Stays => {}
                     Fate::Left => left += 1,
                 }
             }
@@ -122,10 +119,9 @@ impl Cache {
         let folder = key.parts().0;
         let named = folder.parse().ok().and_then(|name| remotes.by_name.get(&name));
         match named.map(|remote| &remote.kind) {
-            Some(Kind::Local) => Fate::Stays,
             Some(Kind::Remote(_)) => Fate::Goes,
             None if hosts.contains(folder) && self.is_fetched(key) => Fate::Goes,
-            None => Fate::Left,
+            Some(Kind::Local) | None => Fate::Left,
         }
     }
 

@@ -325,7 +325,7 @@ impl App {
             if left > left_before {
                 tracing::warn!(
                     blobs = left,
-                    "blobs without a row stay, because no remote in remotes.yaml is known to be theirs: is one missing there? `artifactapi reindex` makes rows of those that say what they are, and what nobody wants can be removed by hand"
+                    "blobs without a row stay, because no upstream is known to have them: uploads that were broken off by a crash, or files of a remote that is missing in remotes.yaml. `artifactapi reindex` makes rows of those that say what they are, and what nobody wants can be removed by hand"
                 );
             }
             left_before = left;

@@ -20,6 +20,7 @@ use crate::blob::BlobError;
 use crate::body::{BodyError, Piece};
 use crate::cache::Ports;
 use crate::cache::prove::Hashing;
+use crate::cache::steps::as_published;
 use crate::chain::chain;
 use crate::index::{IndexError, Put, Row, Scan};
 
@@ -248,6 +249,9 @@ impl Worker<'_> {
             match now {
                 None => return Ok(Verdict::Overtaken),
                 Some(now) if now.generation != entry.generation => entry = now,
+                Some(_) if what == What::Changed && self.is_unfinished(key, &entry) => {
+                    return Ok(Verdict::Right);
+                }
                 Some(_) if self.what.repair == Repair::Nothing => {
                     return Ok(wrong(what, key, &entry, why));
                 }
@@ -293,6 +297,17 @@ impl Worker<'_> {
         Ok((!is_right).then(|| {
             (What::Damaged, Some(format!("its SHA-256 is {digest} instead of {}", entry.digest)))
         }))
+    }
+
+    /// Whether a newer version was published and its row not yet written, as when the process was
+    /// killed between the two: the server writes it, or fetches anew, at the next request.
+    fn is_unfinished(&self, key: &ArtifactKey, entry: &Entry) -> bool {
+        let blobs = &*self.ports.blobs;
+        let published = blobs.stat(&entry.blob).and_then(|meta| match meta {
+            Some(meta) => as_published(blobs, key, &meta),
+            None => Ok(None),
+        });
+        published.is_ok_and(|published| published.is_some())
     }
 
     fn right(&self, key: &ArtifactKey, entry: Entry) -> Verdict {
