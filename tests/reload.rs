@@ -71,6 +71,23 @@ fn a_broken_file_is_reported_and_the_old_one_stays() {
 }
 
 #[test]
+fn a_local_repository_with_files_does_not_become_a_remote() {
+    let upstream = Upstream::start();
+    let server = Setup::new().with_uploads().env("CONFIG_POLL_S", NO_POLL).start();
+    let token = crate::support::server::ADMIN_TOKEN;
+    server.ask(&Ask::put("/api/own/a", b"upload").token(token)).expect_status(201);
+    upstream.serve("/a", Answer::file(b"upstream's"));
+    server.rewrite_config(&remotes_yaml(&[("own", Remote::at(&upstream))]));
+    server.signal(Signal::HUP);
+    server.wait_logged(&["ERROR", "has files", "evicted", "another name"]);
+    server.get("/api/own/a").expect(200, b"upload");
+    server.ask(&Ask::delete("/api/own/a").token(token)).expect_status(204);
+    server.signal(Signal::HUP);
+    eventually("it is a remote", || server.get("/api/own/a").status() == 200);
+    server.get("/api/own/a").expect(200, b"upstream's");
+}
+
+#[test]
 fn a_reload_drops_no_request() {
     let (upstream, gate) = (Upstream::start(), Gate::new());
     let bytes = noise(1, 1 << 20);

@@ -186,7 +186,8 @@ fn places(
 /// A path is taken as results print it: nothing in it is decoded, so that what one batch names
 /// another can be given.
 fn of_path(target: &Arc<Target>, text: String) -> Judged {
-    match ArtifactPath::from_canonical(text.trim_start_matches('/')) {
+    let meant = target.remote.format.meant(text.trim_start_matches('/'));
+    match ArtifactPath::from_canonical(meant) {
         Ok(path) => allowed(target, path, None),
         Err(why) => Judged::Refused(Done::refused(text, why.to_string())),
     }

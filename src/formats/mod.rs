@@ -61,8 +61,8 @@ pub trait PackageFormat: Debug + Send + Sync {
     /// [`ARTIFACT_PATH_MAX`](crate::artifact::ARTIFACT_PATH_MAX) has none.
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath>;
 
-    /// The path that a client of the format means by what it sends, still encoded: as it is,
-    /// but where such clients are known to write one file's path in several ways.
+    /// The path that a client of the format means by what it sends, encoded or not: as it is, but
+    /// where such clients are known to write one file's path in several ways.
     fn meant<'a>(&self, sent: &'a str) -> Cow<'a, str> {
         Cow::Borrowed(sent)
     }

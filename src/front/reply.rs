@@ -98,6 +98,8 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
             (503, Some(*retry_after))
         }
         FetchError::Upstream(UpstreamError::Timeout { .. }) | FetchError::Late(_) => (504, None),
+        // It leads back to this server.
+        FetchError::Upstream(UpstreamError::Status { status: 508, .. }) => (508, None),
         FetchError::Upstream(error) => (502, error.retry_after()),
         FetchError::Cut { is_timeout: true, .. } => (504, None),
         FetchError::Staging(StagingError::Full { .. }) => (507, None),

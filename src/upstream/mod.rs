@@ -267,10 +267,10 @@ pub enum UpstreamError {
 
 impl UpstreamError {
     /// Whether another try, a mirror or a stale copy may help: everything but an answer that
-    /// was meant (a 4xx other than 408 and 429, a refused redirect).
+    /// was meant (a 4xx other than 408 and 429, a refused redirect, a loop).
     pub fn is_failure(&self) -> bool {
         match self {
-            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..),
+            Self::Status { status, .. } => matches!(status, 408 | 429 | 500..) && *status != 508,
             Self::Redirect { .. } => false,
             _ => true,
         }

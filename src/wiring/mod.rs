@@ -29,6 +29,7 @@ use crate::front::wire::guarded::{
 };
 use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
+use crate::index::IndexError;
 use crate::ops::access_log::Refusals;
 use crate::ops::ask::Door;
 use crate::ops::health::Health;
@@ -59,6 +60,14 @@ pub enum StartError {
     /// remotes.yaml or the environment can't be used.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
+    /// A local repository that has files was given an upstream.
+    #[error(
+        "the local repository {0:?} has files, which would be evicted as a remote's: give the remote another name, or delete them first (DELETE /artifacts/{0}?all=true)"
+    )]
+    HasUploads(String),
+    /// The index does not tell what a local repository has that was given an upstream.
+    #[error("cannot tell whether local repositories that become remotes have files")]
+    Usage(#[source] IndexError),
     /// An upstream can't be set up as configured.
     #[error("remote {remote:?} cannot be set up")]
     Upstream {
@@ -230,6 +239,7 @@ impl App {
         let old = self.catalogs.current();
         let catalog =
             load_remotes(&self.settings).map_err(StartError::Config).and_then(|remotes| {
+                self.keep_uploads(&old.remotes, &remotes)?;
                 build_catalog(remotes, &old, &self.settings, &self.proxies, &self.clock)
             });
         match catalog {
@@ -247,6 +257,26 @@ impl App {
                     "the new configuration cannot be used; the old one stays in force"
                 );
             }
+        }
+    }
+
+    /// Refuses to make a remote of a local repository that has files: they would be evicted, and
+    /// served as if they were upstream's.
+    fn keep_uploads(&self, old: &Remotes, new: &Remotes) -> Result<(), StartError> {
+        let has_upstream = |remotes: &Remotes, name: &RemoteName| {
+            remotes.by_name.get(name).map(|remote| remote.has_upstream())
+        };
+        let becomes_remote = |name: &&RemoteName| {
+            has_upstream(old, name) == Some(false) && has_upstream(new, name) == Some(true)
+        };
+        let mut become_remotes = new.by_name.keys().filter(becomes_remote).peekable();
+        if become_remotes.peek().is_none() {
+            return Ok(());
+        }
+        let stored = self.cache.ports().index.usage().map_err(StartError::Usage)?;
+        match become_remotes.find(|name| stored.contains_key(name)) {
+            Some(name) => Err(StartError::HasUploads(name.to_string())),
+            None => Ok(()),
         }
     }
 

@@ -95,6 +95,26 @@ fn a_flat_repository_is_read() {
 }
 
 #[test]
+fn a_flat_repository_beside_suites_is_read() {
+    let upstream = Upstream::start();
+    upstream.serve("/dists/", nginx("/dists/", &[]));
+    upstream
+        .serve("/flat/Packages", Answer::file(b"Package: a\nFilename: ./a_1_all.deb\nSize: 1\n"));
+    upstream.serve("/flat/a_1_all.deb", Answer::file(b"a"));
+    let server = server(&upstream, &["deb$"]);
+    for (pattern, paths) in
+        [("^flat/a", &["flat/a_1_all.deb"][..]), ("^flat/", &["flat/Packages", "flat/a_1_all.deb"])]
+    {
+        assert_eq!(
+            found(&server, pattern),
+            (paths.iter().map(|&it| it.to_owned()).collect(), None)
+        );
+    }
+    let paths = serde_json::json!({"remote": "files", "paths": ["flat/./a_1_all.deb"]});
+    assert_eq!(super::cache(&server, &paths)["already_cached"], 1, "as Packages names it");
+}
+
+#[test]
 fn a_page_that_answers_everything_is_no_index() {
     let upstream = pool();
     for name in ["InRelease", "Release", "Packages", "Packages.gz", "Packages.xz"] {

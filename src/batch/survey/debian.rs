@@ -28,7 +28,14 @@ impl Survey<'_> {
         for root in &roots {
             match self.crawl(&format!("{root}dists/"), Crawl::Deb) {
                 Err(SurveyError::NotOffered(_)) => {}
-                crawled => return crawled,
+                crawled => {
+                    crawled?;
+                    // A flat repository may lie beside it.
+                    if folder != *root && deb::root_of(folder).is_none() {
+                        self.flat_repository(folder)?;
+                    }
+                    return Ok(());
+                }
             }
         }
         for root in &roots {
