@@ -135,8 +135,8 @@ impl Cache {
                 Due::Pass => return Ok(Tried::Ended(Filled::Unstored)),
                 Due::Task(task) => task,
             };
-            let (reader, is_lead) = match self.flights.join(&key, self.head_digest_of(target, path))
-            {
+            let member_of = self.head_digest(target, target.class(path), path);
+            let (reader, is_lead) = match self.flights.join(&key, member_of) {
                 Joined::Follow(reader) => (reader, false),
                 Joined::Lead(writer) => {
                     let blob = blob.cloned().unwrap_or_else(|| BlobKey::of(&key));

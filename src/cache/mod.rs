@@ -268,7 +268,7 @@ impl Cache {
                 Task::Revalidate(entry) => self.may_stand_in(target, class, entry),
                 Task::Fetch | Task::Prove(_) => false,
             };
-            let member_of = self.head_digest_of(target, &key.path);
+            let member_of = self.head_digest(target, class, &key.path);
             if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
                 let is_outdated = reader.member_of() != member_of;
                 let until = match may_stand_in {
@@ -460,7 +460,7 @@ impl Cache {
         stored: Option<&Entry>,
     ) -> Decision {
         let reach = target.reach();
-        let head = stored.and_then(|_| self.head_of(target, &key.path));
+        let head = stored.and_then(|_| self.head_of(target, class, &key.path));
         // Only what can change, or is not there, is worth asking marks for.
         let may_change = class != Class::Immutable && reach != Reach::Local;
         let fresh = stored.filter(|_| may_change).and_then(|stored| {
@@ -509,8 +509,8 @@ impl Cache {
     }
 
     /// The head that a member is valid with, as it is stored now.
-    fn head_of(&self, target: &Target, path: &ArtifactPath) -> Option<StoredHead> {
-        if target.class(path) != Class::Member {
+    fn head_of(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<StoredHead> {
+        if class != Class::Member {
             return None;
         }
         target.remote.format.heads_of(path).into_iter().find_map(|path| {
@@ -521,8 +521,8 @@ impl Cache {
     }
 
     /// Its digest.
-    fn head_digest_of(&self, target: &Target, path: &ArtifactPath) -> Option<Digest> {
-        self.head_of(target, path).map(|head| head.digest)
+    fn head_digest(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<Digest> {
+        self.head_of(target, class, path).map(|head| head.digest)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.

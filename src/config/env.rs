@@ -110,7 +110,7 @@ settings! {
         connections_max: usize = "CONNECTIONS_MAX", "8192", Kind::Count { min: 8, max: 1_000_000 },
             "Connections in all, cut to a third of the descriptors that the process may have, because each may have a file open too; beyond, the longest idle one is closed (guarded).";
         connections_reserved: usize = "CONNECTIONS_RESERVED", "32", Kind::Count { min: 1, max: 1000 },
-            "Of these, how many are kept for health and metrics (guarded).";
+            "Of these, how many are kept for health and metrics, at most half (guarded).";
         connections_per_address_max: usize = "CONNECTIONS_PER_ADDRESS_MAX", "2048", Kind::Count { min: 1, max: 1_000_000 },
             "Connections from one address, or one /64 of IPv6; one more is answered 503 (guarded).";
         requests_per_connection_max: u32 = "REQUESTS_PER_CONNECTION_MAX", "100000", Kind::Count { min: 1, max: 1_000_000_000 },

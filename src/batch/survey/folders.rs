@@ -104,9 +104,13 @@ impl Survey<'_> {
             let looked = self.page(&folder);
             let page = match looked {
                 Ok(Looked::At(page)) => page,
-                looked if folder == start => {
+                Ok(Looked::Nothing(why)) if folder == start => {
                     self.seen.remove(start);
-                    return Err(looked.err().unwrap_or_else(|| not_listed(start)));
+                    return Err(not_listed(start, &why));
+                }
+                Err(error) if folder == start => {
+                    self.seen.remove(start);
+                    return Err(error);
                 }
                 Ok(Looked::Nothing(why)) => {
                     self.leave_out(format!("{folder} has no listing: {why}"));
@@ -191,9 +195,9 @@ impl Survey<'_> {
     }
 }
 
-fn not_listed(folder: &str) -> SurveyError {
+fn not_listed(folder: &str, why: &str) -> SurveyError {
     SurveyError::NotOffered(format!(
-        "upstream offers no index and no listing at {}: begin the pattern with a folder that it lists, or name paths",
+        "upstream offers no index and no listing at {} ({why}): begin the pattern with a folder that it lists, or name paths",
         shown(folder)
     ))
 }

@@ -44,10 +44,11 @@ pub(super) enum Kind {
 }
 
 impl Census {
-    /// Counts for `all_max` connections, the last `reserved` of which only for the fast lane,
-    /// and `per_address_max` from one address.
+    /// Counts for `all_max` connections, the last `reserved` of which, at most half, only for the
+    /// fast lane, and `per_address_max` from one address.
     pub(super) fn new(all_max: usize, reserved: usize, per_address_max: usize) -> Arc<Self> {
-        let ordinary_max = all_max.saturating_sub(reserved);
+        // Where there are few, half of them must be for clients.
+        let ordinary_max = all_max - reserved.min(all_max / 2);
         let reserved_max = all_max - ordinary_max;
         Arc::new(Self { ordinary_max, reserved_max, per_address_max, counts: Mutex::default() })
     }
