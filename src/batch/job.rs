@@ -306,15 +306,25 @@ impl Job {
         })
     }
 
-    /// The state of things with a page of the artifacts that have ended; `next_offset` is there
-    /// where more follow.
-    pub fn report(&self, page: Page) -> Value {
-        let mut report = self.summary();
+    /// The state of things with a page of the artifacts that have ended, as JSON; `next_offset`
+    /// is there where more follow, `detail` where the batch failed.
+    pub fn report(&self, page: Page) -> String {
+        let mut summary = self.summary();
+        if self.phase() == Phase::Failed {
+            summary["detail"] = summary["error"].clone();
+        }
         let (artifacts, total) = self.results(page);
         let next = page.offset.saturating_add(artifacts.len());
-        report["artifacts"] = artifacts.iter().map(Done::to_json).collect();
-        report["next_offset"] = if next < total { json!(next) } else { Value::Null };
-        report
+        let next = if next < total { json!(next) } else { Value::Null };
+        // As text from the start: as values they would take ten times as much memory.
+        let mut text = summary.to_string();
+        text.pop();
+        text += ",\"artifacts\":[";
+        for (at, done) in artifacts.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            text += &format!("{comma}{}", done.to_json());
+        }
+        text + &format!("],\"next_offset\":{next}}}")
     }
 
     /// Some of the results, and how many there are.

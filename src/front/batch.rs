@@ -133,7 +133,7 @@ impl BatchApi {
             false => self.reports.take(),
         };
         let seat = seat.ok_or_else(Problem::too_many_reports)?;
-        Ok(reply::json_keeping(seat, job.report(page).to_string()))
+        Ok(reply::json_text(200, job.report(page)).keeping(seat))
     }
 
     /// `DELETE /jobs/{id}`: cancels, and says where that has ended it.
@@ -151,12 +151,8 @@ impl BatchApi {
 
 /// The results of a batch that has ended; where upstream could not be asked, that is a failure.
 fn ended(job: &Job) -> Reply {
-    let mut report = job.report(Page { offset: 0, limit: PAGE_MAX });
-    if job.phase() == Phase::Failed {
-        report["detail"] = report["error"].clone();
-        return reply::json(502, &report);
-    }
-    reply::json(200, &report)
+    let status = if job.phase() == Phase::Failed { 502 } else { 200 };
+    reply::json_text(status, job.report(Page { offset: 0, limit: PAGE_MAX }))
 }
 
 /// Options of a batch stand in its body: whoever writes `?dry_run=true` must not cache anything.

@@ -255,7 +255,7 @@ impl Front {
         };
         let seat = seat.ok_or_else(Problem::too_many_reports)?;
         let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
-        Ok(reply::json_keeping(seat, list))
+        Ok(reply::json_text(200, list).keeping(seat))
     }
 
     fn stats(&self) -> Result<Reply, Problem> {

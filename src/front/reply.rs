@@ -6,7 +6,6 @@ use std::time::Duration;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 
-use super::seats::SizedSeat;
 use super::wire::Reply;
 use crate::artifact::{ArtifactPath, BadPath, Digest};
 use crate::body::Body;
@@ -114,16 +113,13 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
 
 /// A JSON reply: of the moment, so that no cache on the way may keep it.
 pub(super) fn json(status: u16, value: &serde_json::Value) -> Reply {
-    let text = format!("{value}\n");
-    Reply::new(status, Body::from_bytes(text))
-        .header("Content-Type", "application/json")
-        .header("Cache-Control", NO_STORE)
+    json_text(status, value.to_string())
 }
 
-/// The same, of a long text that keeps a seat until it is sent.
-pub(super) fn json_keeping(seat: SizedSeat, mut text: String) -> Reply {
+/// The same, of what is written already.
+pub(super) fn json_text(status: u16, mut text: String) -> Reply {
     text.push('\n');
-    Reply::new(200, Body::from_bytes(text).keeping(seat))
+    Reply::new(status, Body::from_bytes(text))
         .header("Content-Type", "application/json")
         .header("Cache-Control", NO_STORE)
 }

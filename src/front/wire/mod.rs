@@ -57,6 +57,11 @@ impl Reply {
         self
     }
 
+    /// The same reply, whose body keeps something until it is sent or given up.
+    pub fn keeping(self, kept: impl Send + 'static) -> Self {
+        Self { body: self.body.keeping(kept), ..self }
+    }
+
     /// The headers so far.
     pub fn headers(&self) -> &[(&'static str, Cow<'static, str>)] {
         &self.headers
