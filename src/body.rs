@@ -7,6 +7,7 @@
 use std::fs::File;
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -60,11 +61,41 @@ impl Piece<'_> {
         }
     }
 
+    /// Gives its bytes to `take`, those of a file by way of `buffer` and no more than
+    /// [`READ_THROUGH_BYTES`] at a time.
+    ///
+    /// # Errors
+    /// What `take` returns, and what `unread` makes of a file that can't be read.
+    pub fn read_through<E>(
+        &self,
+        buffer: &mut Vec<u8>,
+        unread: impl FnOnce(io::Error) -> E,
+        mut take: impl FnMut(&[u8]) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let (file, mut at, end) = match self {
+            Self::Bytes(bytes) => return take(bytes),
+            Self::Region { file, offset, len } => (file, *offset, offset + len),
+        };
+        while at < end {
+            let step = (end - at).min(READ_THROUGH_BYTES as u64) as usize;
+            buffer.resize(step.max(buffer.len()), 0);
+            if let Err(error) = file.read_exact_at(&mut buffer[..step], at) {
+                return Err(unread(error));
+            }
+            take(&buffer[..step])?;
+            at += step as u64;
+        }
+        Ok(())
+    }
+
     /// Whether it has no bytes, which a [`Source`] must not yield.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
+
+/// Bytes of a file that [`Piece::read_through`] reads at a time.
+const READ_THROUGH_BYTES: usize = 128 << 10;
 
 /// Why a body broke off. The client must see it as an error, never as an end.
 #[derive(Debug, thiserror::Error)]
@@ -253,20 +284,15 @@ impl<T: Send> Source for Keeping<T> {
 /// # Errors
 /// [`BodyError`] where the body fails or is longer.
 pub fn read_to_vec(body: &mut Body, bytes_max: usize) -> Result<Vec<u8>, BodyError> {
-    use std::os::unix::fs::FileExt;
-    let mut all = Vec::new();
+    let (mut all, mut buffer) = (Vec::new(), Vec::new());
     while let Some(piece) = body.next_piece()? {
         if all.len() as u64 + piece.len() > bytes_max as u64 {
             return Err(BodyError::TooLong { expected: bytes_max as u64 });
         }
-        match piece {
-            Piece::Bytes(bytes) => all.extend_from_slice(bytes),
-            Piece::Region { file, offset, len } => {
-                let start = all.len();
-                all.resize(start + len as usize, 0);
-                file.read_exact_at(&mut all[start..], offset)?;
-            }
-        }
+        piece.read_through(&mut buffer, BodyError::Io, |bytes| {
+            all.extend_from_slice(bytes);
+            Ok(())
+        })?;
     }
     Ok(all)
 }

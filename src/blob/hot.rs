@@ -14,7 +14,6 @@ use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::ops::{ControlFlow, Range};
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::thread;
@@ -31,7 +30,7 @@ use crate::blob::by_use::ByUse;
 use crate::blob::open_files::OpenFiles;
 use crate::blob::seen::Seen;
 use crate::blob::{About, BlobError, BlobMeta, BlobStore, TierCounters};
-use crate::body::{Body, BodyError, Piece};
+use crate::body::{Body, BodyError};
 use crate::chain::chain;
 use crate::clock::Clock;
 use crate::staging::SealedFile;
@@ -44,8 +43,6 @@ const FILLS_WAITING_MAX: usize = 64;
 const SHARE_OF_ONE: u64 = 4;
 /// How long nothing is brought here after the local disk failed.
 const PAUSE_AFTER_FAILURE: Duration = Duration::from_secs(60);
-/// What is copied at a time.
-const COPY_BYTES: usize = 256 << 10;
 /// What the tier's files end with; others in its folder are left alone.
 const SUFFIX: &str = ".hot";
 
@@ -469,20 +466,7 @@ fn write_all(body: &mut Body, path: &Path) -> Result<Digest, FillError> {
     };
     let mut buffer = Vec::new();
     while let Some(piece) = body.next_piece()? {
-        match piece {
-            Piece::Bytes(bytes) => write(bytes)?,
-            Piece::Region { file, offset, len } => {
-                buffer.resize(COPY_BYTES, 0);
-                let end = offset + len;
-                let mut at = offset;
-                while at < end {
-                    let step = (end - at).min(COPY_BYTES as u64) as usize;
-                    file.read_exact_at(&mut buffer[..step], at).map_err(BodyError::Io)?;
-                    write(&buffer[..step])?;
-                    at += step as u64;
-                }
-            }
-        }
+        piece.read_through(&mut buffer, |error| BodyError::Io(error).into(), &mut write)?;
     }
     Ok(Digest(hash.finalize().into()))
 }

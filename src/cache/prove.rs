@@ -3,7 +3,7 @@
 //! What upstream has is fetched again if it is damaged. Of a local repository, a copy that
 //! can't be proven keeps its row and is not served.
 
-use super::fetch::{Fetcher, READ_BYTES, Task};
+use super::fetch::{Fetcher, Task};
 use super::{FetchError, Loss};
 use crate::artifact::{ArtifactKey, Digest, Entry};
 use crate::blob::{BlobError, BlobStore};
@@ -111,22 +111,14 @@ pub(super) struct Hashing {
 impl Hashing {
     pub(super) fn add(&mut self, piece: &Piece<'_>) -> std::io::Result<()> {
         use sha2::Digest as _;
-        use std::os::unix::fs::FileExt;
-        match piece {
-            Piece::Bytes(bytes) => self.sha256.update(bytes),
-            Piece::Region { file, offset, len } => {
-                self.buffer.resize(READ_BYTES, 0);
-                let end = offset + len;
-                let mut at = *offset;
-                while at < end {
-                    let want = (end - at).min(READ_BYTES as u64) as usize;
-                    file.read_exact_at(&mut self.buffer[..want], at)?;
-                    self.sha256.update(&self.buffer[..want]);
-                    at += want as u64;
-                }
-            }
-        }
-        Ok(())
+        piece.read_through(
+            &mut self.buffer,
+            |error| error,
+            |bytes| {
+                self.sha256.update(bytes);
+                Ok(())
+            },
+        )
     }
 
     pub(super) fn digest(self) -> Digest {

@@ -250,7 +250,7 @@ impl Asked {
             Self::Head => typed(Reply::new(200, Body::unsent(len))),
             Self::Whole => typed(Reply::new(200, open(bytes, None)?)),
             Self::One(range, len) => {
-                let content_range = range::content_range(&range, Some(len));
+                let content_range = range::content_range(&range, len);
                 let body = match ahead {
                     Some(body) => body,
                     None => open(bytes, Some(range))?,

@@ -58,7 +58,7 @@ pub fn multipart(
     let content_type = if is_clean { content_type } else { FALLBACK_TYPE };
     let head = |(at, range): (usize, &Range<u64>)| {
         let start = if at == 0 { "" } else { "\r\n" };
-        let range = content_range(range, Some(len));
+        let range = content_range(range, len);
         format!(
             "{start}--{}\r\nContent-Type: {content_type}\r\nContent-Range: {range}\r\n\r\n",
             boundary.0

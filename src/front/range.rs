@@ -121,31 +121,9 @@ pub fn resolve(header: &str, len: u64) -> Resolved {
     }
 }
 
-/// The one range with both ends that the header asks for, if that is what it asks for: it can
-/// be answered, without a total in `Content-Range`, as soon as its bytes have come, though
-/// the length of the body is not known. Every other header has to wait for the length or be
-/// ignored.
-///
-/// ```
-/// use artifactapi::front::range::of_unknown_length;
-/// assert_eq!(of_unknown_length("bytes=10-19"), Some(10..20));
-/// assert_eq!(of_unknown_length("bytes=10-"), None);
-/// ```
-pub fn of_unknown_length(header: &str) -> Option<Range<u64>> {
-    match parse(header)?.as_slice() {
-        [Spec::Closed(first, last)] => Some(*first..last.checked_add(1)?),
-        _ => None,
-    }
-}
-
-/// `Content-Range` of a part (section 14.4); `len` is that of the whole body, if it is known.
-/// The range must not be empty.
-pub fn content_range(range: &Range<u64>, len: Option<u64>) -> String {
-    let (first, last) = (range.start, range.end.saturating_sub(1));
-    match len {
-        Some(len) => format!("bytes {first}-{last}/{len}"),
-        None => format!("bytes {first}-{last}/*"),
-    }
+/// `Content-Range` of a part of a body of `len` bytes (section 14.4). The range must not be empty.
+pub fn content_range(range: &Range<u64>, len: u64) -> String {
+    format!("bytes {}-{}/{len}", range.start, range.end.saturating_sub(1))
 }
 
 /// `Content-Range` of a 416 answer.
@@ -280,23 +258,8 @@ mod tests {
     }
 
     #[test]
-    fn without_a_length_only_one_closed_range_can_be_answered() {
-        let check = |header: &str, expected: Option<Range<u64>>| {
-            assert_eq!(of_unknown_length(header), expected, "{header:?}");
-        };
-        check("bytes=0-0", Some(0..1));
-        check("bytes=5-99,", Some(5..100));
-        check("bytes=5-", None);
-        check("bytes=-5", None);
-        check("bytes=0-1,3-4", None);
-        check("bytes=2-1", None);
-        check("bytes=0-18446744073709551615", None);
-    }
-
-    #[test]
     fn content_range_counts_its_last_byte() {
-        assert_eq!(content_range(&(0..500), Some(1_234)), "bytes 0-499/1234");
-        assert_eq!(content_range(&(42..1_234), None), "bytes 42-1233/*");
+        assert_eq!(content_range(&(0..500), 1_234), "bytes 0-499/1234");
         assert_eq!(unsatisfied(47_022), "bytes */47022");
     }
 
@@ -334,16 +297,6 @@ mod tests {
                 for other in &ranges[at + 1..] {
                     prop_assert!(range.end <= other.start || other.end <= range.start);
                 }
-            }
-        }
-
-        #[test]
-        fn a_closed_range_means_the_same_before_and_after_the_length_is_known(
-            header in any_header(), more in 0_u64..50,
-        ) {
-            if let Some(range) = of_unknown_length(&header) {
-                let len = range.end.saturating_add(more);
-                prop_assert_eq!(resolve(&header, len), Single(range));
             }
         }
     }

@@ -11,7 +11,6 @@ use std::fmt::Write as _;
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::FileExt;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
@@ -25,7 +24,7 @@ use super::{
     Bounds, Broken, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service,
     Then,
 };
-use crate::body::{Body, Piece};
+use crate::body::Body;
 use crate::front::pools::{Job, Pools};
 use crate::waiting::Awaited;
 
@@ -34,8 +33,6 @@ const BACKLOG: i32 = 1024;
 /// When a silent peer is probed, and how long unacknowledged bytes may stay so.
 const KEEPALIVE_AFTER: Duration = Duration::from_secs(60);
 const UNACKNOWLEDGED_MAX: Duration = Duration::from_secs(60);
-/// Bytes that are copied to the socket at a time.
-const COPY_BYTES: usize = 64 << 10;
 /// Bytes of an unread request body that are read and thrown away to keep the connection.
 const DRAIN_BYTES_MAX: u64 = 256 << 10;
 /// The crate allocates what is left of a body when it drops a request: virtual memory only, as
@@ -436,24 +433,15 @@ fn copy_body(
         if framing == Framing::Chunked {
             write!(writer, "{:x}\r\n", piece.len()).map_err(by_client)?;
         }
-        match piece {
-            Piece::Bytes(bytes) => {
+        piece.read_through(
+            &mut buffer,
+            |error| failed(&error),
+            |bytes| {
                 writer.write_all(bytes).map_err(by_client)?;
                 *sent += bytes.len() as u64;
-            }
-            Piece::Region { file, offset, len } => {
-                buffer.resize(COPY_BYTES.min(len as usize).max(buffer.len()), 0);
-                let end = offset + len;
-                let mut at = offset;
-                while at < end {
-                    let want = (end - at).min(buffer.len() as u64) as usize;
-                    file.read_exact_at(&mut buffer[..want], at).map_err(|error| failed(&error))?;
-                    writer.write_all(&buffer[..want]).map_err(by_client)?;
-                    at += want as u64;
-                    *sent += want as u64;
-                }
-            }
-        }
+                Ok(())
+            },
+        )?;
         if framing == Framing::Chunked {
             writer.write_all(b"\r\n").map_err(by_client)?;
         }
