@@ -88,7 +88,7 @@ impl Exchange {
     /// that takes it slowly is after this returns.
     fn send(self, reply: Reply, answered: Answered, writer: &mut dyn ReplyWriter) {
         let told = self.telling(reply.status, answered);
-        writer.send_and_tell(reply, Box::new(told));
+        writer.send(reply, Box::new(told));
     }
 
     /// Its client has gone before there was an answer.

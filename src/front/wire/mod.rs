@@ -97,13 +97,10 @@ pub type Then = Box<dyn FnOnce(Option<&mut dyn ReplyWriter>) + Send>;
 /// Writes the one reply of an exchange.
 pub trait ReplyWriter {
     /// Sends head and body. To HEAD, and with 204 and 304, the body is not sent.
-    fn send(&mut self, reply: Reply) -> Sent;
-
-    /// Like [`ReplyWriter::send`], but may return before the reply is out, so that a client
-    /// that takes it slowly holds no thread; `told` is called once, whenever it has ended.
-    fn send_and_tell(&mut self, reply: Reply, told: Told) {
-        told(self.send(reply));
-    }
+    ///
+    /// May return before the reply is out, so that a client that takes it slowly holds no
+    /// thread; `told` is called once, whenever it has ended.
+    fn send(&mut self, reply: Reply, told: Told);
 
     /// How long the service is to wait for anything before it puts its answer off.
     fn patience(&self) -> Duration {

@@ -22,7 +22,7 @@ use tiny_http::{HTTPVersion, Server};
 
 use super::{
     Bounds, Broken, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service,
-    Then,
+    Then, Told,
 };
 use crate::body::Body;
 use crate::front::pools::{Job, Pools};
@@ -188,7 +188,7 @@ fn serve(service: &dyn Service, bounds: &Bounds, request: tiny_http::Request, he
             service.refused(&Refused { status, detail, peer });
             let body = serde_json::json!({ "detail": detail }).to_string() + "\n";
             let reply = Reply::new(status, Body::from_bytes(body));
-            writer.send(reply.header("Content-Type", "application/json"));
+            writer.send(reply.header("Content-Type", "application/json"), Box::new(drop));
         }
     });
 }
@@ -308,7 +308,19 @@ struct TinyWriter<'a> {
 }
 
 impl ReplyWriter for TinyWriter<'_> {
-    fn send(&mut self, reply: Reply) -> Sent {
+    /// Sends all of it first.
+    fn send(&mut self, reply: Reply, told: Told) {
+        told(self.answer(reply));
+    }
+
+    /// Calls at once: a thread of this listener waits as long as it takes.
+    fn put_off(&mut self, _awaited: Box<dyn Awaited>, then: Then, _kept: usize) {
+        then(Some(self));
+    }
+}
+
+impl TinyWriter<'_> {
+    fn answer(&mut self, reply: Reply) -> Sent {
         let awaits = self.open.borrow().unread == Unread::AwaitsContinue;
         // The reply takes the place of `100 Continue`, which a read would send.
         let mut drained = match awaits {
@@ -346,13 +358,6 @@ impl ReplyWriter for TinyWriter<'_> {
         sent
     }
 
-    /// Calls at once: a thread of this listener waits as long as it takes.
-    fn put_off(&mut self, _awaited: Box<dyn Awaited>, then: Then, _kept: usize) {
-        then(Some(self));
-    }
-}
-
-impl TinyWriter<'_> {
     fn write(&self, writer: &mut dyn Write, mut reply: Reply, closes: bool) -> Sent {
         let has_body = !self.is_head && !matches!(reply.status, 100..200 | 204 | 304);
         let framing = match reply.body.len() {

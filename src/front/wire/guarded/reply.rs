@@ -185,7 +185,7 @@ impl<'a> Writer<'a> {
         }
     }
 
-    fn begin(&mut self, reply: Reply, told: Option<Told>) -> (Box<Pending>, Wait) {
+    fn begin(&mut self, reply: Reply, told: Told) -> (Box<Pending>, Wait) {
         let framing = self.framing(&reply);
         let keeps = self.keeps(framing);
         if !keeps && self.unread.get() == Unread::AwaitsContinue {
@@ -202,12 +202,11 @@ impl<'a> Writer<'a> {
             Framing::Bodiless | Framing::Length(_) | Framing::UntilClose => Ends::Plainly,
         };
         let transfer = Transfer::new(body, ends, self.pace.clone());
-        let wait = if told.is_some() { self.wait() } else { Wait::TO_THE_END };
         if framing == Framing::UntilClose {
             // Should the process end before the body does, that is no end of the body.
             self.stream.reset_on_close();
         }
-        (Box::new(Pending { transfer, keeps, framing, told }), wait)
+        (Box::new(Pending { transfer, keeps, framing, told: Some(told) }), self.wait())
     }
 
     /// Sends a reply as far as the client takes it within `wait`; gives why it is not whole.
@@ -221,23 +220,12 @@ impl<'a> Writer<'a> {
 }
 
 impl ReplyWriter for Writer<'_> {
-    fn send(&mut self, reply: Reply) -> Sent {
-        if self.ending != Ending::Unanswered {
-            debug_assert!(false, "a service answers once");
-            return Sent { body_bytes: 0, broken: Some(Broken::ByBody) };
-        }
-        let (reply, wait) = self.begin(reply, None);
-        let broken = self.run(reply, wait);
-        let body_bytes = self.unfinished.reply.take().map_or(0, |reply| reply.transfer.sent());
-        Sent { body_bytes, broken }
-    }
-
-    fn send_and_tell(&mut self, reply: Reply, told: Told) {
+    fn send(&mut self, reply: Reply, told: Told) {
         if self.ending != Ending::Unanswered {
             debug_assert!(false, "a service answers once");
             return told(Sent { body_bytes: 0, broken: Some(Broken::ByBody) });
         }
-        let (reply, wait) = self.begin(reply, Some(told));
+        let (reply, wait) = self.begin(reply, told);
         let broken = self.run(reply, wait);
         if !self.ending.is_to_go_on()
             && let Some(reply) = self.unfinished.reply.take()

@@ -515,7 +515,7 @@ fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
     let Conn { stream, unfinished, .. } = &mut *conn;
     let stopping = &shared.stopping;
     Writer::new(stream, &mut gathered, &unread, asked, pace, stopping, unfinished)
-        .send_and_tell(Reply::new(200, Shelf::body("/file/9000001")), Box::new(told));
+        .send(Reply::new(200, Shelf::body("/file/9000001")), Box::new(told));
     assert!(conn.unfinished.reply.is_some(), "it is put down");
     // The readiness call was never told of this socket, so that it fails.
     conn.is_registered = true;

@@ -179,21 +179,16 @@ impl Service for Shelf {
 
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
         if let Some(reply) = self.reply(&request.head, request.body) {
-            // Both ways must serve: lengths that are even go the one, all others the other.
-            if reply.body.len().is_some_and(|len| len % 2 == 0) {
-                writer.send(reply);
-            } else {
-                self.gate.untold.fetch_add(1, Ordering::SeqCst);
-                let gate = Arc::clone(&self.gate);
-                let told = move |_| _ = gate.untold.fetch_sub(1, Ordering::SeqCst);
-                writer.send_and_tell(reply, Box::new(told));
-            }
+            self.gate.untold.fetch_add(1, Ordering::SeqCst);
+            let gate = Arc::clone(&self.gate);
+            let told = move |_| _ = gate.untold.fetch_sub(1, Ordering::SeqCst);
+            writer.send(reply, Box::new(told));
         }
     }
 
     fn shed(&self, _head: &RequestHead, writer: &mut dyn ReplyWriter) {
         let reply = Reply::new(503, Body::from_bytes("{\"detail\":\"overload\"}"));
-        writer.send(reply.header("retry-after", "1"));
+        writer.send(reply.header("retry-after", "1"), Box::new(drop));
     }
 
     fn refused(&self, refused: &Refused) {

@@ -83,7 +83,7 @@ impl Service for Serving {
         let then: Then = Box::new(move |writer| match writer {
             Some(writer) => {
                 let reply = Reply::new(200, Body::from_bytes(answer));
-                writer.send_and_tell(reply, Box::new(drop));
+                writer.send(reply, Box::new(drop));
             }
             None => drop(of.gone.fetch_add(1, Ordering::SeqCst)),
         });
@@ -94,7 +94,7 @@ impl Service for Serving {
     }
 
     fn shed(&self, _head: &RequestHead, writer: &mut dyn ReplyWriter) {
-        writer.send(Reply::new(503, Body::from_bytes("")));
+        writer.send(Reply::new(503, Body::from_bytes("")), Box::new(drop));
     }
 
     fn refused(&self, _refused: &Refused) {}
