@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use super::wire::network_of;
 use crate::artifact::Digest;
 
 /// Failures of one address within [`WINDOW`]; further credentials are refused until it ends.
@@ -59,7 +60,7 @@ impl Attempts {
         now: Instant,
     ) -> Result<(), Duration> {
         let table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(record) = table.get(&network(client)) else { return Ok(()) };
+        let Some(record) = table.get(&client.map(network_of)) else { return Ok(()) };
         let elapsed = now.saturating_duration_since(record.since);
         let is_proven = record.proven.iter().any(|(proven, at)| {
             proven == presented && now.saturating_duration_since(*at) < PROVEN_FOR
@@ -106,7 +107,7 @@ impl Attempts {
         now: Instant,
         change: impl FnOnce(&mut Record) -> T,
     ) -> T {
-        let client = network(client);
+        let client = client.map(network_of);
         let mut table = self.table.lock().unwrap_or_else(PoisonError::into_inner);
         if table.len() >= ADDRESSES_MAX && !table.contains_key(&client) {
             let oldest =
@@ -119,17 +120,6 @@ impl Attempts {
         let record = table.entry(client).or_insert_with(fresh);
         record.seen = now;
         change(record)
-    }
-}
-
-/// Of IPv6 the first 64 bits: one host has all addresses behind them.
-fn network(client: Option<IpAddr>) -> Option<IpAddr> {
-    match client? {
-        IpAddr::V4(address) => Some(IpAddr::V4(address)),
-        IpAddr::V6(address) => Some(match address.to_ipv4_mapped() {
-            Some(mapped) => IpAddr::V4(mapped),
-            None => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-        }),
     }
 }
 
@@ -189,7 +179,11 @@ mod tests {
             ("2001:db8::1", "2001:db8:0:1::1", false),
             ("::ffff:192.0.2.1", "192.0.2.1", true),
         ] {
-            assert_eq!(network(address(one)) == network(address(other)), same, "{one} {other}");
+            assert_eq!(
+                address(one).map(network_of) == address(other).map(network_of),
+                same,
+                "{one} {other}"
+            );
         }
     }
 }

@@ -40,12 +40,6 @@ pub struct Limits {
     pub retries_max: u32,
 }
 
-impl Default for Limits {
-    fn default() -> Self {
-        Self { redirects_max: 10, retries_max: 3 }
-    }
-}
-
 /// Makes the upstream of a remote: its base URLs, in order, with retries and breakers.
 /// Nothing is connected before the first request.
 ///
@@ -321,7 +315,8 @@ mod tests {
                 allow_private_redirects: false,
                 api_url: None,
             };
-            connect(&origin, &Limits::default(), &ProxyEnv::default(), &Clock::system())
+            let limits = Limits { redirects_max: 0, retries_max: 0 };
+            connect(&origin, &limits, &ProxyEnv::default(), &Clock::system())
         };
         assert!(matches!(make(&[]), Err(SetupError::NoBase)));
         let upstream = make(&["http://a.example.org/", "https://b.example.org/m/"]).unwrap();

@@ -6,7 +6,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, Read};
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv6Addr};
 use std::time::Duration;
 
 use crate::body::Body;
@@ -24,6 +24,14 @@ mod suite;
 pub use bounds::Bounds;
 pub use descriptors::raise_descriptor_limit;
 pub use request_head::RequestHead;
+
+/// What counts as one client: an IPv6 host owns at least a /64.
+pub(super) fn network_of(address: IpAddr) -> IpAddr {
+    match address.to_canonical() {
+        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
 
 /// Header fields that there is room for from the start: a hit has about so many.
 const HEADERS_USUAL: usize = 12;

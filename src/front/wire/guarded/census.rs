@@ -4,8 +4,10 @@
 //! whichever thread that happens on.
 
 use std::collections::HashMap;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use crate::front::wire::network_of;
 
 /// Counts connections against their bounds.
 #[derive(Debug)]
@@ -62,7 +64,7 @@ impl Census {
         kind: Kind,
         counted_as: Option<IpAddr>,
     ) -> Result<Seat, Full> {
-        let address = counted_as.map(prefix);
+        let address = counted_as.map(network_of);
         let mut counts = self.counts();
         if let Some(address) = address
             && counts.by_address.get(&address).is_some_and(|n| *n >= self.per_address_max)
@@ -95,14 +97,6 @@ impl Census {
     }
 }
 
-/// An IPv6 host owns at least a /64, so that is what is counted.
-fn prefix(address: IpAddr) -> IpAddr {
-    match address.to_canonical() {
-        IpAddr::V6(v6) => IpAddr::V6(Ipv6Addr::from_bits(v6.to_bits() >> 64 << 64)),
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 /// The place of one connection.
 #[derive(Debug)]
 pub(super) struct Seat {
@@ -114,7 +108,7 @@ pub(super) struct Seat {
 impl Seat {
     /// Whether it is counted for this address.
     pub(super) fn is_for(&self, address: IpAddr) -> bool {
-        self.address == Some(prefix(address))
+        self.address == Some(network_of(address))
     }
 
     /// Which kind it is.
