@@ -416,3 +416,13 @@ fn batches_that_come_slowly_leave_workers_to_others() {
         post(&server, "/cache-artifact", &small).status() == 200
     });
 }
+
+#[test]
+fn a_long_batch_is_taken_where_there_is_but_one_worker() {
+    let upstream = Upstream::start();
+    let server = Setup::files(Remote::at(&upstream)).env("WORKERS", 1).start();
+    let urls = vec!["https://other.example.org/a"; 5_000];
+    let answer = post(&server, "/cache-artifact", &json!({ "urls": urls }));
+    answer.expect_status(200);
+    assert_eq!(answer.json()["refused"], 1, "named five thousand times");
+}

@@ -129,13 +129,11 @@ fn metrics_tell_of_an_upstream_that_keeps_failing() {
     let failing = || server.metric("artifactapi_upstreams_failing{remote=\"files\"}");
     server.get("/api/files/up").expect(200, b"bytes");
     assert_eq!(failing(), 0.0);
-    let is_left_alone = || server.get("/api/files/down?x").status() == 503;
     for number in 0..5 {
         let path = format!("/down?{number}");
         upstream.serve(&path, Answer::closed());
         server.get(&format!("/api/files{path}")).expect_error(502);
     }
-    assert!(is_left_alone());
     assert_eq!(failing(), 1.0);
     upstream.serve("/later", Answer::file(b"bytes"));
     eventually("it is asked again", || server.get("/api/files/later").status() == 200);
@@ -198,6 +196,9 @@ fn a_folder_without_its_slash_leads_to_the_folder() {
     assert_eq!((upstream.count("/pub/a"), upstream.count("/pub/a/")), (2, 0));
     assert_eq!(server.blob_files().len(), 0);
     server.get("/api/files/pub/a/").expect(200, b"<a href=b>");
+    // Servers escape what they need to, and we a little more.
+    upstream.serve("/g%2B%2B", Answer::redirect("/g++/"));
+    server.get("/api/files/g%2B%2B").expect_error(301);
     let answer = server.get("/api/files/x:%20y?q=1");
     answer.expect_error(301);
     answer.expect_header("location", "./x:%20y/?q=1");

@@ -1,5 +1,5 @@
-//! The fields of a request in JSON, as typed as they must be, so that a body takes up about as
-//! much memory as it has bytes whatever it holds.
+//! The fields of a request in JSON, read as what they can be and nothing else, so that no body
+//! takes up many times its own length in memory.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,6 +7,9 @@ use std::fmt;
 use serde::de::{Deserialize, Deserializer, Error, IgnoredAny, MapAccess, SeqAccess, Visitor};
 
 use super::ARTIFACTS_MAX;
+
+/// Every field that a request may have.
+const NAMES: &[&str] = &["remote", "include_pattern", "paths", "urls", "dry_run", "limit", "force"];
 
 /// The fields of a request, each once: of two the first would be lost without a word.
 pub(super) struct Fields(pub(super) BTreeMap<String, Field>);
@@ -52,11 +55,15 @@ impl<'de> Visitor<'de> for Object {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
         let mut fields = BTreeMap::new();
-        while let Some((name, value)) = map.next_entry::<String, Field>()? {
+        while let Some(name) = map.next_key::<String>()? {
+            if !NAMES.contains(&name.as_str()) {
+                let names = NAMES.join(", ");
+                return Err(A::Error::custom(format!("there is no field {name:?}: use {names}")));
+            }
             if fields.contains_key(&name) {
                 return Err(A::Error::custom(format!("the field {name:?} is given twice")));
             }
-            fields.insert(name, value);
+            fields.insert(name, map.next_value()?);
         }
         Ok(fields)
     }
@@ -145,9 +152,10 @@ mod tests {
             Ok(Fields(fields)) => panic!("{json}: {fields:?}"),
             Err(error) => error.to_string(),
         };
-        assert!(error(r#"{"a":1,"a":2}"#).contains("given twice"));
+        assert!(error(r#"{"limit":1,"limit":2}"#).contains("given twice"));
+        assert!(error(r#"{"a":["b"]}"#).contains("use remote, include_pattern, paths"));
         assert!(error("[1]").contains("a JSON object"));
-        for broken in [r#"{"a":[1,}"#, r#"{"a":["b",0,}"#, r#"{"a":{"b":}}"#, "{", ""] {
+        for broken in [r#"{"urls":[1,}"#, r#"{"urls":["b",0,}"#, r#"{"urls":{"b":}}"#, "{", ""] {
             error(broken);
         }
     }

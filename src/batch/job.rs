@@ -310,7 +310,7 @@ impl Job {
     /// is there where more follow, `detail` where the batch failed.
     pub fn report(&self, page: Page) -> String {
         let mut summary = self.summary();
-        if self.phase() == Phase::Failed {
+        if !summary["error"].is_null() {
             summary["detail"] = summary["error"].clone();
         }
         let (artifacts, total) = self.results(page);

@@ -186,8 +186,10 @@ fn places(
 /// A path is taken as results print it: nothing in it is decoded, so that what one batch names
 /// another can be given.
 fn of_path(target: &Arc<Target>, text: String) -> Judged {
-    let meant = target.remote.format.meant(text.trim_start_matches('/'));
-    match ArtifactPath::from_canonical(meant) {
+    let path = text.trim_start_matches('/');
+    let (path, query) = path.split_at(path.find('?').unwrap_or(path.len()));
+    let meant = target.remote.format.meant(path);
+    match ArtifactPath::from_canonical(format!("{meant}{query}")) {
         Ok(path) => allowed(target, path, None),
         Err(why) => Judged::Refused(Done::refused(text, why.to_string())),
     }

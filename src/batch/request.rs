@@ -14,9 +14,6 @@ pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
 /// Bytes of a pattern, and of its compiled form.
 const PATTERN_BYTES_MAX: usize = 1024;
 const PATTERN_SIZE_MAX: usize = 1 << 20;
-/// Every field that a request may have.
-const FIELDS: &[&str] =
-    &["remote", "include_pattern", "paths", "urls", "dry_run", "limit", "force"];
 
 /// A batch.
 #[derive(Debug, Clone)]
@@ -97,9 +94,6 @@ impl Request {
             Err(error) if error.is_data() => return bad(error.to_string()),
             Err(error) => return bad(format!("the body is not JSON: {error}")),
         };
-        if let Some(unknown) = fields.keys().find(|name| !FIELDS.contains(&name.as_str())) {
-            return bad(format!("there is no field {unknown:?}: use {}", FIELDS.join(", ")));
-        }
         let options = Options {
             dry_run: switch(&fields, "dry_run")?,
             limit: limit(&fields)?,

@@ -31,6 +31,8 @@ use crate::upstream::{
 /// large body from a near server do.
 pub(super) const READ_BYTES: usize = 64 << 10;
 const READ_BYTES_MAX: usize = 256 << 10;
+/// How much newer than its head a member may be.
+const HEAD_LAGS_MAX: Duration = Duration::from_secs(60);
 /// How often one body that was cut is continued.
 pub(super) const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
@@ -226,9 +228,18 @@ impl Fetcher {
         None
     }
 
-    fn stored_meanwhile(&self, fetch: &Fetch<'_>, before: Option<u64>) -> Option<End> {
+    /// What another replica has stored, unless it is a member of another head: that one is asked
+    /// about.
+    fn stored_meanwhile(&self, fetch: &mut Fetch<'_>, before: Option<u64>) -> Option<End> {
         let entry = self.ports.index.get(fetch.key).ok()??;
-        (Some(entry.generation) != before).then_some(End::Already(entry))
+        if Some(entry.generation) == before {
+            return None;
+        }
+        if fetch.class == Class::Member && entry.head != fetch.writer.member_of() {
+            fetch.stored = Some(entry);
+            return None;
+        }
+        Some(End::Already(entry))
     }
 
     /// Streams a body into the store. Gives the end and how many bytes came.
@@ -490,8 +501,8 @@ impl Fetcher {
         }
     }
 
-    /// A head names members that were there when it was made: one that is older than a member of
-    /// it is no longer upstream's, and is asked for again at its next request.
+    /// A head names members that were there when it was made: one that is older than a member is
+    /// most likely upstream's no more, and is asked about at its next request.
     fn doubt_older_heads(&self, fetch: &Fetch<'_>, member: &Entry) {
         if fetch.class != Class::Member {
             return;
@@ -499,11 +510,14 @@ impl Fetcher {
         let modified_at = |entry: &Entry| {
             httpdate::parse_http_date(entry.validators.last_modified.as_deref()?).ok()
         };
-        let Some(member_from) = modified_at(member) else { return };
+        // Less may be a signature of it, or a server that keeps its own times.
+        let Some(latest) = modified_at(member).and_then(|at| at.checked_sub(HEAD_LAGS_MAX)) else {
+            return;
+        };
         for path in fetch.remote.format.heads_of(&fetch.key.path) {
             let key = ArtifactKey { remote: fetch.remote.name.clone(), path };
             if let Ok(Some(head)) = self.ports.index.get(&key)
-                && modified_at(&head).is_some_and(|head_from| head_from < member_from)
+                && modified_at(&head).is_some_and(|head_from| head_from < latest)
             {
                 self.ports.freshness.clear(&key, Mark::Fresh);
             }

@@ -146,7 +146,12 @@ impl Cache {
                     }
                 }
             };
-            match landing(&reader, report) {
+            let landed = landing(&reader, report);
+            if landed.is_some() && reader.member_of() != member_of {
+                // It began under an earlier head.
+                continue;
+            }
+            match landed {
                 None => {
                     if is_lead {
                         self.fetches.withdraw(&key);

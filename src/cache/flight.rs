@@ -64,6 +64,12 @@ impl Flights {
         Joined::Lead(FlightWriter { flights: Arc::clone(self), key: key.clone(), flight })
     }
 
+    /// A reader of the one of this artifact, if there is one.
+    pub fn find(&self, key: &ArtifactKey) -> Option<FlightReader> {
+        let flight = lock(&self.table).get(key).map(Arc::clone)?;
+        Some(FlightReader { flight })
+    }
+
     /// Whether there is one of this artifact.
     pub fn has(&self, key: &ArtifactKey) -> bool {
         lock(&self.table).contains_key(key)

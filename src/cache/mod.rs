@@ -142,7 +142,7 @@ impl Target {
 /// A head that is stored.
 struct StoredHead {
     key: ArtifactKey,
-    digest: Digest,
+    entry: Entry,
 }
 
 /// The cache.
@@ -236,7 +236,7 @@ impl Cache {
         for rounds_left in (0..rounds).rev() {
             // Before the row is looked up: between the two it could be evicted, blob and all.
             let reading = self.readers.read(key);
-            let stored = self.lookup(key);
+            let stored = self.lookup_confirmed(target, class, key);
             let decision = self.judge(target, key, class, stored.as_ref());
             let found = |found: Found| Ok(Sought::Found(found));
             let task = match (decision, stored) {
@@ -269,8 +269,10 @@ impl Cache {
                 Task::Fetch | Task::Prove(_) => false,
             };
             let member_of = self.head_digest(target, class, &key.path);
+            // What is only hashed is what is stored, of whichever head.
+            let asks = !matches!(task, Task::Prove(_));
             if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
-                let is_outdated = reader.member_of() != member_of;
+                let is_outdated = asks && reader.member_of() != member_of;
                 let until = match may_stand_in {
                     _ if is_outdated => Instant::now() + OUTDATED_WAIT_MAX,
                     true => reader.began() + STAND_IN_AFTER,
@@ -345,7 +347,7 @@ impl Cache {
         if boarding.reader.has_landed_within(left.min(patience)) {
             return self.seek_in(boarding.rounds_left, target, &boarding.key, patience);
         }
-        match left.is_zero() {
+        match Instant::now() >= boarding.until {
             true => self.pass(target, boarding.key).map(Sought::Found),
             false => Ok(Sought::Boarding(boarding)),
         }
@@ -466,7 +468,7 @@ impl Cache {
         let fresh = stored.filter(|_| may_change).and_then(|stored| {
             // A member is as fresh as the head that it is valid with: on its own it would be
             // asked for again before its head is, and might be a newer head's.
-            let valid_with = head.as_ref().filter(|head| stored.head == Some(head.digest));
+            let valid_with = head.as_ref().filter(|head| stored.head == Some(head.entry.digest));
             self.mark_left(target, key, Mark::Fresh).or_else(|| {
                 valid_with.and_then(|head| self.mark_left(target, &head.key, Mark::Fresh))
             })
@@ -479,7 +481,7 @@ impl Cache {
             stored,
             fresh,
             absent: may_be_absent && self.mark_left(target, key, Mark::Absent).is_some(),
-            head: head.map(|head| head.digest),
+            head: head.map(|head| head.entry.digest),
             reach,
         };
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
@@ -515,14 +517,30 @@ impl Cache {
         }
         target.remote.format.heads_of(path).into_iter().find_map(|path| {
             let key = target.key(path);
-            let digest = self.ports.index.get(&key).ok()??.digest;
-            Some(StoredHead { key, digest })
+            // Who has the last byte of a new one may be here before its row.
+            if let Some(landing) = self.flights.find(&key).filter(FlightReader::is_complete) {
+                landing.has_landed_within(LANDING_WAIT_MAX);
+            }
+            let entry = self.ports.index.get(&key).ok()??;
+            Some(StoredHead { key, entry })
         })
     }
 
     /// Its digest.
     fn head_digest(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<Digest> {
-        self.head_of(target, class, path).map(|head| head.digest)
+        self.head_of(target, class, path).map(|head| head.entry.digest)
+    }
+
+    /// The row, of a member as confirmed with its head: it is not asked about for as long as that
+    /// is fresh.
+    fn lookup_confirmed(&self, target: &Target, class: Class, key: &ArtifactKey) -> Option<Entry> {
+        let mut entry = self.lookup(key)?;
+        if let Some(head) = self.head_of(target, class, &key.path)
+            && entry.head == Some(head.entry.digest)
+        {
+            entry.validated_at = entry.validated_at.max(head.entry.validated_at);
+        }
+        Some(entry)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
@@ -597,7 +615,7 @@ impl Cache {
         let class = target.class(&key.path);
         let reading = self.readers.read(key);
         let stored = self
-            .lookup(key)
+            .lookup_confirmed(target, class, key)
             .filter(|entry| why.is_failure() && self.may_stand_in(target, class, entry));
         match stored {
             Some(entry) => {

@@ -3,14 +3,19 @@
 //! A fetch or an upload that is under way when a purge comes may store its bytes afterwards;
 //! a purge is about what is stored. Whoever has opened a blob keeps it to the end.
 
-use super::flight::Joined;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::flight::{FlightWriter, Joined};
 use super::found::client_validators;
 use super::upload::{ChangeError, Precondition};
 use super::{Cache, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, Entry};
 use crate::chain::chain;
-use crate::coord::Mark;
+use crate::coord::{Acquired, Lease, Mark};
 
+/// How long a purge waits for a fetch of the artifact, or for another purge.
+const FLIGHT_WAIT_MAX: Duration = Duration::from_secs(1);
 /// How often a row that changes meanwhile is looked at again.
 const ROUNDS_MAX: usize = 4;
 
@@ -42,10 +47,7 @@ impl Cache {
         // A blob that is removed here must not be the one that an upload has just published.
         let hold = if is_local { Some(self.hold(&key).ok_or(ChangeError::Busy)?) } else { None };
         // Nor one that a fetch has: held until the end, none begins.
-        let flight = match is_local {
-            true => None,
-            false => Some(self.flights.join(&key, None)),
-        };
+        let alone = if is_local { None } else { self.fetch_nothing(&key) };
         let marks = &self.ports.freshness;
         let was_absent = !is_local && marks.remaining(&key, Mark::Absent).is_some();
         if !is_local {
@@ -69,7 +71,7 @@ impl Cache {
                     return Ok(Purged::Removed(entry));
                 }
             }
-            if let Some(Joined::Follow(_)) = flight {
+            if !is_local && alone.is_none() {
                 // It is about to be replaced, or else a sweep removes it.
                 return Ok(Purged::Removed(entry));
             }
@@ -82,7 +84,36 @@ impl Cache {
         Err(ChangeError::Busy)
     }
 
+    /// Keeps everybody from fetching an artifact for as long as what it gives is held; `None` where
+    /// somebody is at it.
+    fn fetch_nothing(&self, key: &ArtifactKey) -> Option<(Option<Lease>, FlightWriter)> {
+        let deadline = Instant::now() + FLIGHT_WAIT_MAX;
+        let flight = loop {
+            let reader = match self.flights.join(key, None) {
+                Joined::Lead(flight) => break flight,
+                Joined::Follow(reader) => reader,
+            };
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() || !reader.has_landed_within(left) {
+                return None;
+            }
+        };
+        let leases = &self.ports.leases;
+        match leases.try_acquire(key, self.lease_ttl) {
+            // Another replica fetches it.
+            Acquired::Held => None,
+            Acquired::Unknown => Some((None, flight)),
+            Acquired::Granted(token) => {
+                let lease = Lease::new(Arc::clone(leases), key.clone(), token, self.lease_ttl);
+                Some((Some(lease), flight))
+            }
+        }
+    }
+
     fn has_row(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {
         Ok(self.ports.index.get(key).map_err(ChangeError::Index)?.is_some())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -37,9 +37,9 @@ struct World {
 }
 
 /// A remote of generic files: `index/` is mutable, everything else immutable.
-const GENERIC: &str = "package: generic\n    mutable_patterns: ['^index/']";
+pub(super) const GENERIC: &str = "package: generic\n    mutable_patterns: ['^index/']";
 
-fn remotes(keys: &str, lifetimes: &str) -> Remotes {
+pub(super) fn remotes(keys: &str, lifetimes: &str) -> Remotes {
     let yaml = format!(
         "remotes:\n  r:\n    base_url: https://files.example.org\n    type: remote\n    include_patterns: ['.']\n    {keys}\n    cache: {{ file_ttl: 0, {lifetimes} }}\n"
     );
@@ -738,6 +738,7 @@ fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() 
     world.upstream.put(member, File::of("member 2").etag("\"m2\""));
     world.clock.advance(Duration::from_secs(101));
     world.check(head, Outcome::Miss, b"head 2");
+    wait_until(|| world.stored(head).is_some_and(|head| head.digest == Digest::of(b"head 2")));
     // Who has seen the new head is not given what was asked for under the old one.
     let late = client();
     wait_until(|| world.flight(member).is_urgent());
@@ -775,16 +776,69 @@ fn a_member_stays_with_its_head_for_as_long_as_that_is_fresh() {
 }
 
 #[test]
+fn a_member_that_was_confirmed_with_its_head_stands_in_with_it() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let upstream = Scripted::new()
+        .file(head, File::of("head").etag("\"h\""))
+        .file(member, File::of("member").etag("\"m\""));
+    let keys = "package: rpm\n    stale_if_error: 50";
+    let world = World::with(upstream, keys, 1 << 30);
+    for (path, bytes) in [(head, b"head".as_slice()), (member, b"member")] {
+        world.check(path, Outcome::Miss, bytes);
+        world.settle();
+    }
+    for _ in 0..3 {
+        world.clock.advance(Duration::from_secs(101));
+        world.check(head, Outcome::Revalidated, b"head");
+        world.check(member, Outcome::Hit, b"member");
+    }
+    assert!(world.find(member).unwrap().met.about.age < Duration::from_secs(1));
+    world.upstream.go_down();
+    world.clock.advance(Duration::from_secs(101));
+    world.check(head, Outcome::Stale, b"head");
+    world.check(member, Outcome::Stale, b"member");
+}
+
+#[test]
+fn a_member_of_another_head_that_a_replica_stored_is_asked_about() {
+    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+    let gate = Gate::at(4);
+    let upstream = Scripted::new()
+        .file(head, File::of("head 1").etag("\"h1\""))
+        .file(member, File::of("member 1").etag("\"m1\"").held_by(&gate));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    let other = replica(&world.ports);
+    world.check(head, Outcome::Miss, b"head 1");
+    world.settle();
+    let ask = |cache: &Arc<Cache>| {
+        let (cache, target) = (Arc::clone(cache), Arc::clone(&world.target));
+        thread::spawn(move || get(&cache, &target, member).unwrap())
+    };
+    let early = ask(&world.cache);
+    world.upstream.wait_for(member, 1);
+    world.upstream.put(head, File::of("head 2").etag("\"h2\""));
+    world.upstream.put(member, File::of("member 2").etag("\"m2\""));
+    world.clock.advance(Duration::from_secs(101));
+    world.check(head, Outcome::Miss, b"head 2");
+    wait_until(|| world.stored(head).is_some_and(|head| head.digest == Digest::of(b"head 2")));
+    let late = ask(&other);
+    wait_until(|| other.flight_count() == 1);
+    gate.open();
+    assert_eq!(early.join().unwrap(), (Outcome::Miss, b"member 1".to_vec()));
+    assert_eq!(late.join().unwrap(), (Outcome::Miss, b"member 2".to_vec()));
+}
+
+#[test]
 fn a_member_that_is_newer_than_its_head_makes_that_stale_at_once() {
     let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
     let of = |text: &str, date: &str| {
         File::of(text).last_modified(&format!("Mon, 02 Mar 2026 {date} GMT"))
     };
     for (member_date, outcome) in
-        [("10:00:00", Outcome::Hit), ("10:00:01", Outcome::Hit), ("10:00:02", Outcome::Revalidated)]
+        [("09:00:00", Outcome::Hit), ("10:01:00", Outcome::Hit), ("10:01:01", Outcome::Revalidated)]
     {
         let upstream =
-            Scripted::new().file(head, of("head", "10:00:01")).file(member, of("m", member_date));
+            Scripted::new().file(head, of("head", "10:00:00")).file(member, of("m", member_date));
         let world = World::with(upstream, "package: rpm", 1 << 30);
         world.check(head, Outcome::Miss, b"head");
         world.settle();
@@ -1100,9 +1154,8 @@ fn uses_are_written_down_in_batches() {
     assert_eq!(hits, [2]);
 }
 
-/// Between the row and the blob of a purge, another request may fetch the file anew.
 #[test]
-fn a_purge_does_not_take_the_blob_of_a_fetch_that_came_in_between() {
+fn a_purge_leaves_the_blob_to_a_fetch_that_is_under_way() {
     let file = |text: &str| File::of(text).etag(&format!("\"{text}\""));
     let gate = Gate::at(1);
     let world = World::new(Scripted::new().file("index/a", file("one")));
@@ -1113,8 +1166,9 @@ fn a_purge_does_not_take_the_blob_of_a_fetch_that_came_in_between() {
     let (cache, target) = (Arc::clone(&world.cache), Arc::clone(&world.target));
     let client = thread::spawn(move || get(&cache, &target, "index/a").unwrap());
     world.upstream.wait_for("index/a", 2);
-    let purged = world.cache.purge(&world.target, &World::path("index/a"), &|_| true);
-    assert!(matches!(purged, Ok(Purged::Removed(_))), "{purged:?}");
+    let purge = || world.cache.purge(&world.target, &World::path("index/a"), &|_| true).unwrap();
+    let Purged::Removed(entry) = purge() else { panic!("it was stored") };
+    assert!(world.ports.blobs.stat(&entry.blob).unwrap().is_some());
     assert!(world.stored("index/a").is_none());
     gate.open();
     assert_eq!(client.join().unwrap(), (Outcome::Miss, b"two".to_vec()));
@@ -1122,7 +1176,6 @@ fn a_purge_does_not_take_the_blob_of_a_fetch_that_came_in_between() {
     world.check("index/a", Outcome::Hit, b"two");
 
     // With nobody fetching it, row and blob go.
-    let purge = || world.cache.purge(&world.target, &World::path("index/a"), &|_| true).unwrap();
     let Purged::Removed(entry) = purge() else { panic!("it was stored") };
     assert!(world.ports.blobs.stat(&entry.blob).unwrap().is_none());
     assert_eq!((purge(), world.cache.flight_count()), (Purged::Absent, 0));

@@ -10,7 +10,7 @@ use crate::upstream::{
 /// How long before an answer a file must have changed last for its date to name a version:
 /// dates count seconds, and clocks differ.
 const DATE_IS_STRONG_AFTER: Duration = Duration::from_secs(60);
-/// The same for a date that is only compared with that of the same file later.
+/// The same for a date in `If-Modified-Since`, as far as upstream's clock and ours agree.
 const DATE_IS_OVER_AFTER: Duration = Duration::from_secs(1);
 
 /// Asks upstream for the bytes from `from` to `to` of the version that it gave `validators` of at

@@ -61,11 +61,11 @@ impl BatchApi {
             Some("true") => true,
             Some(_) => return Err(Problem::new(400, "wait must be true or false")),
         };
+        let request = self.read(body)?;
         let seat = self.waiters.take();
         if wants_lines && seat.is_none() {
             return Err(too_many("too many clients wait for batches: try again, or without wait"));
         }
-        let request = self.read(body)?;
         let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
         let plan = Plan::of(request, remotes).map_err(|error| match error {
             PlanError::UnknownRemote(_) => Problem::new(404, error.to_string()),
@@ -94,7 +94,7 @@ impl BatchApi {
         let mut seat = self.bodies.take().ok_or_else(busy)?;
         let mut text = read_up_to(body, SMALL_BODY_BYTES)?;
         if text.len() as u64 == SMALL_BODY_BYTES {
-            seat = self.bodies.take_large().ok_or_else(busy)?;
+            seat = self.bodies.enlarge(seat).ok_or_else(busy)?;
             text.append(&mut read_up_to(body, REQUEST_BYTES_MAX + 1 - SMALL_BODY_BYTES)?);
         }
         if text.len() as u64 > REQUEST_BYTES_MAX {

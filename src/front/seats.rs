@@ -31,7 +31,7 @@ impl Seats {
     }
 }
 
-/// Seats for what takes memory: any number of them for what is small, a few for what is large.
+/// Seats for what takes memory: some for what is small, a few of them for what is large.
 #[derive(Debug, Clone)]
 pub struct SizedSeats {
     any: Seats,
@@ -42,19 +42,29 @@ pub struct SizedSeats {
 const LARGE_MAX: usize = 4;
 
 impl SizedSeats {
-    /// Seats of so many workers.
+    /// Seats of so many workers, each of which holds its worker.
     pub fn of(workers: usize) -> Self {
         Self { any: Seats::of(workers), large: Seats::up_to(LARGE_MAX) }
     }
 
+    /// Seats that hold no worker.
+    pub fn beside_workers() -> Self {
+        Self { any: Seats::up_to(SEATS_MAX), large: Seats::up_to(LARGE_MAX) }
+    }
+
     /// Takes one, if there is one.
     pub(super) fn take(&self) -> Option<SizedSeat> {
-        Some(SizedSeat { _any: self.any.take()?, _large: None })
+        Some(SizedSeat { _any: self.any.take()?, large: None })
     }
 
     /// Takes one for what is large, if there is one.
     pub(super) fn take_large(&self) -> Option<SizedSeat> {
-        Some(SizedSeat { _any: self.any.take()?, _large: Some(self.large.take()?) })
+        self.take().and_then(|seat| self.enlarge(seat))
+    }
+
+    /// Makes of a seat one for what is large, if there is one.
+    pub(super) fn enlarge(&self, seat: SizedSeat) -> Option<SizedSeat> {
+        Some(SizedSeat { large: Some(self.large.take()?), ..seat })
     }
 }
 
@@ -62,7 +72,8 @@ impl SizedSeats {
 #[derive(Debug)]
 pub(super) struct SizedSeat {
     _any: Seat,
-    _large: Option<Seat>,
+    #[expect(dead_code, reason = "it is only held")]
+    large: Option<Seat>,
 }
 
 /// A seat; given back when dropped.
@@ -90,6 +101,11 @@ mod tests {
         assert_eq!(small.len(), SEATS_MAX - LARGE_MAX);
         drop(large);
         assert!(seats.take_large().is_some());
+        // Also where there is but one.
+        let one = SizedSeats::of(1);
+        let seat = one.take().unwrap();
+        assert!(one.take().is_none());
+        assert!(one.enlarge(seat).is_some());
     }
 
     #[test]

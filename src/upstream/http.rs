@@ -11,6 +11,7 @@
 //!
 //! Errors name a host, never a URL: its query may be a token.
 
+use percent_encoding::percent_decode_str;
 use ureq::http::{HeaderMap, HeaderValue, Request, Response, Uri, header};
 use ureq::{Body, Timeout};
 use url::Url;
@@ -251,7 +252,7 @@ impl Upstream for HttpUpstream {
                 reason: reason.to_owned(),
             };
             let next = self.rules.next(&url, &location).map_err(refused)?;
-            if next.path().strip_suffix('/') == Some(asked.path()) {
+            if is_folder_of(&next, &asked) {
                 body::drain(unlimited(body));
                 return Ok(UpstreamReply::Folder);
             }
@@ -293,6 +294,15 @@ fn url_of(base: &Url, path: &ArtifactPath) -> Result<Url, UpstreamError> {
     let mut url = Url::parse(&url).map_err(unfit)?;
     url.set_fragment(None);
     Ok(url)
+}
+
+/// Whether a URL is that of another as a folder: the same path with a `/` at its end, however
+/// each of the two is escaped.
+fn is_folder_of(folder: &Url, url: &Url) -> bool {
+    let folder: Vec<u8> = percent_decode_str(folder.path()).collect();
+    folder
+        .strip_suffix(b"/")
+        .is_some_and(|name| percent_decode_str(url.path()).eq(name.iter().copied()))
 }
 
 fn without_credentials(base: &Url) -> Url {

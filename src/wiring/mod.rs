@@ -156,7 +156,7 @@ impl App {
             metrics.set_config_refused(file, false);
         }
         let pools = Arc::new(Pools::new(settings.workers, settings.queue_max));
-        let reports = SizedSeats::of(settings.workers);
+        let reports = SizedSeats::beside_workers();
         let front = Front {
             cache: Arc::clone(&cache),
             catalogs: Arc::clone(&catalogs),

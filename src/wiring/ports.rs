@@ -241,22 +241,16 @@ impl OpenedPorts {
 
     /// What tells how each backend is.
     pub fn probes(&self) -> Vec<(&'static str, Probe)> {
-        let blobs: Probe = match &self.s3 {
-            Some(s3) => {
-                let s3 = Arc::clone(s3);
-                Box::new(move || s3.probe().map_err(|error| chain(&error)))
+        let (s3, data_dir) = (self.s3.clone(), self.data_dir.clone());
+        let blobs: Probe = Box::new(move || {
+            if let Some(s3) = &s3 {
+                s3.probe().map_err(|error| chain(&error))?;
             }
-            None => {
-                let data_dir = self.data_dir.clone();
-                Box::new(move || {
-                    [disk::FOLDER, STAGING].iter().try_for_each(|name| {
-                        let folder = data_dir.join(name);
-                        takes_files(&folder)
-                            .map_err(|error| format!("{}: {error}", folder.display()))
-                    })
-                })
-            }
-        };
+            let on_disk = if s3.is_some() { &[STAGING][..] } else { &[disk::FOLDER, STAGING] };
+            on_disk.iter().map(|name| data_dir.join(name)).try_for_each(|folder| {
+                takes_files(&folder).map_err(|error| format!("{}: {error}", folder.display()))
+            })
+        });
         let index = Arc::clone(&self.ports.index);
         let index: Probe = Box::new(move || index.probe().map_err(|error| chain(&error)));
         let mut probes = vec![("blobs", blobs), ("index", index)];

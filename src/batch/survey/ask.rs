@@ -71,8 +71,11 @@ impl Survey<'_> {
                 }
                 Ok(Asked::Given(head, body))
             }
-            Ok(UpstreamReply::Absent | UpstreamReply::Folder | UpstreamReply::NotModified(_)) => {
+            Ok(UpstreamReply::Absent | UpstreamReply::NotModified(_)) => {
                 Ok(Asked::Withheld("upstream has none (404)".to_owned()))
+            }
+            Ok(UpstreamReply::Folder) => {
+                Ok(Asked::Withheld("upstream has a folder of that name".to_owned()))
             }
             Err(source) => {
                 Err(SurveyError::Upstream { what: shown(path.as_str()).to_owned(), source })

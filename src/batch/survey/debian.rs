@@ -32,7 +32,8 @@ impl Survey<'_> {
                     crawled?;
                     // A flat repository may lie beside it.
                     if folder != *root && deb::root_of(folder).is_none() {
-                        self.flat_repository(folder)?;
+                        let looked = self.flat_repository(folder);
+                        self.tolerate(looked)?;
                     }
                     return Ok(());
                 }
