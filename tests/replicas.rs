@@ -33,8 +33,16 @@ fn number(variable: &str, default: u64) -> u64 {
         .map_or(default, |text| text.parse().unwrap_or_else(|_| panic!("{variable}: a number")))
 }
 
+/// Starts them, and waits until each has all its services: on a busy machine one that starts may
+/// find Redis too slow, and does without it for a while.
 fn replicas(services: &Services, setup: impl Fn() -> Setup) -> Vec<Server> {
-    (0..REPLICAS).map(|_| services.under(setup()).start()).collect()
+    let replicas: Vec<_> = (0..REPLICAS).map(|_| services.under(setup()).start()).collect();
+    for replica in &replicas {
+        eventually("the replica has its services", || {
+            replica.get("/health").json()["status"] == "ok"
+        });
+    }
+    replicas
 }
 
 #[test]
