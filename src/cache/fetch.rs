@@ -31,8 +31,12 @@ use crate::upstream::{
 /// large body from a near server do.
 pub(super) const READ_BYTES: usize = 64 << 10;
 const READ_BYTES_MAX: usize = 256 << 10;
-/// How much newer than its head a member may be.
-const HEAD_LAGS_MAX: Duration = Duration::from_secs(60);
+/// How long a head and its members may change one after the other.
+pub(super) const SETTLES_AFTER: Duration = Duration::from_secs(60);
+/// How long what is fetched or confirmed meanwhile is fresh, at most.
+const UNSETTLED_TTL: Duration = Duration::from_secs(5);
+/// A head that was confirmed before that may have changed unnoticed.
+const CONFIRMED_LATELY: Duration = Duration::from_secs(10);
 /// How often one body that was cut is continued.
 pub(super) const RESUMES_MAX: usize = 3;
 /// How often a row that another writer changed meanwhile is written again.
@@ -410,8 +414,8 @@ impl Fetcher {
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
                 room.fill();
+                self.mark_unsettled(fetch, &entry);
                 self.mark_fresh(fetch);
-                self.doubt_older_heads(fetch, &entry);
                 End::Stored(entry)
             }
             None => {
@@ -492,40 +496,69 @@ impl Fetcher {
     }
 
     fn mark_fresh(&self, fetch: &Fetch<'_>) {
-        let index_ttl = fetch.remote.lifetimes.index_ttl;
-        if fetch.class != Class::Immutable && !index_ttl.is_zero() {
-            self.ports.freshness.set(fetch.key, Mark::Fresh, index_ttl);
+        if fetch.class != Class::Immutable && !fetch.remote.lifetimes.index_ttl.is_zero() {
+            self.ports.freshness.set(fetch.key, Mark::Fresh, self.lifetime(fetch));
         }
         if !fetch.remote.lifetimes.negative_ttl.is_zero() {
             self.ports.freshness.clear(fetch.key, Mark::Absent);
         }
     }
 
-    /// A head names members that were there when it was made: one that is older than a member is
-    /// most likely upstream's no more, and is asked about at its next request.
-    fn doubt_older_heads(&self, fetch: &Fetch<'_>, member: &Entry) {
-        if fetch.class != Class::Member {
-            return;
-        }
-        let modified_at = |entry: &Entry| {
-            httpdate::parse_http_date(entry.validators.last_modified.as_deref()?).ok()
-        };
-        // Less may be a signature of it, or a server that keeps its own times.
-        let Some(latest) = modified_at(member).and_then(|at| at.checked_sub(HEAD_LAGS_MAX)) else {
-            return;
-        };
-        for path in fetch.remote.format.heads_of(&fetch.key.path) {
-            let key = ArtifactKey { remote: fetch.remote.name.clone(), path };
-            if let Ok(Some(head)) = self.ports.index.get(&key)
-                && modified_at(&head).is_some_and(|head_from| head_from < latest)
-            {
-                self.ports.freshness.clear(&key, Mark::Fresh);
+    /// Publications take their time: while a head and its members change upstream, what comes of
+    /// them may not fit together. So what is fetched or confirmed then is fresh for moments only.
+    fn mark_unsettled(&self, fetch: &Fetch<'_>, entry: &Entry) {
+        let now = self.ports.clock.now();
+        let before = fetch.stored.as_ref().filter(|before| before.digest != entry.digest);
+        match fetch.class {
+            Class::Head if before.is_some() => {
+                self.ports.freshness.set(fetch.key, Mark::Unsettled, SETTLES_AFTER);
             }
+            Class::Member => {
+                let Some((key, head)) = self.head_of(fetch) else { return };
+                // Under a head that named the one before, or was not confirmed lately.
+                let is_ahead = match (&fetch.stored, before) {
+                    (Some(_), before) => before.is_some_and(|before| before.head == entry.head),
+                    (None, _) => now
+                        .duration_since(head.validated_at)
+                        .is_ok_and(|ago| ago > CONFIRMED_LATELY),
+                };
+                if is_ahead && entry.head == Some(head.digest) {
+                    self.ports.freshness.set(&key, Mark::Unsettled, SETTLES_AFTER);
+                    self.ports.freshness.clear(&key, Mark::Fresh);
+                }
+            }
+            _ => {}
         }
     }
 
+    /// How long what came, or was confirmed, is fresh.
+    fn lifetime(&self, fetch: &Fetch<'_>) -> Duration {
+        let index_ttl = fetch.remote.lifetimes.index_ttl;
+        let is_unsettled =
+            |key: &ArtifactKey| self.ports.freshness.remaining(key, Mark::Unsettled).is_some();
+        let may_change_soon = match fetch.class {
+            Class::Head => is_unsettled(fetch.key),
+            Class::Member => self.head_of(fetch).is_some_and(|(key, _)| is_unsettled(&key)),
+            Class::Immutable | Class::Uncacheable => false,
+        };
+        if may_change_soon { index_ttl.min(UNSETTLED_TTL) } else { index_ttl }
+    }
+
+    /// The head that a member is valid with, as it is stored now.
+    fn head_of(&self, fetch: &Fetch<'_>) -> Option<(ArtifactKey, Entry)> {
+        fetch.remote.format.heads_of(&fetch.key.path).into_iter().find_map(|path| {
+            let key = ArtifactKey { remote: fetch.remote.name.clone(), path };
+            let head = self.ports.index.get(&key).ok()??;
+            Some((key, head))
+        })
+    }
+
     fn mark_absent(&self, fetch: &Fetch<'_>) {
-        let negative_ttl = fetch.remote.lifetimes.negative_ttl;
+        let mut negative_ttl = fetch.remote.lifetimes.negative_ttl;
+        if fetch.class == Class::Member {
+            // A head that names it may be on its way, and so may it.
+            negative_ttl = negative_ttl.min(UNSETTLED_TTL);
+        }
         if !negative_ttl.is_zero() {
             self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
         }

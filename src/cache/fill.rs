@@ -135,7 +135,7 @@ impl Cache {
                 Due::Pass => return Ok(Tried::Ended(Filled::Unstored)),
                 Due::Task(task) => task,
             };
-            let member_of = self.head_digest(target, target.class(path), path);
+            let member_of = self.head_of(target, target.class(path), path);
             let (reader, is_lead) = match self.flights.join(&key, member_of) {
                 Joined::Follow(reader) => (reader, false),
                 Joined::Lead(writer) => {

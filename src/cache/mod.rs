@@ -139,12 +139,6 @@ impl Target {
     }
 }
 
-/// A head that is stored.
-struct StoredHead {
-    key: ArtifactKey,
-    entry: Entry,
-}
-
 /// The cache.
 #[derive(Debug)]
 pub struct Cache {
@@ -236,7 +230,7 @@ impl Cache {
         for rounds_left in (0..rounds).rev() {
             // Before the row is looked up: between the two it could be evicted, blob and all.
             let reading = self.readers.read(key);
-            let stored = self.lookup_confirmed(target, class, key);
+            let stored = self.lookup(key);
             let decision = self.judge(target, key, class, stored.as_ref());
             let found = |found: Found| Ok(Sought::Found(found));
             let task = match (decision, stored) {
@@ -268,7 +262,7 @@ impl Cache {
                 Task::Revalidate(entry) => self.may_stand_in(target, class, entry),
                 Task::Fetch | Task::Prove(_) => false,
             };
-            let member_of = self.head_digest(target, class, &key.path);
+            let member_of = self.head_of(target, class, &key.path);
             // What is only hashed is what is stored, of whichever head.
             let asks = !matches!(task, Task::Prove(_));
             if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
@@ -462,17 +456,10 @@ impl Cache {
         stored: Option<&Entry>,
     ) -> Decision {
         let reach = target.reach();
-        let head = stored.and_then(|_| self.head_of(target, class, &key.path));
         // Only what can change, or is not there, is worth asking marks for.
         let may_change = class != Class::Immutable && reach != Reach::Local;
-        let fresh = stored.filter(|_| may_change).and_then(|stored| {
-            // A member is as fresh as the head that it is valid with: on its own it would be
-            // asked for again before its head is, and might be a newer head's.
-            let valid_with = head.as_ref().filter(|head| stored.head == Some(head.entry.digest));
-            self.mark_left(target, key, Mark::Fresh).or_else(|| {
-                valid_with.and_then(|head| self.mark_left(target, &head.key, Mark::Fresh))
-            })
-        });
+        let fresh =
+            stored.filter(|_| may_change).and_then(|_| self.mark_left(target, key, Mark::Fresh));
         let may_be_absent = reach == Reach::Online
             && fresh.is_none()
             && (stored.is_none() || class != Class::Immutable);
@@ -481,7 +468,7 @@ impl Cache {
             stored,
             fresh,
             absent: may_be_absent && self.mark_left(target, key, Mark::Absent).is_some(),
-            head: head.map(|head| head.entry.digest),
+            head: stored.and_then(|_| self.head_of(target, class, &key.path)),
             reach,
         };
         policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
@@ -494,6 +481,7 @@ impl Cache {
         let lifetime = match mark {
             Mark::Fresh => lifetimes.index_ttl,
             Mark::Absent => lifetimes.negative_ttl,
+            Mark::Unsettled => fetch::SETTLES_AFTER,
         };
         if lifetime.is_zero() {
             return None;
@@ -510,8 +498,8 @@ impl Cache {
         })
     }
 
-    /// The head that a member is valid with, as it is stored now.
-    fn head_of(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<StoredHead> {
+    /// The digest of the head that a member is valid with, as it is stored now.
+    fn head_of(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<Digest> {
         if class != Class::Member {
             return None;
         }
@@ -521,26 +509,8 @@ impl Cache {
             if let Some(landing) = self.flights.find(&key).filter(FlightReader::is_complete) {
                 landing.has_landed_within(LANDING_WAIT_MAX);
             }
-            let entry = self.ports.index.get(&key).ok()??;
-            Some(StoredHead { key, entry })
+            Some(self.ports.index.get(&key).ok()??.digest)
         })
-    }
-
-    /// Its digest.
-    fn head_digest(&self, target: &Target, class: Class, path: &ArtifactPath) -> Option<Digest> {
-        self.head_of(target, class, path).map(|head| head.entry.digest)
-    }
-
-    /// The row, of a member as confirmed with its head: it is not asked about for as long as that
-    /// is fresh.
-    fn lookup_confirmed(&self, target: &Target, class: Class, key: &ArtifactKey) -> Option<Entry> {
-        let mut entry = self.lookup(key)?;
-        if let Some(head) = self.head_of(target, class, &key.path)
-            && entry.head == Some(head.entry.digest)
-        {
-            entry.validated_at = entry.validated_at.max(head.entry.validated_at);
-        }
-        Some(entry)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
@@ -615,7 +585,7 @@ impl Cache {
         let class = target.class(&key.path);
         let reading = self.readers.read(key);
         let stored = self
-            .lookup_confirmed(target, class, key)
+            .lookup(key)
             .filter(|entry| why.is_failure() && self.may_stand_in(target, class, entry));
         match stored {
             Some(entry) => {

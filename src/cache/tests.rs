@@ -750,53 +750,85 @@ fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() 
     assert_eq!(world.upstream.count(member), 2);
 }
 
-#[test]
-fn a_member_stays_with_its_head_for_as_long_as_that_is_fresh() {
-    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
+/// A repository whose head and member are stored, and were confirmed a moment ago or earlier.
+fn repository(confirmed_s: u64) -> (World, impl Fn(&World, &str, Outcome, &str)) {
     let upstream = Scripted::new()
-        .file(head, File::of("head 1").etag("\"h1\""))
-        .file(member, File::of("member 1").etag("\"m1\""));
+        .file(HEAD, File::of("head 1").etag("\"h1\""))
+        .file(MEMBER, File::of("member 1").etag("\"m1\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
+    let get = |world: &World, path: &str, outcome, body: &str| {
         world.check(path, outcome, body.as_bytes());
         world.settle();
     };
-    get(head, Outcome::Miss, "head 1");
-    get(member, Outcome::Miss, "member 1");
+    get(&world, HEAD, Outcome::Miss, "head 1");
+    get(&world, MEMBER, Outcome::Miss, "member 1");
+    world.clock.advance(Duration::from_secs(101));
     // As a client does that finds its head unchanged: it asks for no member.
-    world.clock.advance(Duration::from_secs(101));
-    get(head, Outcome::Revalidated, "head 1");
-    world.upstream.put(head, File::of("head 2").etag("\"h2\""));
-    world.upstream.put(member, File::of("member 2").etag("\"m2\""));
-    get(head, Outcome::Hit, "head 1");
-    get(member, Outcome::Hit, "member 1");
-    world.clock.advance(Duration::from_secs(101));
-    get(head, Outcome::Miss, "head 2");
-    get(member, Outcome::Miss, "member 2");
+    get(&world, HEAD, Outcome::Revalidated, "head 1");
+    world.clock.advance(Duration::from_secs(confirmed_s));
+    (world, get)
+}
+
+const HEAD: &str = "repodata/repomd.xml";
+const MEMBER: &str = "repodata/primary.xml.gz";
+const OTHER_MEMBER: &str = "repodata/filelists.xml.gz";
+
+#[test]
+fn a_member_that_changes_under_its_head_makes_that_stale_at_once() {
+    for confirmed_s in [0, 50] {
+        let (world, get) = repository(confirmed_s);
+        world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
+        get(&world, HEAD, Outcome::Hit, "head 1");
+        get(&world, MEMBER, Outcome::Miss, "member 2");
+        // Upstream publishes its head last.
+        get(&world, HEAD, Outcome::Revalidated, "head 1");
+        world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
+        get(&world, HEAD, Outcome::Hit, "head 1");
+        world.clock.advance(Duration::from_secs(6));
+        get(&world, HEAD, Outcome::Miss, "head 2");
+        get(&world, MEMBER, Outcome::Revalidated, "member 2");
+    }
 }
 
 #[test]
-fn a_member_that_was_confirmed_with_its_head_stands_in_with_it() {
-    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
-    let upstream = Scripted::new()
-        .file(head, File::of("head").etag("\"h\""))
-        .file(member, File::of("member").etag("\"m\""));
-    let keys = "package: rpm\n    stale_if_error: 50";
-    let world = World::with(upstream, keys, 1 << 30);
-    for (path, bytes) in [(head, b"head".as_slice()), (member, b"member")] {
-        world.check(path, Outcome::Miss, bytes);
-        world.settle();
+fn a_member_that_lags_behind_its_head_is_asked_about_soon() {
+    let (world, get) = repository(50);
+    world.clock.advance(Duration::from_secs(60));
+    world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
+    get(&world, HEAD, Outcome::Miss, "head 2");
+    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.upstream.remove(OTHER_MEMBER);
+    assert!(matches!(world.find(OTHER_MEMBER), Err(CacheError::Absent)));
+    world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
+    world.upstream.put(OTHER_MEMBER, File::of("other").etag("\"o\""));
+    get(&world, MEMBER, Outcome::Hit, "member 1");
+    world.clock.advance(Duration::from_secs(6));
+    get(&world, MEMBER, Outcome::Miss, "member 2");
+    get(&world, OTHER_MEMBER, Outcome::Miss, "other");
+}
+
+#[test]
+fn a_cold_member_makes_a_head_stale_that_was_not_confirmed_lately() {
+    for (confirmed_s, outcome) in [(5, Outcome::Hit), (50, Outcome::Revalidated)] {
+        let (world, get) = repository(confirmed_s);
+        world.upstream.put(OTHER_MEMBER, File::of("other").etag("\"o\""));
+        get(&world, OTHER_MEMBER, Outcome::Miss, "other");
+        get(&world, HEAD, outcome, "head 1");
     }
-    for _ in 0..3 {
-        world.clock.advance(Duration::from_secs(101));
-        world.check(head, Outcome::Revalidated, b"head");
-        world.check(member, Outcome::Hit, b"member");
-    }
-    assert!(world.find(member).unwrap().met.about.age < Duration::from_secs(1));
-    world.upstream.go_down();
-    world.clock.advance(Duration::from_secs(101));
-    world.check(head, Outcome::Stale, b"head");
-    world.check(member, Outcome::Stale, b"member");
+}
+
+#[test]
+fn what_has_settled_is_fresh_for_as_long_as_the_remote_says() {
+    let (world, get) = repository(101);
+    world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
+    get(&world, HEAD, Outcome::Miss, "head 2");
+    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.clock.advance(Duration::from_secs(61));
+    get(&world, HEAD, Outcome::Revalidated, "head 2");
+    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.clock.advance(Duration::from_secs(90));
+    get(&world, HEAD, Outcome::Hit, "head 2");
+    get(&world, MEMBER, Outcome::Hit, "member 1");
 }
 
 #[test]
@@ -818,7 +850,8 @@ fn a_member_of_another_head_that_a_replica_stored_is_asked_about() {
     world.upstream.wait_for(member, 1);
     world.upstream.put(head, File::of("head 2").etag("\"h2\""));
     world.upstream.put(member, File::of("member 2").etag("\"m2\""));
-    world.clock.advance(Duration::from_secs(101));
+    let head_key = world.target.key(World::path(head));
+    world.ports.freshness.clear(&head_key, Mark::Fresh);
     world.check(head, Outcome::Miss, b"head 2");
     wait_until(|| world.stored(head).is_some_and(|head| head.digest == Digest::of(b"head 2")));
     let late = ask(&other);
@@ -826,26 +859,6 @@ fn a_member_of_another_head_that_a_replica_stored_is_asked_about() {
     gate.open();
     assert_eq!(early.join().unwrap(), (Outcome::Miss, b"member 1".to_vec()));
     assert_eq!(late.join().unwrap(), (Outcome::Miss, b"member 2".to_vec()));
-}
-
-#[test]
-fn a_member_that_is_newer_than_its_head_makes_that_stale_at_once() {
-    let (head, member) = ("repodata/repomd.xml", "repodata/primary.xml.gz");
-    let of = |text: &str, date: &str| {
-        File::of(text).last_modified(&format!("Mon, 02 Mar 2026 {date} GMT"))
-    };
-    for (member_date, outcome) in
-        [("09:00:00", Outcome::Hit), ("10:01:00", Outcome::Hit), ("10:01:01", Outcome::Revalidated)]
-    {
-        let upstream =
-            Scripted::new().file(head, of("head", "10:00:00")).file(member, of("m", member_date));
-        let world = World::with(upstream, "package: rpm", 1 << 30);
-        world.check(head, Outcome::Miss, b"head");
-        world.settle();
-        world.check(member, Outcome::Miss, b"m");
-        world.settle();
-        world.check(head, outcome, b"head");
-    }
 }
 
 /// A file may change twice within the second that its date names.

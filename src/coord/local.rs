@@ -178,6 +178,7 @@ fn mark_name(mark: Mark) -> &'static str {
     match mark {
         Mark::Fresh => "fresh",
         Mark::Absent => "absent",
+        Mark::Unsettled => "unsettled",
     }
 }
 

@@ -22,6 +22,8 @@ pub enum Mark {
     Fresh,
     /// Upstream said that there is no such file.
     Absent,
+    /// The head, or a member of it, changed upstream, and the others may follow.
+    Unsettled,
 }
 
 /// Marks that expire.

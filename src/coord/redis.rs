@@ -199,6 +199,7 @@ impl RedisCoord {
         let kind = match mark {
             Mark::Fresh => "fresh",
             Mark::Absent => "absent",
+            Mark::Unsettled => "unsettled",
         };
         format!("{}{kind}:{key}", self.key_prefix)
     }

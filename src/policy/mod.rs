@@ -20,8 +20,7 @@ pub struct Facts<'a> {
     pub class: Class,
     /// What is stored.
     pub stored: Option<&'a Entry>,
-    /// How long the stored copy's freshness mark still holds, or that of the head which it is
-    /// valid with.
+    /// How long the stored copy's freshness mark still holds.
     pub fresh: Option<Duration>,
     /// Whether upstream lately said that there is no such file.
     pub absent: bool,
