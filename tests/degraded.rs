@@ -308,7 +308,8 @@ fn with_all_away_at_the_start_it_serves_and_uses_each_when_it_comes() {
             away.begin(private, service);
         }
         let upstream = Upstream::start();
-        let server = services.under(Setup::files(Remote::at(&upstream))).start();
+        let setup = Setup::files(Remote::at(&upstream)).remote("own", Remote::local());
+        let server = services.under(setup).start();
         let bench = Bench { upstream, server };
         let path = named("file", away);
         bench.publish(&path);
@@ -316,6 +317,8 @@ fn with_all_away_at_the_start_it_serves_and_uses_each_when_it_comes() {
             bench.server.get(&format!("/api/files{path}")).expect(200, &bytes_of(&path));
             assert_eq!(bench.upstream.count(&path), times, "nothing was stored");
         }
+        // What may have been uploaded is not said to be absent.
+        bench.server.get("/api/own/a").expect_error(503);
         for backend in ["blobs", "index", "coordination"] {
             bench.wait_down(backend);
         }

@@ -14,7 +14,7 @@ use crate::clock::Clock;
 use crate::config::{Kind, Remote};
 use crate::coord::{Freshness, Leases, Mark};
 use crate::formats::Class;
-use crate::index::{ArtifactIndex, Row};
+use crate::index::{ArtifactIndex, IndexError, Row};
 use crate::policy::{self, Decision, Facts, Reach};
 use crate::staging::Staging;
 use crate::upstream::Upstream;
@@ -230,7 +230,14 @@ impl Cache {
         for rounds_left in (0..rounds).rev() {
             // Before the row is looked up: between the two it could be evicted, blob and all.
             let reading = self.readers.read(key);
-            let stored = self.lookup(key);
+            let stored = match self.ports.index.get(key) {
+                // Nobody can be asked instead, and what may be there is not absent.
+                Err(error) if target.reach() != Reach::Online => {
+                    self.counters.index_errors.inc();
+                    return Err(CacheError::Store(chain(&error)));
+                }
+                stored => self.found_row(key, stored),
+            };
             let decision = self.judge(target, key, class, stored.as_ref());
             let found = |found: Found| Ok(Sought::Found(found));
             let task = match (decision, stored) {
@@ -491,7 +498,15 @@ impl Cache {
 
     /// The row; none where the index can't answer, which costs a fetch.
     fn lookup(&self, key: &ArtifactKey) -> Option<Entry> {
-        self.ports.index.get(key).unwrap_or_else(|error| {
+        self.found_row(key, self.ports.index.get(key))
+    }
+
+    fn found_row(
+        &self,
+        key: &ArtifactKey,
+        row: Result<Option<Entry>, IndexError>,
+    ) -> Option<Entry> {
+        row.unwrap_or_else(|error| {
             self.counters.index_errors.inc();
             tracing::warn!(error = chain(&error), artifact = %key, "the index does not answer");
             None

@@ -16,6 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
 use crate::artifact::{ArtifactKey, Entry, RemoteName};
+use crate::chain::chain;
 use crate::index::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 
 /// Rows that wait at most, a few hundred bytes each; more are not recorded, and `reindex`
@@ -142,6 +143,9 @@ impl BridgedIndex {
             self.dropped.fetch_add(1, Ordering::Relaxed);
             return Err(away);
         }
+        if waiting.is_empty() {
+            tracing::warn!(artifact = %key, error = chain(&away), "the index does not take a row: it and those that follow wait in memory");
+        }
         waiting.insert(key.clone(), Entry { generation: STAND_IN, ..entry.clone() });
         Ok(Put::Stored(STAND_IN))
     }
@@ -227,8 +231,16 @@ impl ArtifactIndex for BridgedIndex {
         self.index.persist()
     }
 
+    /// Also whether it has taken the rows that waited: one that is read-only or full answers.
     fn probe(&self) -> Result<(), IndexError> {
-        self.index.probe()
+        self.index.probe()?;
+        match self.waiting().len() {
+            0 => Ok(()),
+            rows => Err(IndexError::Unavailable {
+                operation: "take rows",
+                source: format!("{rows} wait in memory to be written").into(),
+            }),
+        }
     }
 }
 
