@@ -32,7 +32,7 @@ use crate::upstream::{
 pub(super) const READ_BYTES: usize = 64 << 10;
 const READ_BYTES_MAX: usize = 256 << 10;
 /// How long a head and its members may change one after the other.
-pub(super) const SETTLES_AFTER: Duration = Duration::from_secs(60);
+const SETTLES_AFTER: Duration = Duration::from_secs(60);
 /// How long what is fetched or confirmed meanwhile is fresh, at most.
 const UNSETTLED_TTL: Duration = Duration::from_secs(5);
 /// A head that was confirmed before that may have changed unnoticed.
@@ -507,7 +507,6 @@ impl Fetcher {
     /// Publications take their time: while a head and its members change upstream, what comes of
     /// them may not fit together. So what is fetched or confirmed then is fresh for moments only.
     fn mark_unsettled(&self, fetch: &Fetch<'_>, entry: &Entry) {
-        let now = self.ports.clock.now();
         let before = fetch.stored.as_ref().filter(|before| before.digest != entry.digest);
         match fetch.class {
             Class::Head if before.is_some() => {
@@ -515,14 +514,14 @@ impl Fetcher {
             }
             Class::Member => {
                 let Some((key, head)) = self.head_of(fetch) else { return };
-                // Under a head that named the one before, or was not confirmed lately.
-                let is_ahead = match (&fetch.stored, before) {
-                    (Some(_), before) => before.is_some_and(|before| before.head == entry.head),
-                    (None, _) => now
-                        .duration_since(head.validated_at)
-                        .is_ok_and(|ago| ago > CONFIRMED_LATELY),
+                let confirmed = self.ports.clock.now().duration_since(head.validated_at);
+                // Upstream's head may be another by now.
+                let is_odd = match &fetch.stored {
+                    // It changed, and its head did not.
+                    Some(_) => before.is_some_and(|before| before.head == entry.head),
+                    None => confirmed.is_ok_and(|ago| ago > CONFIRMED_LATELY),
                 };
-                if is_ahead && entry.head == Some(head.digest) {
+                if is_odd && entry.head == Some(head.digest) {
                     self.ports.freshness.set(&key, Mark::Unsettled, SETTLES_AFTER);
                     self.ports.freshness.clear(&key, Mark::Fresh);
                 }

@@ -462,11 +462,12 @@ impl Cache {
         class: Class,
         stored: Option<&Entry>,
     ) -> Decision {
-        let reach = target.reach();
+        let (reach, lifetimes) = (target.reach(), &target.remote.lifetimes);
         // Only what can change, or is not there, is worth asking marks for.
         let may_change = class != Class::Immutable && reach != Reach::Local;
-        let fresh =
-            stored.filter(|_| may_change).and_then(|_| self.mark_left(target, key, Mark::Fresh));
+        let fresh = stored
+            .filter(|_| may_change)
+            .and_then(|_| self.mark_left(key, Mark::Fresh, lifetimes.index_ttl));
         let may_be_absent = reach == Reach::Online
             && fresh.is_none()
             && (stored.is_none() || class != Class::Immutable);
@@ -474,22 +475,17 @@ impl Cache {
             class,
             stored,
             fresh,
-            absent: may_be_absent && self.mark_left(target, key, Mark::Absent).is_some(),
+            absent: may_be_absent
+                && self.mark_left(key, Mark::Absent, lifetimes.negative_ttl).is_some(),
             head: stored.and_then(|_| self.head_of(target, class, &key.path)),
             reach,
         };
-        policy::decide(self.ports.clock.now(), &target.remote.lifetimes, &facts)
+        policy::decide(self.ports.clock.now(), lifetimes, &facts)
     }
 
-    /// How long a mark still holds. One that would hold for longer than the remote's lifetimes say
-    /// is from before they were shortened, and holds no more.
-    fn mark_left(&self, target: &Target, key: &ArtifactKey, mark: Mark) -> Option<Duration> {
-        let lifetimes = &target.remote.lifetimes;
-        let lifetime = match mark {
-            Mark::Fresh => lifetimes.index_ttl,
-            Mark::Absent => lifetimes.negative_ttl,
-            Mark::Unsettled => fetch::SETTLES_AFTER,
-        };
+    /// How long a mark still holds. One that would hold for longer than the `lifetime` that such
+    /// marks have is from before that was shortened, and holds no more.
+    fn mark_left(&self, key: &ArtifactKey, mark: Mark, lifetime: Duration) -> Option<Duration> {
         if lifetime.is_zero() {
             return None;
         }
@@ -640,7 +636,10 @@ impl Cache {
     fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
         match target.class(&key.path) {
             Class::Immutable => target.remote.lifetimes.file_ttl.map(seconds),
-            _ => self.mark_left(target, key, Mark::Fresh).map(seconds),
+            _ => {
+                let index_ttl = target.remote.lifetimes.index_ttl;
+                self.mark_left(key, Mark::Fresh, index_ttl).map(seconds)
+            }
         }
     }
 }
