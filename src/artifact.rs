@@ -511,11 +511,6 @@ pub struct Validators {
 }
 
 impl Validators {
-    /// Whether there is nothing to ask a conditional question with.
-    pub fn is_empty(&self) -> bool {
-        self.etag.is_none() && self.last_modified.is_none()
-    }
-
     /// The ETag if it is strong: equal strong ETags mean equal bytes.
     pub fn strong_etag(&self) -> Option<&str> {
         self.etag.as_deref().filter(|etag| !etag.starts_with("W/"))

@@ -13,12 +13,12 @@
 //! under the key before it believes so.
 
 use std::collections::HashSet;
-use std::sync::{Arc, Condvar, Mutex, PoisonError};
+use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::Cache;
 use crate::artifact::ArtifactKey;
-use crate::coord::{Acquired, Lease};
+use crate::coord::{Held, Lease};
 
 /// How long a change waits for another one of the same name, in this process and then once
 /// more among replicas.
@@ -78,13 +78,10 @@ impl Cache {
         let leases = &self.ports.leases;
         let deadline = Instant::now() + HOLD_WAIT_MAX;
         let lease = loop {
-            match leases.try_acquire(key, self.lease_ttl) {
-                Acquired::Granted(token) => {
-                    break Some(Lease::new(Arc::clone(leases), key.clone(), token, self.lease_ttl));
-                }
-                Acquired::Unknown => break None,
-                Acquired::Held if Instant::now() >= deadline => return None,
-                Acquired::Held => std::thread::sleep(LEASE_POLL),
+            match Lease::take(leases, key, self.lease_ttl) {
+                Ok(lease) => break lease,
+                Err(Held) if Instant::now() >= deadline => return None,
+                Err(Held) => std::thread::sleep(LEASE_POLL),
             }
         };
         Some(Hold { lease, lease_ttl: self.lease_ttl, _claim: claim })

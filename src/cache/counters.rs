@@ -29,7 +29,7 @@ impl Default for Waits {
 impl Waits {
     /// Counts one of a remote.
     pub fn observe(&self, remote: &RemoteName, wait: Duration) {
-        let histogram = self.0.get_or_create_owned(&vec![("remote", remote.to_string())]);
+        let histogram = self.0.get_or_create_owned(&label(remote));
         histogram.observe(wait.as_secs_f64());
     }
 }
@@ -69,5 +69,9 @@ pub struct Counters {
 
 /// The counter of a remote.
 pub fn of(family: &ByRemote, remote: &RemoteName) -> Counter {
-    family.get_or_create_owned(&vec![("remote", remote.to_string())])
+    family.get_or_create_owned(&label(remote))
+}
+
+fn label(remote: &RemoteName) -> Label {
+    vec![("remote", remote.to_string())]
 }

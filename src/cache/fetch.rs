@@ -19,7 +19,7 @@ use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
 use crate::config::Remote;
-use crate::coord::{Acquired, Lease, Mark};
+use crate::coord::{Held, Lease, Mark};
 use crate::formats::Class;
 use crate::index::{IndexError, Put};
 use crate::staging::{Expect, SealedFile, StagedFile};
@@ -207,19 +207,18 @@ impl Fetcher {
             let key = lease_key(fetch.key, place)?;
             let deadline = Instant::now() + self.lease_ttl;
             loop {
-                match self.ports.leases.try_acquire(&key, self.lease_ttl) {
-                    Acquired::Granted(token) => {
-                        let leases = Arc::clone(&self.ports.leases);
-                        fetch.leases.push(Lease::new(leases, key, token, self.lease_ttl));
+                match Lease::take(&self.ports.leases, &key, self.lease_ttl) {
+                    Ok(Some(lease)) => {
+                        fetch.leases.push(lease);
                         fetch.lease_renewed = Instant::now();
                         if has_waited && place + 1 < LEASES_IN_LINE {
                             break;
                         }
                         return self.stored_meanwhile(fetch, before);
                     }
-                    Acquired::Unknown => return None,
-                    Acquired::Held if Instant::now() >= deadline => break,
-                    Acquired::Held => {
+                    Ok(None) => return None,
+                    Err(Held) if Instant::now() >= deadline => break,
+                    Err(Held) => {
                         has_waited = true;
                         if let Some(end) = self.stored_meanwhile(fetch, before) {
                             return Some(end);

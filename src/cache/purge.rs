@@ -3,7 +3,6 @@
 //! A fetch or an upload that is under way when a purge comes may store its bytes afterwards;
 //! a purge is about what is stored. Whoever has opened a blob keeps it to the end.
 
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::flight::{FlightWriter, Joined};
@@ -12,7 +11,7 @@ use super::upload::{ChangeError, Precondition};
 use super::{Cache, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, Entry};
 use crate::chain::chain;
-use crate::coord::{Acquired, Lease, Mark};
+use crate::coord::{Lease, Mark};
 
 /// How long a purge waits for a fetch of the artifact, or for another purge.
 const FLIGHT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -98,16 +97,9 @@ impl Cache {
                 return None;
             }
         };
-        let leases = &self.ports.leases;
-        match leases.try_acquire(key, self.lease_ttl) {
-            // Another replica fetches it.
-            Acquired::Held => None,
-            Acquired::Unknown => Some((None, flight)),
-            Acquired::Granted(token) => {
-                let lease = Lease::new(Arc::clone(leases), key.clone(), token, self.lease_ttl);
-                Some((Some(lease), flight))
-            }
-        }
+        // Where it is held, another replica fetches it.
+        let lease = Lease::take(&self.ports.leases, key, self.lease_ttl).ok()?;
+        Some((lease, flight))
     }
 
     fn has_row(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use crate::artifact::{ArtifactKey, ArtifactPath};
-use crate::coord::{Acquired, Lease, Leases};
+use crate::coord::{Lease, Leases};
 
 /// How long a replica that vanished in its turn holds up the others.
 const TURN_TTL: Duration = Duration::from_secs(60);
@@ -26,11 +26,7 @@ impl Turn {
     /// Takes the turn at `work`, unless another replica has it.
     pub(super) fn take(leases: &Arc<dyn Leases>, work: &'static str) -> Option<Self> {
         let key = reserved(work);
-        let lease = match leases.try_acquire(&key, TURN_TTL) {
-            Acquired::Held => return None,
-            Acquired::Unknown => None,
-            Acquired::Granted(token) => Some(Lease::new(Arc::clone(leases), key, token, TURN_TTL)),
-        };
+        let lease = Lease::take(leases, &key, TURN_TTL).ok()?;
         Some(Self { lease, renewed: Instant::now() })
     }
 

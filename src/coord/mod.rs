@@ -70,15 +70,28 @@ pub struct Lease {
     ttl: Duration,
 }
 
+/// Somebody else holds the lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held;
+
 impl Lease {
-    /// Takes care of a lease that was granted for `ttl`.
-    pub fn new(
-        leases: Arc<dyn Leases>,
-        key: ArtifactKey,
-        token: LeaseToken,
+    /// Takes the lease for `ttl`; `None` where it can't be had and nobody is known to hold it,
+    /// so that who asked goes on without.
+    ///
+    /// # Errors
+    /// [`Held`] where somebody else has it.
+    pub fn take(
+        leases: &Arc<dyn Leases>,
+        key: &ArtifactKey,
         ttl: Duration,
-    ) -> Self {
-        Self { leases, key, token, ttl }
+    ) -> Result<Option<Self>, Held> {
+        match leases.try_acquire(key, ttl) {
+            Acquired::Held => Err(Held),
+            Acquired::Unknown => Ok(None),
+            Acquired::Granted(token) => {
+                Ok(Some(Self { leases: Arc::clone(leases), key: key.clone(), token, ttl }))
+            }
+        }
     }
 
     /// Prolongs it by its ttl from now; `false` if it was lost meanwhile.

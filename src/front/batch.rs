@@ -91,7 +91,7 @@ impl BatchApi {
 
     fn read(&self, body: &mut dyn Read) -> Result<Request, Problem> {
         let busy = || too_many("too many clients send batches: try again");
-        let mut seat = self.bodies.take().ok_or_else(busy)?;
+        let mut seat = self.bodies.take(false).ok_or_else(busy)?;
         let mut text = read_up_to(body, SMALL_BODY_BYTES)?;
         if text.len() as u64 == SMALL_BODY_BYTES {
             seat = self.bodies.enlarge(seat).ok_or_else(busy)?;
@@ -128,10 +128,7 @@ impl BatchApi {
             limit: number("limit", DIRECT_ARTIFACTS_MAX, PAGE_MAX)?,
         };
         let job = self.find(id)?;
-        let seat = match page.limit > DIRECT_ARTIFACTS_MAX {
-            true => self.reports.take_large(),
-            false => self.reports.take(),
-        };
+        let seat = self.reports.take(page.limit > DIRECT_ARTIFACTS_MAX);
         let seat = seat.ok_or_else(Problem::too_many_reports)?;
         Ok(reply::json_text(200, job.report(page)).keeping(seat))
     }

@@ -249,11 +249,7 @@ impl Front {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
         refuse_others(query, LIST_PARAMETERS)?;
         let page = page_of(query)?;
-        let seat = match page.is_long() {
-            true => self.reports.take_large(),
-            false => self.reports.take(),
-        };
-        let seat = seat.ok_or_else(Problem::too_many_reports)?;
+        let seat = self.reports.take(page.is_long()).ok_or_else(Problem::too_many_reports)?;
         let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
         Ok(reply::json_text(200, list).keeping(seat))
     }

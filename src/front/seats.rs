@@ -52,14 +52,10 @@ impl SizedSeats {
         Self { any: Seats::up_to(SEATS_MAX), large: Seats::up_to(LARGE_MAX) }
     }
 
-    /// Takes one, if there is one.
-    pub(super) fn take(&self) -> Option<SizedSeat> {
-        Some(SizedSeat { _any: self.any.take()?, large: None })
-    }
-
-    /// Takes one for what is large, if there is one.
-    pub(super) fn take_large(&self) -> Option<SizedSeat> {
-        self.take().and_then(|seat| self.enlarge(seat))
+    /// Takes one, if there is one; `is_large` says what it is for.
+    pub(super) fn take(&self, is_large: bool) -> Option<SizedSeat> {
+        let seat = SizedSeat { _any: self.any.take()?, large: None };
+        if is_large { self.enlarge(seat) } else { Some(seat) }
     }
 
     /// Makes of a seat one for what is large, if there is one.
@@ -95,16 +91,17 @@ mod tests {
     fn a_few_seats_are_for_what_is_large() {
         let seats = SizedSeats::of(256);
         let large: Vec<SizedSeat> =
-            std::iter::from_fn(|| seats.take_large()).take(SEATS_MAX).collect();
+            std::iter::from_fn(|| seats.take(true)).take(SEATS_MAX).collect();
         assert_eq!(large.len(), LARGE_MAX);
-        let small: Vec<SizedSeat> = std::iter::from_fn(|| seats.take()).take(SEATS_MAX).collect();
+        let small: Vec<SizedSeat> =
+            std::iter::from_fn(|| seats.take(false)).take(SEATS_MAX).collect();
         assert_eq!(small.len(), SEATS_MAX - LARGE_MAX);
         drop(large);
-        assert!(seats.take_large().is_some());
+        assert!(seats.take(true).is_some());
         // Also where there is but one.
         let one = SizedSeats::of(1);
-        let seat = one.take().unwrap();
-        assert!(one.take().is_none());
+        let seat = one.take(false).unwrap();
+        assert!(one.take(false).is_none());
         assert!(one.enlarge(seat).is_some());
     }
 

@@ -1,74 +1,15 @@
 //! A request that comes between the row and the blob of a purge.
 
-use std::ops::{ControlFlow, Range};
-use std::sync::Mutex;
+use std::sync::Arc;
 use std::thread::{self, JoinHandle};
 use std::time::SystemTime;
 
 use super::*;
-use crate::artifact::{BlobKey, BlobVersion};
-use crate::blob::{About, BlobError, BlobMeta, BlobStore};
-use crate::body::Body;
 use crate::cache::tests::{GENERIC, get, memory_ports, remotes, replica};
+use crate::cache::upkeep::tests::{MeddledBlobs, Meddling};
 use crate::cache::{Outcome, Ports};
 use crate::clock::Clock;
-use crate::staging::SealedFile;
 use crate::upstream::scripted::{File, Scripted};
-
-/// Somebody who comes before a blob is removed.
-type Visitor = Box<dyn FnOnce() + Send>;
-
-#[derive(Debug)]
-struct Visited(Arc<dyn BlobStore>, Arc<Visitors>);
-
-#[derive(Default)]
-struct Visitors(Mutex<Option<Visitor>>);
-
-impl std::fmt::Debug for Visitors {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Visitors")
-    }
-}
-
-impl BlobStore for Visited {
-    fn publish(
-        &self,
-        key: &BlobKey,
-        sealed: &SealedFile,
-        about: &About,
-    ) -> Result<BlobVersion, BlobError> {
-        self.0.publish(key, sealed, about)
-    }
-
-    fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
-        self.0.persist(key)
-    }
-
-    fn open(
-        &self,
-        key: &BlobKey,
-        version: &BlobVersion,
-        range: Range<u64>,
-    ) -> Result<Body, BlobError> {
-        self.0.open(key, version, range)
-    }
-
-    fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
-        self.0.stat(key)
-    }
-
-    fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
-        let visitor = self.1.0.lock().unwrap().take();
-        if let Some(visitor) = visitor {
-            visitor();
-        }
-        self.0.remove(key)
-    }
-
-    fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
-        self.0.each(visit)
-    }
-}
 
 /// Asks for the file as a client would.
 fn client(cache: &Arc<Cache>, target: &Arc<Target>) -> JoinHandle<(Outcome, Vec<u8>)> {
@@ -81,9 +22,9 @@ fn a_client_that_comes_in_between_fetches_the_file_for_all_who_follow() {
     for is_other in [false, true] {
         let folder = tempfile::tempdir().unwrap();
         let clock = Clock::set_by_hand(SystemTime::now());
-        let visitors = Arc::<Visitors>::default();
+        let meddling = Arc::<Meddling>::default();
         let ports = memory_ports(folder.path(), 1 << 30, &clock);
-        let blobs = Arc::new(Visited(Arc::clone(&ports.blobs), Arc::clone(&visitors)));
+        let blobs = Arc::new(MeddledBlobs(Arc::clone(&ports.blobs), Arc::clone(&meddling)));
         let ports = Ports { blobs, ..ports };
         let [cache, other] = [replica(&ports), replica(&ports)];
         let remote = remotes(GENERIC, "index_ttl: 100").by_name.into_values().next().unwrap();
@@ -113,7 +54,7 @@ fn a_client_that_comes_in_between_fetches_the_file_for_all_who_follow() {
                 asked.send(client).unwrap();
             }
         };
-        *visitors.0.lock().unwrap() = Some(Box::new(visit));
+        *meddling.before_remove.lock().unwrap() = Some(Box::new(visit));
         let path = ArtifactPath::from_canonical("a").unwrap();
         let purged = cache.purge(&target, &path, &|_| true);
         assert!(matches!(purged, Ok(Purged::Removed(_))), "{purged:?}");

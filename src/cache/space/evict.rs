@@ -23,7 +23,7 @@ use crate::cache::readers::Readers;
 use crate::cache::uses::Uses;
 use crate::chain::chain;
 use crate::config::Remote;
-use crate::coord::{Acquired, Lease};
+use crate::coord::Lease;
 use crate::index::{IndexError, LeastUsed, Position, Row};
 
 /// Artifacts that are chosen at a time. Each batch is chosen anew, so that what was used
@@ -282,14 +282,8 @@ impl Keeper {
         let Candidate { key, blob, generation, bytes, .. } = candidate;
         // Dropped at the end without a word: who joined meanwhile begins anew.
         let Joined::Lead(_flight) = self.flights.join(key, None) else { return Ok(false) };
-        let _lease = match self.ports.leases.try_acquire(key, LEASE_TTL) {
-            // Another replica fetches it.
-            Acquired::Held => return Ok(false),
-            Acquired::Unknown => None,
-            Acquired::Granted(token) => {
-                Some(Lease::new(Arc::clone(&self.ports.leases), key.clone(), token, LEASE_TTL))
-            }
-        };
+        // Where it is held, another replica fetches it.
+        let Ok(_lease) = Lease::take(&self.ports.leases, key, LEASE_TTL) else { return Ok(false) };
         let Some(_claim) = self.readers.claim(key) else { return Ok(false) };
         if self.uses.has(key) || !self.ports.index.remove(key, *generation)? {
             return Ok(false);

@@ -14,7 +14,7 @@ use crate::index::IndexError;
 
 mod reindex;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 mod verify;
 
 pub use reindex::{Reindex, Reindexed, Trust, Writes, reindex};

@@ -23,8 +23,9 @@ type Hook = Box<dyn FnOnce() + Send>;
 
 /// Backends whose answers somebody else may run ahead of.
 #[derive(Default)]
-struct Meddling {
+pub(in crate::cache) struct Meddling {
     before_open: Mutex<Option<Hook>>,
+    pub(in crate::cache) before_remove: Mutex<Option<Hook>>,
     before_write: Mutex<Option<Hook>>,
     store_is_away: Mutex<bool>,
 }
@@ -56,7 +57,10 @@ impl Meddling {
 }
 
 #[derive(Debug)]
-struct MeddledBlobs(Arc<dyn BlobStore>, Arc<Meddling>);
+pub(in crate::cache) struct MeddledBlobs(
+    pub(in crate::cache) Arc<dyn BlobStore>,
+    pub(in crate::cache) Arc<Meddling>,
+);
 
 impl BlobStore for MeddledBlobs {
     fn publish(
@@ -85,6 +89,7 @@ impl BlobStore for MeddledBlobs {
     }
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
+        Meddling::meddle(&self.1.before_remove);
         self.0.remove(key)
     }
 
