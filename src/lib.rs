@@ -8,9 +8,9 @@
 //! ```text
 //! front::wire    socket → Request                        (sockets end here)
 //! front::route   Request → remote, artifact, path, query
-//! formats        path → class: head | member | immutable | uncacheable  (pure)
+//! formats        path → class: head | member | immutable  (pure)
 //! index, coord   artifact → Option<Entry>; fresh for how long
-//! policy::decide (pure) → Hit | Stale | Prove | Revalidate | Fetch | Pass | Absent
+//! policy::decide (pure) → Hit | Stale | Prove | Revalidate | Fetch | Absent
 //! cache          a hit: blob.open      otherwise: flights.join → lead or follow
 //! cache::fetch   upstream → stage → seal → blob.publish → index.put → freshness.set → land
 //! front::reply   conditions and ranges → front::wire
@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`tcp`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are and how they are reached; threads that wait |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`tcp`] [`roots`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are, how they are reached and whom to believe; threads that wait |
 //! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
@@ -38,9 +38,9 @@
 //!
 //! # Architecture invariants
 //!
-//! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows sockets; only
-//!   `upstream/http*`, `upstream/own.rs`, `names.rs`, `tcp.rs` and `blob/s3` know ureq; only `wiring.rs`
-//!   names a backend.
+//! - Only `front/wire/tiny.rs` knows tiny_http, and only `front/wire` knows clients'
+//!   sockets; only `upstream/http*`, `upstream/own.rs`, `names.rs`, `tcp.rs`, `roots.rs` and `blob/s3`
+//!   know ureq; only `wiring` names a backend.
 //! - Judgement (`formats`, `policy`, `discovery`) does no I/O and takes the time as an argument.
 //!   `config` reads its own file and nothing else.
 //! - No backend knows HTTP status codes; one function maps errors to statuses
@@ -81,6 +81,7 @@ pub mod names;
 pub mod ops;
 pub mod policy;
 pub mod recent;
+pub mod roots;
 pub mod staging;
 pub mod tcp;
 #[cfg(test)]

@@ -15,6 +15,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("breaker", 0),
     ("chain", 0),
     ("recent", 0),
+    ("roots", 0),
     ("names", 0),
     ("tcp", 0),
     ("waiting", 0),
@@ -55,7 +56,8 @@ const SIDEWAYS: &[(&str, &str)] = &[
 /// Crates that one place alone may name, and how the paths of its files begin.
 const CRATES: &[(&str, &[&str])] = &[
     ("tiny_http", &["front/wire/tiny"]),
-    ("ureq", &["upstream/", "blob/s3", "names.rs", "tcp.rs"]),
+    ("socket2", &["front/wire", "ops/ask.rs", "upstream/http/raw_server.rs"]),
+    ("ureq", &["upstream/", "blob/s3", "names.rs", "roots.rs", "tcp.rs"]),
     ("rusqlite", &["index/embedded"]),
     ("tokio_postgres_rustls", &["index/postgres"]),
     ("serde_yaml", &["config/"]),

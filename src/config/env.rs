@@ -99,7 +99,7 @@ settings! {
             "Bytes of a request's head; more is answered 431.";
         url_bytes_max: usize = "URL_BYTES_MAX", "8Ki", Kind::Bytes { min: 256, max: 1 << 20 },
             "Bytes of a request's target; more is answered 414, and so is a decoded path of over 4,096 with its query.";
-        header_count_max: usize = "HEADER_COUNT_MAX", "100", Kind::Count { min: 8, max: 1000 },
+        header_count_max: usize = "HEADER_COUNT_MAX", "100", Kind::Count { min: 8, max: 256 },
             "Header fields of a request; more is answered 431.";
         body_bytes_max: u64 = "BODY_BYTES_MAX", "10Gi", Kind::Bytes { min: 0, max: 1 << 60 },
             "Bytes of a request's body; more is answered 413.";
@@ -182,11 +182,13 @@ settings! {
         db_ssl_mode: String = "DBSSLMODE", "prefer", Kind::OneOf(&["disable", "prefer", "require", "verify-ca", "verify-full"]),
             "Whether TLS is used, and how its certificate is judged.";
         db_ca_file: Option<PathBuf> = "DBSSLROOTCERT", "", Kind::Path,
-            "Further root certificates for it (PEM).";
+            "Further root certificates for it (PEM): with them, require means verify-ca, as for libpq.";
         db_connections_max: usize = "DB_CONNECTIONS_MAX", "8", Kind::Count { min: 1, max: 100 },
             "Connections to it that are kept.";
         redis_url: Option<Secret> = "REDIS_URL", "", Kind::Secret,
             "A Redis server for freshness and leases between replicas: redis:// or rediss://, with user and password in it. Without it they are in memory.";
+        redis_ca_file: Option<PathBuf> = "REDIS_CA_FILE", "", Kind::Path,
+            "Root certificates for rediss:// instead of the system's (PEM).";
         redis_prefix: String = "REDIS_PREFIX", "artifactapi:", Kind::Text,
             "What each of its keys begins with.";
     }

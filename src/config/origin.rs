@@ -81,6 +81,7 @@ const HEADERS_TAKEN: &[&str] = &[
     "trailer",
     "transfer-encoding",
     "upgrade",
+    "via",
 ];
 
 /// A URL with the credential that stood in it.

@@ -5,10 +5,8 @@
 //! others, while a circuit breaker is open. It remembers nothing between calls, so Redis may
 //! forget everything at any time, which costs work and never correctness.
 
-use std::fs;
 use std::hash::{BuildHasher, RandomState};
 use std::io;
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +18,7 @@ use crate::artifact::ArtifactKey;
 use crate::breaker::{Breaker, BreakerCounts};
 use crate::config::Secret;
 use crate::coord::{Acquired, Freshness, LeaseToken, Leases, Mark};
+use crate::roots::{self, CaFileError};
 
 /// Connections that are kept for the next call; more may be open while they are used.
 const IDLE_CONNECTIONS_MAX: usize = 16;
@@ -46,14 +45,11 @@ pub struct RedisSettings {
     pub url: Secret,
     /// What every key begins with, so that others may use the same database.
     pub key_prefix: String,
-    /// For one call with all it takes, within [`TIMEOUT`].
+    /// For one call with all it takes.
     pub timeout: Duration,
-    /// Root certificates for `rediss://` instead of the platform's, a PEM file.
+    /// Root certificates for `rediss://` instead of the platform's, a PEM file (`REDIS_CA_FILE`).
     pub ca_file: Option<PathBuf>,
 }
-
-/// Bounds of the timeout.
-pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(1);
 
 impl RedisSettings {
     /// Settings with the defaults: prefix `artifactapi:`, 100 ms.
@@ -73,14 +69,9 @@ pub enum RedisSetupError {
     /// The URL is none. It may hold a password, so it is not shown.
     #[error("the URL of Redis is not of the form redis://[user:password@]host[:port][/database]")]
     Url(#[source] RedisError),
-    /// The certificates can't be read.
-    #[error("cannot read root certificates from {file}")]
-    CaFile {
-        /// Which file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The certificates can't be used.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
 }
 
 /// Freshness and leases on Redis.
@@ -113,9 +104,8 @@ impl RedisCoord {
         let client = match &settings.ca_file {
             None => Client::open(url),
             Some(file) => {
-                let root_cert = fs::read(file)
-                    .map_err(|source| RedisSetupError::CaFile { file: file.clone(), source })?;
-                let certificates = TlsCertificates { client_tls: None, root_cert: Some(root_cert) };
+                let root_cert = Some(roots::pem(file)?);
+                let certificates = TlsCertificates { client_tls: None, root_cert };
                 Client::build_with_tls(url, certificates)
             }
         };
@@ -174,8 +164,9 @@ impl RedisCoord {
         start: Instant,
         command: &Cmd,
     ) -> Result<(Connection, T), RedisError> {
+        let (client, timeout) = (self.client.clone(), self.timeout / CONNECT_SHARE);
         let mut connection =
-            self.client.get_connection_with_timeout(self.timeout / CONNECT_SHARE)?;
+            within(self.timeout, move || client.get_connection_with_timeout(timeout))?;
         // What is left, and never nothing, which would mean "without limit".
         let left = self.timeout.saturating_sub(start.elapsed()).max(self.timeout / 10);
         set_timeouts(&connection, left)?;
@@ -214,6 +205,21 @@ impl RedisCoord {
 enum Attempt {
     First,
     Again,
+}
+
+/// Does what a name server that is away would keep for many seconds on a thread of its own, which
+/// is left to itself then. The breaker sees to it that few are.
+fn within<T: Send + 'static>(
+    timeout: Duration,
+    work: impl FnOnce() -> Result<T, RedisError> + Send + 'static,
+) -> Result<T, RedisError> {
+    let (done, ended) = crossbeam_channel::bounded(1);
+    std::thread::Builder::new().name("redis-connect".to_owned()).spawn(move || {
+        // Nobody listens any more where it came too late.
+        let _ = done.send(work());
+    })?;
+    let late = || io::Error::new(io::ErrorKind::TimedOut, "no connection in time");
+    ended.recv_timeout(timeout).unwrap_or_else(|_| Err(late().into()))
 }
 
 fn set_timeouts(connection: &Connection, timeout: Duration) -> Result<(), RedisError> {
@@ -339,7 +345,7 @@ mod tests {
         let mut settings = RedisSettings::new(Secret::new(url));
         settings.key_prefix = format!("{}:", unique_name("test"));
         // How busy the machine is, is not what is tested.
-        settings.timeout = *TIMEOUT.end();
+        settings.timeout = Duration::from_secs(1);
         settings
     }
 
@@ -491,6 +497,18 @@ mod tests {
     }
 
     #[test]
+    fn a_connection_that_never_comes_is_waited_for_no_longer_than_allowed() {
+        assert_eq!(within(Duration::from_secs(20), || Ok(1)).unwrap(), 1);
+        let (hang, hung) = crossbeam_channel::bounded::<()>(0);
+        let late = within(Duration::from_millis(10), move || {
+            assert!(hung.recv().is_err());
+            Ok(())
+        });
+        assert!(late.unwrap_err().is_timeout());
+        drop(hang);
+    }
+
+    #[test]
     fn tls_is_spoken_with_a_certificate_of_the_named_authority_only() {
         let url = shared("ARTIFACTAPI_TEST_REDIS_TLS");
         let mut settings = settings(&url);
@@ -509,7 +527,7 @@ mod tests {
         assert_eq!(settings.timeout, Duration::from_millis(100));
         settings.ca_file = Some("/nowhere/ca.pem".into());
         let error = RedisCoord::new(&settings).unwrap_err();
-        assert_eq!(error.to_string(), "cannot read root certificates from /nowhere/ca.pem");
+        assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
         assert!(!format!("{settings:?}").contains("localhost"));
     }
 }

@@ -36,7 +36,6 @@ mod raw_server;
 #[cfg(test)]
 mod tests;
 
-pub(super) use agent::tls;
 use agent::{Agents, Hop};
 use answer::Answer;
 use body::HttpBody;

@@ -8,13 +8,13 @@
 
 use std::fmt::Debug;
 use std::io::Read;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::artifact::{ArtifactPath, Validators};
 use crate::clock::Clock;
 use crate::config::Origin;
+use crate::roots::CaFileError;
 
 pub mod address;
 pub mod breaker;
@@ -88,13 +88,8 @@ pub enum SetupError {
     #[error("auth can't be used: {0}")]
     Auth(String),
     /// `ca_file` can't be used.
-    #[error("ca_file {} can't be used: {why}", file.display())]
-    CaFile {
-        /// The file.
-        file: PathBuf,
-        /// What is wrong with it.
-        why: String,
-    },
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
     /// A proxy can't be used.
     #[error("the proxy of {name} {why}")]
     Proxy {

@@ -10,7 +10,7 @@ use ureq::Agent;
 use url::Url;
 
 use super::SetupError;
-use super::http::tls;
+use crate::roots;
 
 /// For the connection and for the head of the answer.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -83,7 +83,7 @@ pub fn post_json(to: Server<'_>, path: &str, json: &str) -> Result<Answer, AskEr
     let agent: Agent = Agent::config_builder()
         .http_status_as_error(false)
         .max_redirects(0)
-        .tls_config(tls(to.ca_file)?)
+        .tls_config(roots::tls(to.ca_file).map_err(SetupError::from)?)
         // The server is the operator's own, most often on this very machine.
         .proxy(None)
         .timeout_connect(Some(CONNECT_TIMEOUT))

@@ -48,7 +48,7 @@ impl ProxyEnv {
         };
         let proxy = |name: &str| {
             let Some((text, name)) = either(name).or_else(|| either("ALL_PROXY")) else {
-                return Ok(None);
+                return Ok::<_, SetupError>(None);
             };
             // `host:port` alone is common, and means http.
             let url = if text.contains("://") { text } else { format!("http://{text}") };

@@ -187,7 +187,7 @@ pub fn open(
         Some(postgres) => {
             let far = Arc::new(PostgresIndex::open(&postgres)?);
             let described = Arc::clone(&blobs);
-            let describe = move |key: &_| match described.stat(&BlobKey::of(key)) {
+            let describe = move |key: &_, blob: &BlobKey| match described.stat(blob) {
                 Ok(meta) => Ok(meta.and_then(|meta| meta.entry_of(key))),
                 Err(error) => Err(error.into()),
             };
@@ -198,8 +198,9 @@ pub fn open(
     let redis = match &engines.redis_url {
         None => None,
         Some(url) => {
-            let key_prefix = engines.redis_prefix.clone();
-            let settings = RedisSettings { key_prefix, ..RedisSettings::new(url.clone()) };
+            let (key_prefix, ca_file) =
+                (engines.redis_prefix.clone(), engines.redis_ca_file.clone());
+            let settings = RedisSettings { key_prefix, ca_file, ..RedisSettings::new(url.clone()) };
             Some(Arc::new(RedisCoord::new(&settings)?))
         }
     };

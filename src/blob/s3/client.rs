@@ -2,19 +2,16 @@
 //!
 //! Knows HTTP and S3's way of refusing; does not know blobs.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
 use http::{Method, Request, Response};
-use rustls::crypto::ring;
 use time::OffsetDateTime;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{Connector, RustlsConnector};
 use ureq::{Agent, Body, SendBody};
@@ -26,6 +23,7 @@ use super::transport::{is_broken_connection, is_silence};
 use crate::breaker::{Breaker, BreakerCounts, Open};
 use crate::chain::chain;
 use crate::names::Remembering;
+use crate::roots::{self, CaFileError};
 use crate::tcp::TcpConnector;
 
 /// How often a request is made before its failure counts.
@@ -93,14 +91,9 @@ pub enum S3Error {
     /// What was written is not what is read.
     #[error("S3 gave back other bytes than were written to it")]
     Forgetful,
-    /// The file with root certificates can't be read.
-    #[error("cannot read root certificates from {file}")]
-    CaFile {
-        /// Which file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The file with root certificates can't be used.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
 }
 
 /// What a refusal says beside its status: nothing, where the request was for a head only.
@@ -194,14 +187,7 @@ impl S3Client {
     /// # Errors
     /// [`S3Error`] where the settings can't be used; it asks nobody.
     pub(super) fn new(settings: &S3Settings) -> Result<Self, S3Error> {
-        let roots = match &settings.ca_file {
-            None => RootCerts::PlatformVerifier,
-            Some(file) => RootCerts::Specific(Arc::new(certificates(file)?)),
-        };
-        let tls = TlsConfig::builder()
-            .root_certs(roots)
-            .unversioned_rustls_crypto_provider(Arc::new(ring::default_provider()))
-            .build();
+        let tls = roots::tls(settings.ca_file.as_deref())?;
         let config = Agent::config_builder()
             .http_status_as_error(false)
             .max_redirects(0)
@@ -387,21 +373,6 @@ fn text_of(response: Response<Body>, bytes_max: u64) -> Result<String, S3Error> 
 /// Reads what is left of an answer that has no body to speak of, for its connection.
 pub(super) fn finish(response: Response<Body>) -> Result<(), S3Error> {
     text_of(response, DRAINED_BYTES_MAX).map(|_| ())
-}
-
-fn certificates(file: &PathBuf) -> Result<Vec<Certificate<'static>>, S3Error> {
-    let error = |source| S3Error::CaFile { file: file.clone(), source };
-    let text = fs::read(file).map_err(error)?;
-    let found: Vec<_> = parse_pem(&text)
-        .filter_map(|item| match item {
-            Ok(PemItem::Certificate(certificate)) => Some(certificate),
-            _ => None,
-        })
-        .collect();
-    if found.is_empty() {
-        return Err(error(io::Error::new(io::ErrorKind::InvalidData, "it has no certificate")));
-    }
-    Ok(found)
 }
 
 /// Exactly `left` bytes of a file from `offset` on, or an error: a body that ended early

@@ -342,7 +342,7 @@ fn a_bucket_that_is_missing_is_created_or_the_error_says_what_to_do() {
 /// A store that sends 11 MiB in three parts, to a front that follows `script`.
 fn publish_in_parts(script: &[Act]) -> (Result<BlobVersion, BlobError>, Vec<String>) {
     let (_, front) = Front::start(script);
-    let part_bytes = *settings::REQUEST_BYTES.start();
+    let part_bytes = 5 << 20;
     let settings =
         S3Settings { single_put_bytes_max: part_bytes, part_bytes, ..front.settings.clone() };
     let outcome = publish(&S3Store::new(&settings).unwrap(), &vec![7; 11 << 20]);
@@ -534,5 +534,5 @@ fn tls_is_spoken_with_a_certificate_of_the_named_authority_only() {
 
     let missing = S3Settings { ca_file: Some("/nowhere/ca.pem".into()), ..trusting };
     let error = S3Store::new(&missing).unwrap_err();
-    assert_eq!(error.to_string(), "cannot read root certificates from /nowhere/ca.pem");
+    assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
 }

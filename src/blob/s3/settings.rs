@@ -1,6 +1,5 @@
 //! What an operator sets of the store on S3.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,26 +21,21 @@ pub struct S3Settings {
     pub bucket: String,
     /// The region that requests are signed for.
     pub region: String,
-    /// Root certificates instead of the platform's, a PEM file.
+    /// Further root certificates, a PEM file, beside the platform's (`MINIO_CA_FILE`).
     pub ca_file: Option<PathBuf>,
-    /// For a connection, within [`TIMEOUT`].
+    /// For a connection.
     pub connect_timeout: Duration,
-    /// From a request to the head of its answer, within [`TIMEOUT`].
+    /// From a request to the head of its answer.
     pub first_byte_timeout: Duration,
-    /// For a silence inside a body in either direction, within [`TIMEOUT`].
+    /// For a silence inside a body in either direction.
     pub idle_timeout: Duration,
-    /// The largest file that goes in one request, within [`REQUEST_BYTES`]; larger ones go in
-    /// parts.
+    /// The largest file that goes in one request, of which S3 takes no more than 5 GiB; larger
+    /// ones go in parts.
     pub single_put_bytes_max: u64,
-    /// The size of a part, within [`REQUEST_BYTES`]; it grows where 10,000 of it do not hold
-    /// a file.
+    /// The size of a part, which S3 wants to be 5 MiB at least; it grows where 10,000 of it do
+    /// not hold a file.
     pub part_bytes: u64,
 }
-
-/// Bounds of the timeouts.
-pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(600);
-/// Bounds of what goes in one request: S3 takes no smaller part and no larger request.
-pub const REQUEST_BYTES: RangeInclusive<u64> = 5 << 20..=5 << 30;
 
 impl S3Settings {
     /// Settings with the defaults: region `us-east-1`, 2 s to connect, 5 s to the first

@@ -128,7 +128,7 @@ fn uploads_under_way(store: &S3Store) -> usize {
 
 /// Settings under which 11 MiB go in three parts.
 fn in_parts(server: &str) -> S3Settings {
-    let part_bytes = *settings::REQUEST_BYTES.start();
+    let part_bytes = 5 << 20;
     S3Settings { single_put_bytes_max: part_bytes, part_bytes, ..settings(&shared(server)) }
 }
 

@@ -1,6 +1,5 @@
 //! What an operator sets of the index on PostgreSQL.
 
-use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
@@ -24,19 +23,14 @@ pub struct PostgresSettings {
     pub ssl_mode: SslMode,
     /// Further root certificates, a PEM file, beside the platform's.
     pub ca_file: Option<PathBuf>,
-    /// Most connections at once, within [`CONNECTIONS`].
+    /// Most connections at once.
     pub connections_max: usize,
-    /// For a connection, within [`TIMEOUT`].
+    /// For a connection.
     pub connect_timeout: Duration,
-    /// For one statement, within [`TIMEOUT`]. The server enforces it; a server that is silent
+    /// For one statement. The server enforces it; a server that is silent
     /// altogether is given up after this and `connect_timeout` together.
     pub statement_timeout: Duration,
 }
-
-/// Bounds of `connections_max`.
-pub const CONNECTIONS: RangeInclusive<usize> = 1..=100;
-/// Bounds of both timeouts.
-pub const TIMEOUT: RangeInclusive<Duration> = Duration::from_millis(50)..=Duration::from_secs(60);
 
 impl PostgresSettings {
     /// Settings with the defaults: port 5432, `prefer`, 8 connections, 1 s to connect, 2 s for
@@ -69,7 +63,8 @@ pub enum SslMode {
     Disable,
     /// Where the server offers it; its certificate is not checked.
     Prefer,
-    /// Always; its certificate is not checked.
+    /// Always; its certificate is checked only where root certificates are named: then as by
+    /// `verify-ca`.
     Require,
     /// Always, with a certificate of a known authority, for whatever name.
     VerifyCa,

@@ -1,30 +1,23 @@
 //! TLS towards PostgreSQL, as far as the mode insists on it.
 
-use std::fs::File;
-use std::io::{self, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::settings::SslMode;
+use crate::roots::{self, CaFileError};
 
 /// Why TLS can't be set up.
 #[derive(Debug, thiserror::Error)]
 pub enum TlsError {
-    /// The file with further root certificates can't be read.
-    #[error("cannot read root certificates from {file}")]
-    CaFile {
-        /// Which file.
-        file: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
+    /// The file with further root certificates can't be used.
+    #[error(transparent)]
+    CaFile(#[from] CaFileError),
     /// The certificates of the platform, or the further ones, can't be used.
     #[error("cannot use the root certificates")]
     Roots(#[source] Error),
@@ -39,15 +32,12 @@ pub(super) fn connector(
     ca_file: Option<&Path>,
 ) -> Result<MakeRustlsConnect, TlsError> {
     let provider = Arc::new(ring::default_provider());
+    let lenient = |inner| Arc::new(Lenient { provider: Arc::clone(&provider), inner });
     let verifier: Arc<dyn ServerCertVerifier> = match mode {
-        SslMode::Disable | SslMode::Prefer | SslMode::Require => {
-            Arc::new(Lenient { provider: Arc::clone(&provider), inner: None })
-        }
-        SslMode::VerifyCa => {
-            let inner = Some(platform(ca_file, &provider)?);
-            Arc::new(Lenient { provider: Arc::clone(&provider), inner })
-        }
         SslMode::VerifyFull => platform(ca_file, &provider)?,
+        SslMode::VerifyCa => lenient(Some(platform(ca_file, &provider)?)),
+        SslMode::Require if ca_file.is_some() => lenient(Some(platform(ca_file, &provider)?)),
+        SslMode::Disable | SslMode::Prefer | SslMode::Require => lenient(None),
     };
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -62,23 +52,11 @@ fn platform(
     ca_file: Option<&Path>,
     provider: &Arc<CryptoProvider>,
 ) -> Result<Arc<dyn ServerCertVerifier>, TlsError> {
-    let extra = ca_file.map(certificates).transpose()?.unwrap_or_default();
+    let extra = ca_file.map(roots::certificates).transpose()?.unwrap_or_default();
     let verifier =
         rustls_platform_verifier::Verifier::new_with_extra_roots(extra, Arc::clone(provider))
             .map_err(TlsError::Roots)?;
     Ok(Arc::new(verifier))
-}
-
-fn certificates(file: &Path) -> Result<Vec<CertificateDer<'static>>, TlsError> {
-    let error = |source| TlsError::CaFile { file: file.to_owned(), source };
-    let reader = BufReader::new(File::open(file).map_err(error)?);
-    let found: Vec<_> = CertificateDer::pem_reader_iter(reader)
-        .collect::<Result<_, _>>()
-        .map_err(|why| error(io::Error::new(io::ErrorKind::InvalidData, why)))?;
-    if found.is_empty() {
-        return Err(error(io::Error::new(io::ErrorKind::InvalidData, "it has no certificate")));
-    }
-    Ok(found)
 }
 
 /// Checks less than a verifier should, as the operator chose: with `inner` everything but the

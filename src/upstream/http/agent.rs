@@ -6,12 +6,11 @@
 //! was allowed; a connection of `home` is never used for them.
 
 use std::borrow::Cow;
-use std::path::Path;
 use std::time::Duration;
 
 use ureq::config::Config;
 use ureq::http::Uri;
-use ureq::tls::{Certificate, PemItem, RootCerts, TlsConfig, parse_pem};
+use ureq::tls::TlsConfig;
 use ureq::unversioned::resolver::DefaultResolver;
 use ureq::unversioned::transport::{ConnectProxyConnector, Connector, RustlsConnector};
 use ureq::{Agent, Proxy, ProxyProtocol};
@@ -21,6 +20,7 @@ use super::idle::Watch;
 use super::vetted::PublicOnly;
 use crate::config::{Origin, Timeouts};
 use crate::names::Remembering;
+use crate::roots;
 use crate::tcp::TcpConnector;
 use crate::upstream::SetupError;
 use crate::upstream::proxy::{ProxyChoice, ProxyEnv};
@@ -69,7 +69,7 @@ impl Agents {
         env: &ProxyEnv,
         private_allowed: bool,
     ) -> Result<Self, SetupError> {
-        let tls = tls(origin.ca_file.as_deref())?;
+        let tls = roots::tls(origin.ca_file.as_deref())?;
         let config = |scheme: &str| -> Result<Config, SetupError> {
             let proxy = env.choose(origin.proxy.as_ref(), scheme)?;
             let proxy = proxy.as_ref().map(proxy_of).transpose()?;
@@ -142,56 +142,6 @@ fn config(timeouts: &Timeouts, tls: &TlsConfig, proxy: Option<Proxy>) -> Config 
         .max_idle_connections_per_host(IDLE_CONNECTIONS_MAX)
         .max_idle_age(IDLE_AGE_MAX)
         .build()
-}
-
-/// The process has one TLS provider; whoever comes first installs it.
-fn install_tls_provider() {
-    // An error says that there is one already, which is what we want.
-    let _ = rustls::crypto::ring::default_provider().install_default();
-}
-
-/// The platform's roots, and a file's beside them: what every connection of ours trusts.
-///
-/// # Errors
-/// [`SetupError`] for a file that can't be used.
-pub(in crate::upstream) fn tls(ca_file: Option<&Path>) -> Result<TlsConfig, SetupError> {
-    install_tls_provider();
-    let roots = match ca_file {
-        None => RootCerts::PlatformVerifier,
-        // ureq takes either the platform's verifier or a list. On Linux the verifier has no
-        // other roots than these, and both honour SSL_CERT_FILE and SSL_CERT_DIR.
-        Some(file) => {
-            let native = rustls_native_certs::load_native_certs();
-            for error in &native.errors {
-                tracing::warn!(%error, "a root certificate of the system can't be read");
-            }
-            let own = certificates(file)?;
-            let native = native.certs.iter().map(|der| Certificate::from_der(der).to_owned());
-            RootCerts::new_with_certs(&native.chain(own).collect::<Vec<_>>())
-        }
-    };
-    Ok(TlsConfig::builder().root_certs(roots).build())
-}
-
-fn certificates(file: &Path) -> Result<Vec<Certificate<'static>>, SetupError> {
-    let unusable = |why: String| SetupError::CaFile { file: file.to_owned(), why };
-    let pem = std::fs::read(file).map_err(|error| unusable(error.to_string()))?;
-    let mut found = Vec::new();
-    for item in parse_pem(&pem) {
-        let item = item.map_err(|_| unusable("it is not PEM".to_owned()))?;
-        if let PemItem::Certificate(certificate) = item {
-            // ureq ignores what it can't use; a CA that has no effect must be an error.
-            let der = rustls::pki_types::CertificateDer::from(certificate.der());
-            rustls::RootCertStore::empty()
-                .add(der)
-                .map_err(|error| unusable(format!("a certificate in it is unusable: {error}")))?;
-            found.push(certificate);
-        }
-    }
-    if found.is_empty() {
-        return Err(unusable("it has no certificate".to_owned()));
-    }
-    Ok(found)
 }
 
 fn proxy_of(choice: &ProxyChoice) -> Result<Proxy, SetupError> {

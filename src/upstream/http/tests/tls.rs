@@ -3,14 +3,11 @@
 use std::io::{self, Read, Write};
 use std::path::Path;
 
-use super::super::HttpUpstream;
 use super::super::raw_server::RawServer;
 use super::{Ending, found, get, origin, read_all, upstream};
-use crate::clock::Clock;
 use crate::config::Origin;
 use crate::upstream::UpstreamError;
 use crate::upstream::own::{AskError, Server, post_json};
-use crate::upstream::proxy::ProxyEnv;
 
 /// A server that speaks TLS with a certificate of its own CA, for `localhost`.
 fn tls_server(answer: &'static str, farewell: Ending) -> (RawServer, String) {
@@ -113,28 +110,4 @@ fn a_body_that_tls_does_not_end_is_cut() {
     check(until_closed, Ending::Reset, Some(io::ErrorKind::ConnectionReset));
     let cut = "HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nhello";
     check(cut, Ending::Reset, Some(io::ErrorKind::ConnectionReset));
-}
-
-#[test]
-fn a_ca_file_without_a_usable_certificate_is_an_error_at_the_start() {
-    let check = |content: Option<&str>, why: &str| {
-        let folder = tempfile::tempdir().unwrap();
-        let file = folder.path().join("ca.pem");
-        if let Some(content) = content {
-            std::fs::write(&file, content).unwrap();
-        }
-        let origin = Origin { ca_file: Some(file), ..origin("https://a.example.org/") };
-        let made = HttpUpstream::new(
-            &origin,
-            &origin.bases[0],
-            10,
-            &ProxyEnv::default(),
-            &Clock::system(),
-        );
-        let error = made.unwrap_err().to_string();
-        assert!(error.contains("ca.pem") && error.contains(why), "{error}");
-    };
-    check(None, "No such file");
-    check(Some("not PEM"), "no certificate");
-    check(Some("-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"), "unusable");
 }
