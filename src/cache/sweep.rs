@@ -65,6 +65,8 @@ impl Cache {
         let Some(mut turn) = Turn::take(&self.ports().leases, "sweep") else {
             return Ok(Swept::default());
         };
+        // An index that takes no rows does not know what was published since.
+        self.ports().index.probe().map_err(|error| chain(&error))?;
         let now = self.ports().clock.now();
         let is_old = |at: SystemTime| now.duration_since(at).is_ok_and(|old| old >= age);
         let mut meant = self.meant_blobs(&mut turn).map_err(|error| chain(&error))?;

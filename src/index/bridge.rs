@@ -15,7 +15,7 @@ use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 
-use crate::artifact::{ArtifactKey, Entry, RemoteName};
+use crate::artifact::{ArtifactKey, BlobKey, Entry, RemoteName};
 use crate::chain::chain;
 use crate::index::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 
@@ -26,10 +26,11 @@ const WAITING_MAX: usize = 10_000;
 /// not come that far.
 const STAND_IN: u64 = 0x7374_616e_645f_696e;
 
-/// Says what the object of an artifact says of itself; `None` where there is none, or one
-/// that does not say that it is this artifact. The entry's generation does not count.
-pub type Describe =
-    dyn Fn(&ArtifactKey) -> Result<Option<Entry>, Box<dyn Error + Send + Sync>> + Send + Sync;
+/// Says what the object under a key says of itself; `None` where there is none, or one that does
+/// not say that it is this artifact. The entry's generation does not count.
+pub type Describe = dyn Fn(&ArtifactKey, &BlobKey) -> Result<Option<Entry>, Box<dyn Error + Send + Sync>>
+    + Send
+    + Sync;
 
 /// An index, and what stands in for it.
 pub struct BridgedIndex {
@@ -94,8 +95,13 @@ impl BridgedIndex {
         for key in keys {
             let Some(entry) = self.waiting().get(&key).cloned() else { continue };
             let written = self.write_late(&key, &entry)?;
-            let counter = if written { &self.written_late } else { &self.dropped };
-            counter.fetch_add(1, Ordering::Relaxed);
+            match written {
+                true => self.written_late.fetch_add(1, Ordering::Relaxed),
+                false => {
+                    tracing::info!(artifact = %key, "a row that waited is not written: its object was replaced, or a newer row stands there");
+                    self.dropped.fetch_add(1, Ordering::Relaxed)
+                }
+            };
             let mut waiting = self.waiting();
             // It may have been put once more meanwhile.
             if waiting.get(&key) == Some(&entry) {
@@ -106,7 +112,7 @@ impl BridgedIndex {
     }
 
     fn write_late(&self, key: &ArtifactKey, entry: &Entry) -> Result<bool, IndexError> {
-        let there = (self.describe)(key)
+        let there = (self.describe)(key, &entry.blob)
             .map_err(|source| IndexError::Unavailable { operation: "catch up", source })?;
         if there.is_none_or(|there| there.version != entry.version) {
             return Ok(false);
@@ -131,7 +137,7 @@ impl BridgedIndex {
         let waiting = self.waiting().get(key).cloned();
         let found = match waiting {
             Some(entry) => Some(entry),
-            None => (self.describe)(key).map_err(|_| away)?,
+            None => (self.describe)(key, &BlobKey::of(key)).map_err(|_| away)?,
         };
         self.stood_in.fetch_add(u64::from(found.is_some()), Ordering::Relaxed);
         Ok(found.map(|entry| Entry { generation: STAND_IN, ..entry }))
@@ -158,9 +164,14 @@ impl ArtifactIndex for BridgedIndex {
             row => row?,
         };
         // The index is back, and has not caught up yet.
-        let generation = row.as_ref().map_or(STAND_IN, |row| row.generation);
         let waiting = self.waiting().get(key).cloned();
-        Ok(waiting.map(|entry| Entry { generation, ..entry }).or(row))
+        Ok(match (waiting, row) {
+            (Some(waiting), None) => Some(Entry { generation: STAND_IN, ..waiting }),
+            (Some(waiting), Some(row)) if waiting.validated_at > row.validated_at => {
+                Some(Entry { generation: row.generation, ..waiting })
+            }
+            (_, row) => row,
+        })
     }
 
     fn put(
@@ -250,7 +261,7 @@ mod tests {
     use std::time::{Duration, SystemTime};
 
     use super::*;
-    use crate::artifact::{ArtifactPath, BlobKey, BlobVersion, Digest, Validators};
+    use crate::artifact::{ArtifactPath, BlobVersion, Digest, Validators};
     use crate::blob::{BlobStore, s3};
     use crate::index::memory::MemoryIndex;
     use crate::index::postgres::tests::Database;
@@ -258,7 +269,7 @@ mod tests {
 
     crate::index::conformance::index_conformance!(|| {
         let index = Arc::new(MemoryIndex::new());
-        (BridgedIndex::new(index, Box::new(|_: &ArtifactKey| Ok(None))), ())
+        (BridgedIndex::new(index, Box::new(|_: &ArtifactKey, _: &BlobKey| Ok(None))), ())
     });
 
     /// An index that a test can take away.
@@ -338,9 +349,10 @@ mod tests {
             let far = Arc::new(Far { inner: MemoryIndex::new(), away: AtomicBool::new(false) });
             let store: Store = Arc::new(Mutex::new(Some(BTreeMap::new())));
             let described = Arc::clone(&store);
-            let describe = move |key: &ArtifactKey| {
+            let describe = move |key: &ArtifactKey, blob: &BlobKey| {
                 let store = described.lock().unwrap();
-                Ok(store.as_ref().ok_or("away")?.get(key).cloned())
+                let found = store.as_ref().ok_or("away")?.get(key);
+                Ok(found.filter(|entry| entry.blob == *blob).cloned())
             };
             let index = BridgedIndex::new(Arc::clone(&far) as _, Box::new(describe));
             Self { far, store, index }
@@ -455,6 +467,31 @@ mod tests {
     }
 
     #[test]
+    fn a_row_whose_blob_lies_under_its_url_is_written_late_too() {
+        let bench = Bench::new();
+        let key = key("a");
+        let blob = BlobKey::of_url("https://files.example.org/a").unwrap();
+        let entry = Entry { blob, ..entry(&key, "v", 2) };
+        bench.go_away();
+        bench.publish(&key, &entry);
+        bench.index.put(&key, &entry, None).unwrap();
+        bench.come_back();
+        bench.index.catch_up().unwrap();
+        assert_eq!(bench.row(&key).unwrap().blob, entry.blob);
+    }
+
+    #[test]
+    fn what_waits_does_not_hide_a_newer_row() {
+        let bench = Bench::new();
+        let key = key("a");
+        bench.go_away();
+        bench.index.put(&key, &entry(&key, "ours", 2), None).unwrap();
+        bench.come_back();
+        bench.far.inner.put(&key, &entry(&key, "another replica's", 3), None).unwrap();
+        assert_eq!(bench.index.get(&key).unwrap().unwrap().version.0, "another replica's");
+    }
+
+    #[test]
     fn a_row_that_was_read_without_the_index_replaces_what_stands_there() {
         let bench = Bench::new();
         let key = key("a");
@@ -491,8 +528,8 @@ mod tests {
         let (store, _bucket) = s3::tests::Bucket::on(&shared("ARTIFACTAPI_TEST_S3"));
         let store = Arc::new(store);
         let described = Arc::clone(&store);
-        let describe = move |key: &ArtifactKey| {
-            let meta = described.stat(&BlobKey::of(key))?;
+        let describe = move |key: &ArtifactKey, blob: &BlobKey| {
+            let meta = described.stat(blob)?;
             Ok(meta.and_then(|meta| meta.entry_of(key)))
         };
         let index = BridgedIndex::new(Arc::new(database.index()), Box::new(describe));

@@ -263,10 +263,10 @@ impl Sql {
             ),
             // Sums stop at what a bigint holds.
             Self::Usage => {
-                "SELECT remote, count(*), \
-                     least(sum(size_bytes), 9223372036854775807)::bigint, \
+                "SELECT remote, sum(artifacts)::bigint, \
+                     least(sum(bytes), 9223372036854775807)::bigint, \
                      least(sum(hits), 9223372036854775807)::bigint \
-                 FROM artifact GROUP BY remote"
+                 FROM artifact_usage GROUP BY remote HAVING sum(artifacts) > 0"
             }
             // Locked in one order, so that two replicas never wait for each other.
             Self::Touch => {
@@ -282,7 +282,7 @@ impl Sql {
                  WHERE artifact.remote = used.remote \
                      AND artifact.path_sha256 = used.path_sha256"
             }
-            Self::Probe => "SELECT 1",
+            Self::Probe => "SELECT current_setting('transaction_read_only') = 'off'",
         }
     }
 }

@@ -55,13 +55,13 @@ impl PostgresIndex {
     /// of a newer release.
     pub fn open(settings: &PostgresSettings) -> Result<Self, PostgresError> {
         let pool = Pool::new(settings, Connector::new(settings)?);
-        match pool.call(|connection, _| probe(connection)) {
+        match pool.call(|connection, _| takes_rows(connection)) {
             Err(error) if error.is_permanent() => Err(error),
             Err(error) => {
                 tracing::warn!(error = %chain(&error), "starting without the index");
                 Ok(Self { pool })
             }
-            Ok(()) => Ok(Self { pool }),
+            Ok(_) => Ok(Self { pool }),
         }
     }
 
@@ -288,8 +288,15 @@ impl ArtifactIndex for PostgresIndex {
         }
     }
 
+    /// Also whether it takes rows: a standby does not.
     fn probe(&self) -> Result<(), IndexError> {
-        self.call("answer", |connection, _| probe(connection))
+        match self.call("answer", |connection, _| takes_rows(connection))? {
+            true => Ok(()),
+            false => Err(IndexError::Unavailable {
+                operation: "take rows",
+                source: "the database is read-only".into(),
+            }),
+        }
     }
 }
 
@@ -318,10 +325,9 @@ impl Place {
     }
 }
 
-fn probe(connection: &mut Connection) -> Result<(), PostgresError> {
+fn takes_rows(connection: &mut Connection) -> Result<bool, PostgresError> {
     let (client, statement) = connection.with(Sql::Probe)?;
-    client.query_one(&statement, &[])?;
-    Ok(())
+    Ok(client.query_one(&statement, &[])?.try_get(0)?)
 }
 
 fn look_up(connection: &mut Connection, place: &Place) -> Result<Option<RowValues>, PostgresError> {

@@ -9,7 +9,8 @@ use postgres::Client;
 use postgres::error::SqlState;
 
 /// The migrations in their order; version n is the nth. One that was released never changes.
-const MIGRATIONS: &[&str] = &[include_str!("schema_1.sql"), include_str!("schema_2.sql")];
+const MIGRATIONS: &[&str] =
+    &[include_str!("schema_1.sql"), include_str!("schema_2.sql"), include_str!("schema_3.sql")];
 /// The advisory lock that one replica migrates under; any number that no other program uses.
 const LOCK: i64 = 0x6172_7469_6661_6374;
 /// How long a migration, and waiting for another replica's, may take.

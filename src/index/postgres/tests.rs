@@ -7,6 +7,7 @@ use postgres::{Client, NoTls};
 
 use super::*;
 use crate::artifact::{ArtifactPath, BlobKey, BlobVersion, Validators};
+use crate::chain::chain;
 use crate::config::Secret;
 use crate::test_servers::{Private, eventually, shared, unique_name};
 
@@ -275,6 +276,40 @@ fn every_statement_of_a_large_index_follows_an_index() {
 }
 
 #[test]
+fn usage_is_known_without_looking_at_all_rows_from_the_migration_on() {
+    let database = Database::shared();
+    let mut client = database.client();
+    let early = "CREATE TABLE artifactapi_schema (version integer PRIMARY KEY, \
+         applied_at timestamptz NOT NULL DEFAULT now()); \
+         INSERT INTO artifactapi_schema VALUES (1), (2); \
+         INSERT INTO artifact (remote, path_sha256, path, blob_key, blob_version, \
+             size_bytes, sha256, stored_at_us, validated_at_us, unproven, hits) \
+         SELECT 'r' || n % 2, sha256(n::text::bytea), n::text, 'k', 'v', 10, sha256('x'), \
+             0, 0, false, 1 FROM generate_series(1, 4) AS n";
+    let schema = [include_str!("schema_1.sql"), include_str!("schema_2.sql"), early];
+    client.batch_execute(&schema.join(";")).unwrap();
+    let index = database.index();
+    let known = || -> Vec<(String, Usage)> {
+        index.usage().unwrap().into_iter().map(|(name, usage)| (name.to_string(), usage)).collect()
+    };
+    let of = |remote: &str, artifacts, bytes, hits| {
+        (remote.to_owned(), Usage { artifacts, bytes, hits })
+    };
+    assert_eq!(known(), [of("r0", 2, 20, 2), of("r1", 2, 20, 2)]);
+    // Whoever changes rows, and however many at once.
+    client.batch_execute("UPDATE artifact SET size_bytes = 15, hits = hits + 1").unwrap();
+    assert_eq!(known(), [of("r0", 2, 30, 4), of("r1", 2, 30, 4)]);
+    client.batch_execute("UPDATE artifact SET remote = 'r2' WHERE path = '1'").unwrap();
+    assert_eq!(known(), [of("r0", 2, 30, 4), of("r1", 1, 15, 2), of("r2", 1, 15, 2)]);
+    client.batch_execute("DELETE FROM artifact WHERE remote = 'r0'").unwrap();
+    assert_eq!(known(), [of("r1", 1, 15, 2), of("r2", 1, 15, 2)]);
+    let plan = client.query(&format!("EXPLAIN {}", Sql::Usage.text()), &[]).unwrap();
+    assert!(plan.iter().all(|row| !row.get::<_, String>(0).contains("on artifact ")), "{plan:?}");
+    client.batch_execute("TRUNCATE artifact").unwrap();
+    assert_eq!(known(), []);
+}
+
+#[test]
 fn replicas_that_start_at_once_find_the_tables_made_once() {
     let database = Database::shared();
     let together = Barrier::new(8);
@@ -303,7 +338,7 @@ fn tables_of_a_newer_release_stop_the_start() {
     drop(database.index());
     database.client().execute("INSERT INTO artifactapi_schema (version) VALUES (99)", &[]).unwrap();
     let error = PostgresIndex::open(&database.settings).unwrap_err();
-    assert!(matches!(error, PostgresError::Schema(SchemaError::Newer { found: 99, known: 2 })));
+    assert!(matches!(error, PostgresError::Schema(SchemaError::Newer { found: 99, known: 3 })));
     assert!(error.to_string().contains("run the newer release"), "{error}");
 }
 
@@ -405,6 +440,7 @@ fn tls_is_insisted_on_as_far_as_the_mode_says() {
     check(SslMode::Disable, "127.0.0.1", true, true, false);
     check(SslMode::Prefer, "127.0.0.1", false, true, true);
     check(SslMode::Require, "127.0.0.1", false, true, true);
+    check(SslMode::Require, "127.0.0.1", true, true, true);
     check(SslMode::VerifyCa, "127.0.0.1", true, true, true);
     check(SslMode::VerifyCa, "127.0.0.1", false, false, true);
     check(SslMode::VerifyFull, "localhost", true, true, true);
@@ -418,8 +454,21 @@ fn certificates_that_cannot_be_read_stop_the_start() {
     settings.ssl_mode = SslMode::VerifyFull;
     settings.ca_file = Some("/nowhere/ca.pem".into());
     let error = PostgresIndex::open(&settings).unwrap_err();
-    assert_eq!(error.to_string(), "cannot read root certificates from /nowhere/ca.pem");
+    assert!(error.to_string().contains("/nowhere/ca.pem"), "{error}");
     assert!(error.is_permanent());
+}
+
+#[test]
+fn a_database_that_takes_no_rows_answers_and_is_not_well() {
+    let database = Database::shared();
+    let name = &database.settings.database;
+    let set = format!("ALTER DATABASE {name} SET default_transaction_read_only = on");
+    database.index().probe().unwrap();
+    database.client().batch_execute(&set).unwrap();
+    let index = database.index();
+    assert_eq!(index.get(&key("a")).unwrap(), None);
+    let error = chain(&index.probe().unwrap_err());
+    assert!(error.contains("read-only"), "{error}");
 }
 
 #[test]
