@@ -233,6 +233,30 @@ fn a_rebuild_never_makes_changed_bytes_the_right_ones() {
 }
 
 #[test]
+fn an_offline_remote_keeps_what_it_cannot_fetch_again() {
+    let upstream = Upstream::start();
+    let bytes = noise(6, 50_000);
+    upstream.serve("/a.bin", Answer::file(&bytes));
+    let mut server = Setup::files(Remote::at(&upstream)).start();
+    server.get("/api/files/a.bin").expect(200, &bytes);
+    lose_index(&mut server);
+    let yaml = fs::read_to_string(server.config_path()).expect("it was written");
+    server.rewrite_config(&(yaml + "    offline: true\n"));
+    flip_bit(&blob_of(&server, "a.bin"), true);
+    assert_eq!(run(&server, &["reindex"]).0, 0);
+    server.start_again();
+    for _ in 0..2 {
+        let refused = server.get("/api/files/a.bin");
+        refused.expect_error(500);
+        assert!(refused.text().contains("offline"), "{}", refused.text());
+    }
+    // The file is looked into anew each time, so who brings it back need not do more.
+    flip_bit(&blob_of(&server, "a.bin"), true);
+    server.get("/api/files/a.bin").expect(200, &bytes);
+    assert_eq!(upstream.total(), 1);
+}
+
+#[test]
 fn people_read_lines_and_a_summary() {
     let upstream = Upstream::start();
     upstream.serve("/a.bin", Answer::file(b"bytes"));

@@ -79,12 +79,17 @@ pub enum FetchError {
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
-    /// What was uploaded can't be read to be proven, and there is no upstream to ask for it.
+    /// What is stored can't be read to be proven, and there is no upstream to ask for it.
     #[error("the stored bytes cannot be vouched for: {0}")]
     Unproven(String),
-    /// What was uploaded is damaged, and there is no upstream to ask for it.
+    /// What was uploaded is damaged.
     #[error(transparent)]
     Lost(Loss),
+    /// What was fetched is damaged, and upstream must not be asked for it.
+    #[error(
+        "the stored bytes of this file are damaged, and its remote is offline: it can be fetched again once that is over, or brought back into the store"
+    )]
+    Damaged,
     /// The fetch ended without saying how.
     #[error("the fetch was abandoned")]
     Abandoned,
@@ -113,7 +118,8 @@ impl FetchError {
         match self {
             Self::Upstream(error) => error.is_failure(),
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
-            Self::Staging(_) | Self::Unproven(_) | Self::Lost(_) | Self::Abandoned => true,
+            Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
+            Self::Lost(_) | Self::Damaged => true,
             Self::InVain => false,
         }
     }

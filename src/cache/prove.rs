@@ -1,7 +1,7 @@
 //! Hashing stored copies: those that a crash may have hurt, before they are served.
 //!
-//! What upstream has is fetched again if it is damaged. Of a local repository, a copy that
-//! can't be proven keeps its row and is not served.
+//! What upstream has is fetched again if it is damaged. Where nobody may be asked (of a local
+//! repository, and offline), a copy that can't be proven keeps its row and is not served.
 
 use super::fetch::{Fetcher, Task};
 use super::{FetchError, Loss};
@@ -9,6 +9,7 @@ use crate::artifact::{ArtifactKey, Digest, Entry};
 use crate::blob::{BlobError, BlobStore};
 use crate::body::Piece;
 use crate::chain::chain;
+use crate::config::{Kind, Remote};
 use crate::index::Put;
 
 /// What is left of a task once its stored copy has been looked at.
@@ -22,9 +23,15 @@ pub(super) enum Prepared {
 }
 
 impl Fetcher {
-    /// Hashes a stored copy that a crash may have hurt, whatever the task is. Of a local
-    /// repository, a copy that can't be proven is kept: there is nobody to ask for another.
-    pub(super) fn prepare(&self, key: &ArtifactKey, task: Task, has_upstream: bool) -> Prepared {
+    /// Hashes a stored copy that a crash may have hurt, whatever the task is. One that can't be
+    /// proven is kept where there is nobody to ask for another.
+    pub(super) fn prepare(
+        &self,
+        key: &ArtifactKey,
+        task: Task,
+        remote: &Remote,
+        has_upstream: bool,
+    ) -> Prepared {
         let wants_proof_only = matches!(task, Task::Prove(_));
         match task {
             Task::Fetch => Prepared::Ask(None),
@@ -38,7 +45,7 @@ impl Fetcher {
                         self.forget(key, &entry, hashed.err());
                         Prepared::Ask(None)
                     }
-                    hashed => Prepared::Unproven(unproven(key, hashed.err())),
+                    hashed => Prepared::Unproven(unproven(key, remote, hashed.err())),
                 }
             }
             Task::Revalidate(entry) => Prepared::Ask(Some(entry)),
@@ -71,20 +78,25 @@ impl Fetcher {
     }
 }
 
-/// Why an upload is not served whose blob has another digest, or could not be read.
-fn unproven(key: &ArtifactKey, why: Option<BlobError>) -> FetchError {
-    match why {
-        Some(error) => {
-            let why = chain(&error);
-            tracing::error!(artifact = %key, error = why, "an uploaded file cannot be read to be proven whole");
-            FetchError::Unproven(why)
-        }
-        None => {
+/// Why a copy is not served that has another digest, or could not be read, and that nobody can be
+/// asked for.
+fn unproven(key: &ArtifactKey, remote: &Remote, why: Option<BlobError>) -> FetchError {
+    if let Some(error) = why {
+        let why = chain(&error);
+        tracing::error!(artifact = %key, error = why, "a stored file cannot be read to be proven whole");
+        return FetchError::Unproven(why);
+    }
+    match remote.kind {
+        Kind::Local => {
             tracing::error!(
                 artifact = %key,
                 "a crash damaged an uploaded file: upload it again, or DELETE it"
             );
             FetchError::Lost(Loss::Altered)
+        }
+        Kind::Remote(_) => {
+            tracing::error!(artifact = %key, "a crash damaged a file of an offline remote");
+            FetchError::Damaged
         }
     }
 }

@@ -245,7 +245,8 @@ impl Cache {
             blobs.persist(&blob).map(|()| version)
         });
         let version = published.map_err(|error| {
-            if stored.is_none() {
+            // Another replica's upload may lie there otherwise.
+            if stored.is_none() && hold.is_sole() {
                 self.remove_unrecorded(&blob);
             }
             ChangeError::Store(error)

@@ -511,6 +511,7 @@ fn build_catalog(
     for (name, remote) in &remotes.by_name {
         let upstream = match &remote.kind {
             Kind::Local => None,
+            Kind::Remote(origin) if origin.offline => None,
             Kind::Remote(origin) => {
                 let kept = old.targets.get(name.as_str()).filter(
                     |target| matches!(&target.remote.kind, Kind::Remote(was) if was == origin),
