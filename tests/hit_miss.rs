@@ -438,6 +438,25 @@ fn what_is_stored_outlives_the_process() {
 }
 
 #[test]
+fn caches_in_between_ask_each_time_about_what_may_change() {
+    let upstream = Upstream::start();
+    for path in ["/folder/", "/a"] {
+        upstream.serve(path, Answer::file(b"bytes").etag("\"v1\"").last_modified(DATE));
+    }
+    let server = Setup::files(Remote::at(&upstream)).start();
+    for (target, expected) in [("/api/files/folder/", Some("no-cache")), ("/api/files/a", None)] {
+        for _ in 0..2 {
+            let answer = server.get(target);
+            answer.expect(200, b"bytes");
+            assert_eq!(answer.header("cache-control"), expected, "{target}");
+        }
+        let known = server.ask(&Ask::get(target).header("If-None-Match", "\"v1\""));
+        known.expect_status(304);
+        assert_eq!(known.header("cache-control"), expected, "{target}");
+    }
+}
+
+#[test]
 fn stored_files_lie_under_predictable_keys() {
     let upstream = Upstream::start();
     upstream.serve("/v3.20/main/x86_64/curl-8.9.0-r0.apk", Answer::file(b"bytes"));

@@ -2,18 +2,16 @@
 
 use std::collections::BTreeMap;
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 
 use super::ARTIFACTS_MAX;
 use super::fields::{Field, Fields};
 use crate::artifact::ArtifactPath;
 use crate::cache::{Cache, Target};
+use crate::policy::pattern;
 
 /// Bytes of a request.
 pub const REQUEST_BYTES_MAX: u64 = 16 << 20;
-/// Bytes of a pattern, and of its compiled form.
-const PATTERN_BYTES_MAX: usize = 1024;
-const PATTERN_SIZE_MAX: usize = 1 << 20;
 
 /// A batch.
 #[derive(Debug, Clone)]
@@ -160,14 +158,7 @@ fn text(fields: &mut Given, name: &str) -> Result<String, BadRequest> {
 }
 
 fn pattern(fields: &mut Given) -> Result<Regex, BadRequest> {
-    let text = text(fields, "include_pattern")?;
-    if text.len() > PATTERN_BYTES_MAX {
-        let why = format!("include_pattern is longer than {PATTERN_BYTES_MAX} bytes");
-        return Err(BadRequest(why));
-    }
-    RegexBuilder::new(&text).size_limit(PATTERN_SIZE_MAX).build().map_err(|error| {
-        BadRequest(format!("include_pattern is not a regular expression: {error}"))
-    })
+    pattern::of_client(&text(fields, "include_pattern")?).map_err(BadRequest)
 }
 
 fn texts(fields: &mut Given, name: &str) -> Result<Vec<String>, BadRequest> {

@@ -109,7 +109,7 @@ impl Fetcher {
     /// Runs a job to its end; `buffer` is the thread's own.
     pub(super) fn run(&self, job: Job, buffer: &mut Vec<u8>) {
         let Job { writer, key, blob, class, task, remote, upstream } = job;
-        let end = match self.prepare(&key, task, upstream.is_some()) {
+        let end = match self.prepare(&key, task, &remote, upstream.is_some()) {
             Prepared::Proven(entry) => Ok(End::Already(entry)),
             Prepared::Unproven(why) => Err(why),
             Prepared::Ask(stored) => match upstream.as_deref() {
@@ -537,7 +537,7 @@ impl Fetcher {
         let may_change_soon = match fetch.class {
             Class::Head => is_unsettled(fetch.key),
             Class::Member => self.head_of(fetch).is_some_and(|(key, _)| is_unsettled(&key)),
-            Class::Immutable | Class::Uncacheable => false,
+            Class::Immutable => false,
         };
         if may_change_soon { index_ttl.min(UNSETTLED_TTL) } else { index_ttl }
     }

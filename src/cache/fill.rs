@@ -132,7 +132,6 @@ impl Cache {
         for _ in 0..ROUNDS_MAX {
             let task = match self.fill_task(target, &key, wish)? {
                 Due::Nothing(entry) => return Ok(Tried::Ended(Filled::Already(entry))),
-                Due::Pass => return Ok(Tried::Ended(Filled::Unstored)),
                 Due::Task(task) => task,
             };
             let member_of = self.head_of(target, target.class(path), path);
@@ -185,7 +184,7 @@ impl Cache {
         let key = target.key(path.clone());
         match self.fill_task(target, &key, Wish::Fresh) {
             Ok(Due::Nothing(entry)) => Some(entry),
-            Ok(Due::Pass | Due::Task(_)) | Err(_) => None,
+            Ok(Due::Task(_)) | Err(_) => None,
         }
     }
 
@@ -195,7 +194,6 @@ impl Cache {
         let decision = self.judge(target, key, class, stored.as_ref());
         let is_forced = wish == Wish::Confirmed && target.reach() == Reach::Online;
         Ok(match (decision, stored) {
-            (Decision::Pass, _) => Due::Pass,
             (Decision::Prove, Some(entry)) if !is_forced => Due::Task(Task::Prove(entry)),
             (_, Some(entry)) if is_forced => Due::Task(Task::Revalidate(entry)),
             (Decision::Hit(_) | Decision::Stale, Some(entry)) => Due::Nothing(entry),
@@ -219,7 +217,6 @@ enum Tried {
 
 enum Due {
     Nothing(Entry),
-    Pass,
     Task(Task),
 }
 

@@ -113,7 +113,7 @@ pub struct CacheBounds {
 pub struct Target {
     /// The remote.
     pub remote: Arc<Remote>,
-    /// Its upstream; `None` for a local repository.
+    /// Its upstream; `None` where nobody may be asked: of a local repository, and offline.
     pub upstream: Option<Arc<dyn Upstream>>,
 }
 
@@ -129,6 +129,12 @@ impl Target {
             Kind::Remote(origin) if origin.offline => Reach::Offline,
             Kind::Remote(_) => Reach::Online,
         }
+    }
+
+    /// Whether nothing else will ever stand under this path. (Of a local repository, an upload may
+    /// follow a removal.)
+    pub fn is_lasting(&self, path: &ArtifactPath) -> bool {
+        self.reach() != Reach::Local && self.class(path) == Class::Immutable
     }
 
     fn class(&self, path: &ArtifactPath) -> Class {
@@ -249,7 +255,6 @@ impl Cache {
                 (Decision::Stale, Some(entry)) => {
                     return found(self.stand_in(target, key.clone(), class, entry, reading));
                 }
-                (Decision::Pass, _) => return found(self.pass(target, key.clone())?),
                 (Decision::Fetch | Decision::Revalidate, _)
                     if self.no_room.was_met_by(key, self.ports.clock.now()) =>
                 {

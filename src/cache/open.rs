@@ -8,7 +8,6 @@ use crate::artifact::{ArtifactKey, Entry};
 use crate::blob::BlobError;
 use crate::body::{Body, Source};
 use crate::chain::chain;
-use crate::formats::Class;
 
 impl Cache {
     /// Opens bytes of a found artifact of length `len`; `range` lies inside it, `None` is all.
@@ -65,9 +64,7 @@ impl Cache {
     ) -> Result<Body, OpenError> {
         let (blobs, blob, version) = (&self.ports.blobs, &entry.blob, &entry.version);
         // What another replica can replace is read from the store, which tells whether it did.
-        let is_lasting =
-            target.reach() != Reach::Local && target.class(&key.path) == Class::Immutable;
-        let opened = match is_lasting {
+        let opened = match target.is_lasting(&key.path) {
             true => blobs.open(blob, version, range),
             false => blobs.open_current(blob, version, range),
         };

@@ -160,15 +160,15 @@ fn reading(body: impl Read + Send + 'static, len: Option<u64>) -> Body {
         Some(len) => Box::new(body.take(len)),
         None => Box::new(body),
     };
-    Body::new(len, Box::new(Reading { reader, buffer: vec![0; READ_BYTES] }))
+    Body::new(len, Box::new(FromUpstream { reader, buffer: vec![0; READ_BYTES] }))
 }
 
-struct Reading {
+struct FromUpstream {
     reader: Box<dyn Read + Send>,
     buffer: Vec<u8>,
 }
 
-impl Source for Reading {
+impl Source for FromUpstream {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         loop {
             match self.reader.read(&mut self.buffer) {

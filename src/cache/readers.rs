@@ -2,7 +2,7 @@
 //!
 //! On a disk an open file keeps its bytes, but an answer of several ranges opens the blob anew
 //! for each, and an object store may cut a reader off. A [`Reading`] lives from the moment an
-//! artifact is found until its body is done; a [`Claim`] is had only while there is none.
+//! artifact is found until its body is done; a [`Removal`] is had only while there is none.
 
 use std::collections::HashMap;
 use std::collections::hash_map::{Entry, RandomState};
@@ -70,13 +70,13 @@ impl Readers {
     }
 
     /// Keeps readers out, if there are none.
-    pub(super) fn claim(self: &Arc<Self>, key: &ArtifactKey) -> Option<Claim> {
+    pub(super) fn claim(self: &Arc<Self>, key: &ArtifactKey) -> Option<Removal> {
         let hash = self.hasher.hash_one(key);
         match self.shard(hash).held().entry(hash) {
             Entry::Occupied(_) => None,
             Entry::Vacant(place) => {
                 place.insert(Held::Claimed);
-                Some(Claim { readers: Arc::clone(self), hash })
+                Some(Removal { readers: Arc::clone(self), hash })
             }
         }
     }
@@ -111,12 +111,12 @@ impl Drop for Reading {
 
 /// Nobody may begin to read an artifact.
 #[derive(Debug)]
-pub(super) struct Claim {
+pub(super) struct Removal {
     readers: Arc<Readers>,
     hash: u64,
 }
 
-impl Drop for Claim {
+impl Drop for Removal {
     fn drop(&mut self) {
         let shard = self.readers.shard(self.hash);
         shard.held().remove(&self.hash);

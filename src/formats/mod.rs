@@ -22,8 +22,6 @@ pub enum Class {
     Member,
     /// Never changes under its name (`file_ttl`).
     Immutable,
-    /// Passed through, never stored.
-    Uncacheable,
 }
 
 impl fmt::Display for Class {
@@ -32,7 +30,6 @@ impl fmt::Display for Class {
             Self::Head => "head",
             Self::Member => "member",
             Self::Immutable => "immutable",
-            Self::Uncacheable => "uncacheable",
         })
     }
 }
@@ -142,7 +139,7 @@ mod tests {
     fn the_examples_show_every_class_that_a_format_has() {
         let check = |name: &str, classes: &[Class]| {
             let format = named(name).expect("a format of this name");
-            for class in [Class::Head, Class::Member, Class::Immutable, Class::Uncacheable] {
+            for class in [Class::Head, Class::Member, Class::Immutable] {
                 let shown = format.examples().iter().any(|(_, shown)| *shown == class);
                 assert_eq!(shown, classes.contains(&class), "{name}: {class}");
             }
@@ -245,7 +242,7 @@ mod tests {
                     Class::Member => true,
                     // An index file whose name carries its checksum.
                     Class::Immutable => format.is_index(&path) && !heads.is_empty(),
-                    Class::Head | Class::Uncacheable => false,
+                    Class::Head => false,
                 };
                 prop_assert_eq!(has_head, !heads.is_empty());
                 for head in heads {

@@ -261,7 +261,7 @@ impl Asked {
                 // What can be had only once is given whole.
                 let Some(again) = bytes.again() else {
                     let whole = typed(Reply::new(200, open(bytes, None)?));
-                    return Ok(describe(whole, path, &met));
+                    return Ok(describe(whole, target, path, &met));
                 };
                 let first = open(bytes, Some(ranges[0].clone()))?;
                 let (cache, target) = (Arc::clone(cache), Arc::clone(target));
@@ -276,6 +276,6 @@ impl Asked {
                 Reply::new(206, body).header("Content-Type", boundary.content_type())
             }
         };
-        Ok(describe(reply, path, &met))
+        Ok(describe(reply, target, path, &met))
     }
 }

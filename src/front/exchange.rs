@@ -41,7 +41,7 @@ impl Audience {
     pub(super) fn mark(self, reply: Reply) -> Reply {
         let is_kept_nowhere = reply.headers().iter().any(|(_, value)| value == NO_STORE);
         match self {
-            Self::Caller if !is_kept_nowhere => reply.header("Cache-Control", "private"),
+            Self::Caller if !is_kept_nowhere => reply.member("Cache-Control", "private"),
             Self::Caller | Self::Everybody => reply,
         }
     }

@@ -281,6 +281,7 @@ impl Front {
             staging_bytes: self.cache.ports().staging.reserved_bytes(),
             usage: self.cache.space().usage(),
             failing: failing.collect(),
+            answering: self.health.answering(),
         });
         Reply::new(200, Body::from_bytes(text))
             .header("Content-Type", metrics::CONTENT_TYPE)

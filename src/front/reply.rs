@@ -9,7 +9,7 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use super::wire::Reply;
 use crate::artifact::{ArtifactPath, BadPath, Digest};
 use crate::body::Body;
-use crate::cache::{CacheError, FetchError, Met, Outcome};
+use crate::cache::{CacheError, FetchError, Met, Outcome, Target};
 use crate::staging::StagingError;
 use crate::upstream::UpstreamError;
 
@@ -102,7 +102,9 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
         FetchError::Upstream(error) => (502, error.retry_after()),
         FetchError::Cut { is_timeout: true, .. } => (504, None),
         FetchError::Staging(StagingError::Full { .. }) => (507, None),
-        FetchError::Staging(StagingError::Io { .. }) | FetchError::Lost(_) => (500, None),
+        FetchError::Staging(StagingError::Io { .. })
+        | FetchError::Lost(_)
+        | FetchError::Damaged => (500, None),
         FetchError::Staging(StagingError::TooLong(_)) => (502, None),
         FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
         // Nobody reads it.
@@ -142,9 +144,14 @@ pub(super) fn tell_source(reply: Reply, met: &Met) -> Reply {
 
 /// Adds what a reply says of an artifact that it gives, in part (RFC 9110, section 15.3.7), or
 /// that the client has already (15.4.5). Of an error it would say that the error is it.
-pub(super) fn describe(reply: Reply, path: &ArtifactPath, met: &Met) -> Reply {
+pub(super) fn describe(reply: Reply, target: &Target, path: &ArtifactPath, met: &Met) -> Reply {
     let about = &met.about;
     let mut reply = tell_source(reply, met);
+    if !target.is_lasting(path) {
+        // Caches between here and the client would guess a lifetime from Last-Modified (RFC 9111,
+        // section 4.2.2), and give index files together that do not fit.
+        reply = reply.header("Cache-Control", "no-cache");
+    }
     if let Some(digest) = about.digest {
         reply = reply
             .header("Repr-Digest", repr_digest(digest))

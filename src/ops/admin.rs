@@ -3,22 +3,19 @@
 use std::ops::ControlFlow;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use regex::{Regex, RegexBuilder};
+use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::cache::{Cache, Target};
 use crate::config::{Kind, Remotes};
 use crate::index::{IndexError, Row, Scan};
-use crate::policy::{Decision, media_type};
+use crate::policy::{Decision, media_type, pattern};
 
 /// Rows of a page where the client names no limit, and the most that it gets.
 const LIMIT_DEFAULT: usize = 1000;
 const LIMIT_MAX: usize = 10_000;
 /// Rows that one page looks at for its pattern and its count; the cursor leads on.
 const ROWS_EXAMINED_MAX: usize = 200_000;
-/// Bytes of a client's pattern, and of its compiled form.
-const PATTERN_BYTES_MAX: usize = 1024;
-const PATTERN_SIZE_MAX: usize = 1 << 20;
 
 /// `GET /`.
 pub fn root(remotes: &Remotes) -> Value {
@@ -90,17 +87,7 @@ impl Page {
         limit: Option<String>,
         cursor: Option<String>,
     ) -> Result<Self, String> {
-        let include = match &pattern {
-            Some(text) if text.len() > PATTERN_BYTES_MAX => {
-                return Err(format!("include_pattern is longer than {PATTERN_BYTES_MAX} bytes"));
-            }
-            Some(text) => {
-                Some(RegexBuilder::new(text).size_limit(PATTERN_SIZE_MAX).build().map_err(
-                    |error| format!("include_pattern is not a regular expression: {error}"),
-                )?)
-            }
-            None => None,
-        };
+        let include = pattern.as_deref().map(pattern::of_client).transpose()?;
         let limit = match limit {
             None => LIMIT_DEFAULT,
             Some(text) => match text.parse() {

@@ -111,6 +111,14 @@ impl Health {
         }
     }
 
+    /// The backends, and whether each answers.
+    pub fn answering(&self) -> Vec<(&'static str, bool)> {
+        self.backends
+            .iter()
+            .map(|backend| (backend.name, backend.state()["status"] == "ok"))
+            .collect()
+    }
+
     /// `status` is `ok`, or `degraded` where a backend does not answer.
     pub fn report(&self) -> Value {
         let mut status = "ok";
@@ -184,6 +192,7 @@ mod tests {
         answers.send(Ok(())).unwrap();
         wait_for(Readiness::Ready, &health);
         assert_eq!(health.report()["status"], "degraded");
+        assert_eq!(health.answering(), [("index", true), ("blobs", false)]);
         health.stop();
         assert_eq!(health.readiness(), Readiness::Stopping);
         drop((answers, never));

@@ -18,6 +18,9 @@ type Labelled = Family<Vec<(&'static str, String)>, Counter>;
 /// Gauges of remotes that have something stored.
 type ByRemoteNow = Family<Vec<(&'static str, String)>, Gauge>;
 
+/// Gauges that are 0 or 1.
+type Switches = Family<Vec<(&'static str, &'static str)>, Gauge>;
+
 /// The metrics of the program.
 #[derive(Debug)]
 pub struct Metrics {
@@ -31,7 +34,8 @@ pub struct Metrics {
     cache_bytes: ByRemoteNow,
     cache_artifacts: ByRemoteNow,
     upstreams_failing: ByRemoteNow,
-    config_refused: Family<Vec<(&'static str, &'static str)>, Gauge>,
+    backend_up: Switches,
+    config_refused: Switches,
 }
 
 /// What is measured at the moment of asking.
@@ -53,6 +57,8 @@ pub struct Now {
     pub usage: BTreeMap<RemoteName, Usage>,
     /// Base URLs that keep failing, of each remote that has an upstream.
     pub failing: BTreeMap<RemoteName, usize>,
+    /// The backends, and whether each answers.
+    pub answering: Vec<(&'static str, bool)>,
 }
 
 #[derive(Debug, Default)]
@@ -128,12 +134,17 @@ impl Metrics {
             "Base URLs that keep failing and are asked only now and then, by remote",
             upstreams_failing.clone(),
         );
-        let config_refused = Family::default();
-        registry.register(
-            "config_refused",
-            "1 if the newest version of the file cannot be used, and the one before is in force",
-            config_refused.clone(),
-        );
+        let (backend_up, config_refused) = (Switches::default(), Switches::default());
+        for (name, help, family) in [
+            ("backend_up", "1 if it answers, as in /health, by backend", &backend_up),
+            (
+                "config_refused",
+                "1 if the newest version of the file cannot be used, and the one before is in force",
+                &config_refused,
+            ),
+        ] {
+            registry.register(name, help, family.clone());
+        }
         for (name, help, counter) in [
             ("fetches_resumed", "Cut bodies that went on with a Range request", &c.resumed),
             ("unstored", "Whole bodies that were not stored", &c.unstored),
@@ -174,6 +185,7 @@ impl Metrics {
             cache_bytes,
             cache_artifacts,
             upstreams_failing,
+            backend_up,
             config_refused,
         }
     }
@@ -230,6 +242,9 @@ impl Metrics {
         for (remote, count) in &now.failing {
             set_of(&self.upstreams_failing, remote, *count as u64);
         }
+        for (backend, answers) in &now.answering {
+            self.backend_up.get_or_create(&vec![("backend", backend)]).set(i64::from(*answers));
+        }
         set(&self.gauges.flights, now.flights as u64);
         set(&self.gauges.fetches_queued, now.fetches_queued as u64);
         set(&self.gauges.busy_workers, now.busy_workers as u64);
@@ -274,7 +289,8 @@ mod tests {
         let stored = BTreeMap::from([(alpine.clone(), usage(1)), (former, usage(2))]);
         metrics.render(&Now { usage: stored, ..Now::default() });
         let (usage, failing) = (BTreeMap::from([(alpine.clone(), usage(3))]), [(alpine, 1)].into());
-        let text = metrics.render(&Now { flights: 2, usage, failing, ..Now::default() });
+        let answering = vec![("blobs", true), ("index", false)];
+        let text = metrics.render(&Now { flights: 2, usage, failing, answering, ..Now::default() });
         assert!(!text.contains("former") && !text.contains("outcome=\"miss\""), "{text}");
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
@@ -284,6 +300,8 @@ mod tests {
             "artifactapi_cache_bytes{remote=\"alpine\"} 7",
             "artifactapi_cache_artifacts{remote=\"alpine\"} 3",
             "artifactapi_upstreams_failing{remote=\"alpine\"} 1",
+            "artifactapi_backend_up{backend=\"blobs\"} 1",
+            "artifactapi_backend_up{backend=\"index\"} 0",
             "artifactapi_healed_total 0",
             "artifactapi_tier_hits_total{tier=\"memory\"} 1",
             "artifactapi_tier_bytes{tier=\"memory\"} 9",

@@ -54,8 +54,6 @@ pub enum Decision {
     Revalidate,
     /// What upstream has.
     Fetch,
-    /// What upstream has, without storing it.
-    Pass,
     /// There is no such file.
     Absent,
 }
@@ -63,9 +61,6 @@ pub enum Decision {
 /// Judges a request that the remote's patterns allow.
 pub fn decide(now: SystemTime, lifetimes: &Lifetimes, facts: &Facts<'_>) -> Decision {
     let online = facts.reach == Reach::Online;
-    if facts.class == Class::Uncacheable && online {
-        return Decision::Pass;
-    }
     let Some(stored) = facts.stored else {
         return if online && !facts.absent { Decision::Fetch } else { Decision::Absent };
     };
@@ -182,7 +177,6 @@ mod tests {
         check(&lifetimes(), Facts { absent: true, ..nothing }, Decision::Absent);
         check(&lifetimes(), Facts { reach: Reach::Offline, ..nothing }, Decision::Absent);
         check(&lifetimes(), Facts { reach: Reach::Local, ..nothing }, Decision::Absent);
-        check(&lifetimes(), facts(Class::Uncacheable, None), Decision::Pass);
     }
 
     #[test]

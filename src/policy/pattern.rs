@@ -9,7 +9,7 @@
 //! It does not judge whether a pattern is a good one (unanchored, matching everything): the
 //! configuration's check does.
 
-use regex::{RegexSet, RegexSetBuilder};
+use regex::{Regex, RegexBuilder, RegexSet, RegexSetBuilder};
 
 use crate::artifact::ArtifactPath;
 use crate::formats::PackageFormat;
@@ -126,6 +126,22 @@ impl Pins {
     pub fn as_written(&self) -> &[String] {
         self.0.patterns()
     }
+}
+
+/// Bytes of a client's pattern, and of its compiled form.
+const CLIENT_BYTES_MAX: usize = 1024;
+const CLIENT_SIZE_MAX: usize = 1 << 20;
+
+/// Compiles what a client sends as `include_pattern`, which chooses among what is allowed.
+///
+/// # Errors
+/// What is wrong with it, for the client.
+pub fn of_client(text: &str) -> Result<Regex, String> {
+    if text.len() > CLIENT_BYTES_MAX {
+        return Err(format!("include_pattern is longer than {CLIENT_BYTES_MAX} bytes"));
+    }
+    let compiled = RegexBuilder::new(text).size_limit(CLIENT_SIZE_MAX).build();
+    compiled.map_err(|error| format!("include_pattern is not a regular expression: {error}"))
 }
 
 /// Whether a pattern of the set finds itself in the path, with its query or without.

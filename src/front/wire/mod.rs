@@ -65,6 +65,18 @@ impl Reply {
         self
     }
 
+    /// Adds a member to a header that is a list (RFC 9110, section 5.6.1).
+    pub fn member(mut self, name: &'static str, value: &'static str) -> Self {
+        match self.headers.iter_mut().find(|(found, _)| *found == name) {
+            Some((_, members)) => {
+                members.to_mut().push_str(", ");
+                members.to_mut().push_str(value);
+                self
+            }
+            None => self.header(name, value),
+        }
+    }
+
     /// The same reply, whose body keeps something until it is sent or given up.
     pub fn keeping(self, kept: impl Send + 'static) -> Self {
         Self { body: self.body.keeping(kept), ..self }

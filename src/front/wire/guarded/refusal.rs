@@ -133,6 +133,7 @@ pub(super) fn append_status(out: &mut Vec<u8>, status: u16) {
         504 => "Gateway Timeout",
         505 => "HTTP Version Not Supported",
         507 => "Insufficient Storage",
+        508 => "Loop Detected",
         // RFC 9112, section 4: a client ignores the phrase; it may be empty.
         _ => "",
     };
