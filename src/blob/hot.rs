@@ -165,6 +165,17 @@ impl BlobStore for HotBlobs {
         published
     }
 
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        let published = self.tier.behind.publish_new(key, sealed, about);
+        self.tier.forget(key, published.as_ref().ok());
+        published
+    }
+
     fn open(
         &self,
         key: &BlobKey,
@@ -206,6 +217,12 @@ impl BlobStore for HotBlobs {
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
         let removed = self.tier.behind.remove(key);
+        self.tier.forget(key, None);
+        removed
+    }
+
+    fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
+        let removed = self.tier.behind.remove_version(key, version);
         self.tier.forget(key, None);
         removed
     }

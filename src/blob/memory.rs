@@ -66,6 +66,21 @@ impl BlobStore for MemoryBlobs {
         Ok(version)
     }
 
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        match self.stat(key)? {
+            None => self.publish(key, sealed, about),
+            Some(BlobMeta { version, about: Some(there), .. }) if there.digest == about.digest => {
+                Ok(version)
+            }
+            Some(_) => Err(BlobError::Changed(key.clone())),
+        }
+    }
+
     fn open(
         &self,
         key: &BlobKey,

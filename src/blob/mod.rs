@@ -44,6 +44,21 @@ pub trait BlobStore: Debug + Send + Sync {
         about: &About,
     ) -> Result<BlobVersion, BlobError>;
 
+    /// As [`BlobStore::publish`], for uploads, where nothing should lie under `key`. A store that
+    /// other replicas write to refuses where other bytes do, whenever they came there before these;
+    /// one that can't tell keeps this default.
+    ///
+    /// # Errors
+    /// [`BlobError`]; [`BlobError::Changed`] where other bytes lie there.
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        self.publish(key, sealed, about)
+    }
+
     /// Returns once no loss of power can take back what was published under `key` before the
     /// call. For uploads, which exist nowhere else; a cached artifact may be lost. A store
     /// whose `publish` answers only then keeps this default.
@@ -92,6 +107,15 @@ pub trait BlobStore: Debug + Send + Sync {
     /// # Errors
     /// [`BlobError`] where the store can't answer.
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError>;
+
+    /// As [`BlobStore::remove`], of one version: where others write as well, another one that came
+    /// meanwhile stays, if the store can tell them apart.
+    ///
+    /// # Errors
+    /// [`BlobError`] where the store can't answer.
+    fn remove_version(&self, key: &BlobKey, _version: &BlobVersion) -> Result<(), BlobError> {
+        self.remove(key)
+    }
 
     /// Shows every blob, in no order, until `visit` breaks off. `visit` may call the store.
     /// Blobs that come or go meanwhile may be shown or not.

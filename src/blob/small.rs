@@ -145,6 +145,17 @@ impl BlobStore for SmallBlobs {
         published
     }
 
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        let published = self.behind.publish_new(key, sealed, about);
+        self.forget(key);
+        published
+    }
+
     fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
         self.behind.persist(key)
     }
@@ -183,6 +194,12 @@ impl BlobStore for SmallBlobs {
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
         let removed = self.behind.remove(key);
+        self.forget(key);
+        removed
+    }
+
+    fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
+        let removed = self.behind.remove_version(key, version);
         self.forget(key);
         removed
     }

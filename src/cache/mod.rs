@@ -261,7 +261,7 @@ impl Cache {
                     return found(self.pass_or_stand_in(target, key)?);
                 }
                 (Decision::Prove, Some(entry)) if target.reach() == Reach::Local => {
-                    Task::Prove(self.provable(key, entry)?)
+                    Task::Prove(self.provable(target, key, entry)?)
                 }
                 (Decision::Prove, Some(entry)) => Task::Prove(entry),
                 (Decision::Revalidate, Some(entry)) => Task::Revalidate(entry),

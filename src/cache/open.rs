@@ -74,7 +74,7 @@ impl Cache {
                 return OpenError::Store(error);
             }
             if target.reach() == Reach::Local {
-                return self.mend(key, entry, error);
+                return self.mend(target, key, entry, error);
             }
             self.counters.healed.inc();
             tracing::warn!(artifact = %key, error = chain(&error), "forgetting an entry whose blob is gone");

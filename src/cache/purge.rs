@@ -5,11 +5,12 @@
 
 use std::time::{Duration, Instant};
 
+use super::claims::Hold;
 use super::flight::{FlightWriter, Joined};
 use super::found::client_validators;
 use super::upload::{ChangeError, Precondition};
 use super::{Cache, Reach, Target};
-use crate::artifact::{ArtifactKey, ArtifactPath, Entry};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry};
 use crate::chain::chain;
 use crate::coord::{Lease, Mark};
 
@@ -23,7 +24,8 @@ const ROUNDS_MAX: usize = 4;
 pub enum Purged {
     /// It was stored, and is no more.
     Removed(Entry),
-    /// It was not stored, but remembered as absent at upstream: that is forgotten.
+    /// It was not stored, but remembered as absent at upstream, or left in the store without a row:
+    /// that is gone.
     Forgotten,
     /// There was nothing.
     Absent,
@@ -54,8 +56,13 @@ impl Cache {
             marks.clear(&key, Mark::Fresh);
         }
         for _ in 0..ROUNDS_MAX {
-            let Some(entry) = self.ports.index.get(&key).map_err(ChangeError::Index)? else {
-                return Ok(if was_absent { Purged::Forgotten } else { Purged::Absent });
+            let row = match is_local {
+                true => self.ports.index.recorded(&key),
+                false => self.ports.index.get(&key),
+            };
+            let Some(entry) = row.map_err(ChangeError::Index)? else {
+                let was_left = hold.as_ref().is_some_and(Hold::is_sole) && self.remove_left(&key)?;
+                return Ok(if was_absent || was_left { Purged::Forgotten } else { Purged::Absent });
             };
             let validators = client_validators(&entry.validators, Some(entry.digest));
             if !precondition(Some(&validators)) {
@@ -74,7 +81,11 @@ impl Cache {
                 // It is about to be replaced, or else a sweep removes it.
                 return Ok(Purged::Removed(entry));
             }
-            if let Err(error) = self.ports.blobs.remove(&entry.blob) {
+            if is_local {
+                // What is still there would come back by `reindex`, or while the index is away.
+                let removed = self.ports.blobs.remove_version(&entry.blob, &entry.version);
+                removed.map_err(ChangeError::Store)?;
+            } else if let Err(error) = self.ports.blobs.remove(&entry.blob) {
                 self.counters.blob_errors.inc();
                 tracing::warn!(artifact = %key, error = chain(&error), "a purged artifact's blob is still in the store");
             }
@@ -102,8 +113,19 @@ impl Cache {
         Some((lease, flight))
     }
 
+    /// Removes what lies under the name of a local repository without a row: what is left of an
+    /// upload, or of a removal, that broke off.
+    fn remove_left(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {
+        let blobs = &self.ports.blobs;
+        let Some(left) = blobs.stat(&BlobKey::of(key)).map_err(ChangeError::Store)? else {
+            return Ok(false);
+        };
+        blobs.remove_version(&left.key, &left.version).map_err(ChangeError::Store)?;
+        Ok(true)
+    }
+
     fn has_row(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {
-        Ok(self.ports.index.get(key).map_err(ChangeError::Index)?.is_some())
+        Ok(self.ports.index.recorded(key).map_err(ChangeError::Index)?.is_some())
     }
 }
 

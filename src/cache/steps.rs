@@ -12,7 +12,7 @@
 
 use super::prove::hash_blob;
 use super::upload::ChangeError;
-use super::{Cache, CacheError, Loss, OpenError};
+use super::{Cache, CacheError, Loss, OpenError, Target};
 use crate::artifact::{ArtifactKey, Entry};
 use crate::blob::{BlobError, BlobMeta, BlobStore};
 use crate::chain::chain;
@@ -29,8 +29,14 @@ pub(super) enum Standing {
 
 impl Cache {
     /// Holds a row against what lies under its key, and writes the row that fits to the index
-    /// if it is another one. The name must be held.
-    pub(super) fn in_step(&self, key: &ArtifactKey, entry: Entry) -> Result<Standing, ChangeError> {
+    /// if it is another one: where content may be replaced, an upload may have ended before it
+    /// wrote its row. The name must be held.
+    pub(super) fn in_step(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        entry: Entry,
+    ) -> Result<Standing, ChangeError> {
         let found = self.ports.blobs.stat(&entry.blob).map_err(ChangeError::Store)?;
         let Some(meta) = found else {
             return Ok(lost(key, &entry, Loss::Missing));
@@ -39,7 +45,10 @@ impl Cache {
             return Ok(Standing::Fits(entry));
         }
         let published = as_published(&*self.ports.blobs, key, &meta).map_err(ChangeError::Store)?;
-        let Some(published) = published else {
+        let is_meant = |published: &Entry| {
+            target.remote.allow_overwrite || published.digest == entry.digest
+        };
+        let Some(published) = published.filter(is_meant) else {
             return Ok(lost(key, &entry, Loss::Altered));
         };
         tracing::warn!(artifact = %key, "an upload ended before it wrote its row: writing it");
@@ -56,7 +65,13 @@ impl Cache {
 
     /// After an entry of a local repository could not be opened: [`OpenError::Gone`] if
     /// finding it again may help. Waits for a change of the name that is under way.
-    pub(super) fn mend(&self, key: &ArtifactKey, entry: &Entry, why: BlobError) -> OpenError {
+    pub(super) fn mend(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        entry: &Entry,
+        why: BlobError,
+    ) -> OpenError {
         let Some(_hold) = self.hold(key) else { return OpenError::Store(why) };
         let current = match self.ports.index.get(key) {
             Ok(Some(current)) if current.generation == entry.generation => current,
@@ -67,7 +82,7 @@ impl Cache {
                 return OpenError::Store(why);
             }
         };
-        match self.in_step(key, current) {
+        match self.in_step(target, key, current) {
             Ok(Standing::Fits(fitting)) if fitting.generation != entry.generation => {
                 self.counters.healed.inc();
                 OpenError::Gone
@@ -82,7 +97,12 @@ impl Cache {
     }
 
     /// An entry of a local repository that is about to be hashed: the one that fits its blob.
-    pub(super) fn provable(&self, key: &ArtifactKey, entry: Entry) -> Result<Entry, CacheError> {
+    pub(super) fn provable(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        entry: Entry,
+    ) -> Result<Entry, CacheError> {
         let failed = |error: &dyn std::error::Error| CacheError::Store(chain(error));
         let found = self.ports.blobs.stat(&entry.blob).map_err(|error| failed(&error))?;
         if found.is_some_and(|meta| meta.version == entry.version) {
@@ -91,7 +111,7 @@ impl Cache {
         let _hold = self.hold(key).ok_or_else(|| failed(&ChangeError::Busy))?;
         let current = self.ports.index.get(key).map_err(|error| failed(&error))?;
         let current = current.ok_or(CacheError::Absent)?;
-        match self.in_step(key, current).map_err(|error| failed(&error))? {
+        match self.in_step(target, key, current).map_err(|error| failed(&error))? {
             Standing::Fits(fitting) => Ok(fitting),
             Standing::Lost(loss) => Err(CacheError::Lost(loss)),
         }

@@ -77,6 +77,26 @@ enum Replacing {
     Refused,
 }
 
+/// What an upload is stored over.
+#[derive(Debug, Clone, Copy)]
+enum Over<'a> {
+    /// Nothing is there.
+    Nothing,
+    /// A row whose bytes are lost.
+    Row(&'a Entry),
+    /// A row and bytes.
+    Bytes(&'a Entry),
+}
+
+impl<'a> Over<'a> {
+    fn row(self) -> Option<&'a Entry> {
+        match self {
+            Self::Nothing => None,
+            Self::Row(entry) | Self::Bytes(entry) => Some(entry),
+        }
+    }
+}
+
 /// Whether a change may go on, given the validators of what stands there now, if anything does.
 pub type Precondition<'a> = &'a dyn Fn(Option<&Validators>) -> bool;
 
@@ -120,7 +140,7 @@ impl Cache {
         path: &ArtifactPath,
     ) -> Result<Option<Validators>, ChangeError> {
         let key = target.key(path.clone());
-        let entry = self.ports.index.get(&key).map_err(ChangeError::Index)?;
+        let entry = self.ports.index.recorded(&key).map_err(ChangeError::Index)?;
         Ok(entry.map(|entry| client_validators(&entry.validators, Some(entry.digest))))
     }
 
@@ -192,14 +212,14 @@ impl Cache {
         let replacing =
             if target.remote.allow_overwrite { Replacing::Allowed } else { Replacing::Refused };
         let hold = self.hold(&key).ok_or(ChangeError::Busy)?;
-        let stored = self.ports.index.get(&key).map_err(ChangeError::Index)?;
+        let stored = self.ports.index.recorded(&key).map_err(ChangeError::Index)?;
         let validators =
             stored.as_ref().map(|entry| client_validators(&entry.validators, Some(entry.digest)));
         if !(upload.precondition)(validators.as_ref()) {
             return Err(ChangeError::Precondition);
         }
         let standing = match stored.clone() {
-            Some(entry) => match self.in_step(&key, entry.clone())? {
+            Some(entry) => match self.in_step(target, &key, entry.clone())? {
                 Standing::Fits(entry) => Some(entry),
                 // A row whose blob is lost holds nothing that could be kept or replaced.
                 Standing::Lost(Loss::Missing) => None,
@@ -220,8 +240,12 @@ impl Cache {
             }
             _ => {}
         }
-        let row = standing.as_ref().or(stored.as_ref());
-        let entry = self.publish(&hold, &key, sealed, &upload, row)?;
+        let over = match (&standing, &stored) {
+            (Some(entry), _) => Over::Bytes(entry),
+            (None, Some(entry)) => Over::Row(entry),
+            (None, None) => Over::Nothing,
+        };
+        let entry = self.publish(&hold, &key, (sealed, &upload), over, replacing)?;
         Ok(match standing {
             Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
@@ -233,36 +257,54 @@ impl Cache {
         &self,
         hold: &Hold<'_>,
         key: &ArtifactKey,
-        sealed: &SealedFile,
-        upload: &Upload<'_>,
-        stored: Option<&Entry>,
+        (sealed, upload): (&SealedFile, &Upload<'_>),
+        over: Over<'_>,
+        replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
         let (blob, stored_at) = (BlobKey::of(key), self.ports.clock.now());
         let about = about(key.clone(), sealed.digest(), upload, stored_at);
         let blobs = &self.ports.blobs;
         let published = hold.during(|| {
-            let version = blobs.publish(&blob, sealed, &about)?;
-            blobs.persist(&blob).map(|()| version)
+            let version = match over {
+                Over::Bytes(_) => blobs.publish(&blob, sealed, &about),
+                Over::Nothing | Over::Row(_) => match blobs.publish_new(&blob, sealed, &about) {
+                    // What an upload left that ended before it wrote its row.
+                    Err(BlobError::Changed(_)) if hold.is_sole() => {
+                        blobs.publish(&blob, sealed, &about)
+                    }
+                    published => published,
+                },
+            };
+            version.and_then(|version| blobs.persist(&blob).map(|()| version))
         });
-        let version = published.map_err(|error| {
-            // Another replica's upload may lie there otherwise.
-            if stored.is_none() && hold.is_sole() {
-                self.remove_unrecorded(&blob);
+        let version = match published {
+            Ok(version) => version,
+            Err(BlobError::Changed(_)) => return Err(self.overtaken(key, sealed.digest())?),
+            Err(error) => {
+                // Another replica's upload may lie there otherwise.
+                if matches!(over, Over::Nothing) && hold.is_sole() {
+                    self.remove_unrecorded(&blob);
+                }
+                return Err(ChangeError::Store(error));
             }
-            ChangeError::Store(error)
-        })?;
+        };
         let entry = about.entry(blob, version, sealed.len());
-        let entry = self.record_upload(key, entry, stored)?;
+        let entry = self.record_upload(key, entry, over, replacing)?;
         self.ports.index.persist().map_err(ChangeError::Index)?;
         if !hold.is_sole() && !self.is_under_its_key(&entry)? {
             // Another replica published over these bytes; whose row stands there has won.
-            let winner = self.ports.index.get(key).map_err(ChangeError::Index)?;
-            return Err(match winner.filter(|winner| winner.digest != entry.digest) {
-                Some(winner) => ChangeError::Conflict(winner.digest),
-                None => ChangeError::Busy,
-            });
+            return Err(self.overtaken(key, entry.digest)?);
         }
         Ok(entry)
+    }
+
+    /// What to answer where another replica was quicker.
+    fn overtaken(&self, key: &ArtifactKey, digest: Digest) -> Result<ChangeError, ChangeError> {
+        let winner = self.ports.index.recorded(key).map_err(ChangeError::Index)?;
+        Ok(match winner.filter(|winner| winner.digest != digest) {
+            Some(winner) => ChangeError::Conflict(winner.digest),
+            None => ChangeError::Busy,
+        })
     }
 
     /// Writes the row of an upload that was just published.
@@ -270,18 +312,19 @@ impl Cache {
         &self,
         key: &ArtifactKey,
         entry: Entry,
-        stored: Option<&Entry>,
+        over: Over<'_>,
+        replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
-        let mut replaces = stored.map(|stored| stored.generation);
+        let mut replaces = over.row().map(|row| row.generation);
         for _ in 0..PUTS_MAX {
             match self.ports.index.put(key, &entry, replaces).map_err(ChangeError::Index)? {
                 Put::Stored(generation) => return Ok(Entry { generation, ..entry }),
                 Put::Superseded(newer) => {
-                    // Proving a row changes it too, and so does an upload at another replica.
-                    // If that one's bytes lie under the key, it has won.
+                    // Proving a row changes it too, and so does an upload at another replica. That
+                    // one has won where content stays, or where its bytes lie under the key.
                     if let Some(newer) = &newer
                         && newer.digest != entry.digest
-                        && !self.is_under_its_key(&entry)?
+                        && (replacing == Replacing::Refused || !self.is_under_its_key(&entry)?)
                     {
                         return Err(ChangeError::Conflict(newer.digest));
                     }

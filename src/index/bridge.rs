@@ -174,6 +174,10 @@ impl ArtifactIndex for BridgedIndex {
         })
     }
 
+    fn recorded(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
+        self.index.recorded(key)
+    }
+
     fn put(
         &self,
         key: &ArtifactKey,

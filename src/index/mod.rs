@@ -28,6 +28,15 @@ pub trait ArtifactIndex: Debug + Send + Sync {
     /// [`IndexError`] where the index can't answer.
     fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError>;
 
+    /// The row of an artifact as the index itself has it, never what stands in for it while it is
+    /// away: for what must not be decided without it.
+    ///
+    /// # Errors
+    /// [`IndexError`] where the index can't answer.
+    fn recorded(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
+        self.get(key)
+    }
+
     /// Writes a row, if the one it `replaces` (a generation that was read; `None` for "there
     /// was none") is still the one that stands there. `entry.generation` is ignored: the
     /// stored row's is given back, and no row of the artifact had it before. Times are kept to

@@ -9,7 +9,7 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, LAST_MODIFIED, RANGE};
+use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
 use http::{Method, Response, StatusCode};
 use ureq::BodyReader;
 
@@ -112,24 +112,29 @@ impl BlobStore for S3Store {
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        let inner = &self.inner;
-        let described = about::headers(about);
-        let etag = inner
-            .with_bucket(|| {
-                if sealed.len() <= inner.single_put_bytes_max {
-                    inner.put(key, sealed, described.clone())
-                } else {
-                    inner.put_parts(key, sealed, described.clone())
-                }
-            })
-            .map_err(|error| blob_error("publish", key, error))?;
-        if let Some(etag) = etag {
-            return Ok(version(&etag));
+        match self.inner.write(key, sealed, about, &HeaderMap::new()) {
+            Ok(Some(etag)) => Ok(version(&etag)),
+            // Some servers name no ETag.
+            Ok(None) => self.inner.written(key, sealed),
+            Err(error) => Err(blob_error("publish", key, error)),
         }
-        // Some servers name no ETag; what is there now is ours if it has our digest.
-        match self.stat(key)? {
-            Some(meta) if is_of(&meta, sealed) => Ok(meta.version),
-            _ => Err(BlobError::Changed(key.clone())),
+    }
+
+    /// By `If-None-Match: *`, which AWS, SeaweedFS and, but for objects in parts, Ceph honour. A
+    /// server that does not know it takes the object as any other.
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        let only_new = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("*"))]);
+        match self.inner.write(key, sealed, about, &only_new) {
+            Ok(Some(etag)) => Ok(version(&etag)),
+            // Of a first attempt whose answer was lost, or the same bytes of somebody else.
+            Ok(None) | Err(S3Error::Refused { status: 412, .. }) => self.inner.written(key, sealed),
+            Err(S3Error::Refused { status: 501, .. }) => self.publish(key, sealed, about),
+            Err(error) => Err(blob_error("publish", key, error)),
         }
     }
 
@@ -164,6 +169,19 @@ impl BlobStore for S3Store {
         let call = Call::new(Method::DELETE, Some(key.as_str()));
         match self.inner.client.call(&call).and_then(finish) {
             Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
+            outcome => outcome.map_err(|error| blob_error("remove", key, error)),
+        }
+    }
+
+    /// By `If-Match`, so that a request that was given up and is done late removes nothing that came
+    /// after it. Servers that do not know it remove whatever is there.
+    fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
+        let mut call = Call::new(Method::DELETE, Some(key.as_str()));
+        call.headers.insert(IF_MATCH, if_match("remove", key, version)?);
+        match self.inner.client.call(&call).and_then(finish) {
+            Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
+            Err(S3Error::Refused { status: 412, .. }) => Ok(()),
+            Err(S3Error::Refused { status: 501, .. }) => self.remove(key),
             outcome => outcome.map_err(|error| blob_error("remove", key, error)),
         }
     }
@@ -206,12 +224,41 @@ impl BlobStore for S3Store {
 }
 
 impl Inner {
+    /// Writes an object where `conditions` hold; gives its ETag, where the answer names it.
+    fn write(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+        conditions: &HeaderMap,
+    ) -> Result<Option<String>, S3Error> {
+        let described = about::headers(about);
+        self.with_bucket(|| {
+            let described = described.clone();
+            if sealed.len() <= self.single_put_bytes_max {
+                self.put(key, sealed, described, conditions)
+            } else {
+                self.put_parts(key, sealed, described, conditions)
+            }
+        })
+    }
+
+    /// The version that lies under a key, if it has the digest of what was to be written there.
+    fn written(&self, key: &BlobKey, sealed: &SealedFile) -> Result<BlobVersion, BlobError> {
+        match self.head(key).map_err(|error| blob_error("look up", key, error))? {
+            Some(meta) if is_of(&meta, sealed) => Ok(meta.version),
+            _ => Err(BlobError::Changed(key.clone())),
+        }
+    }
+
     fn put(
         &self,
         key: &BlobKey,
         sealed: &SealedFile,
-        described: HeaderMap,
+        mut described: HeaderMap,
+        conditions: &HeaderMap,
     ) -> Result<Option<String>, S3Error> {
+        described.extend(conditions.clone());
         let response = self.client.call(&Call {
             headers: described,
             payload: Payload::Region { file: sealed.file(), offset: 0, len: sealed.len() },
@@ -227,6 +274,7 @@ impl Inner {
         key: &BlobKey,
         sealed: &SealedFile,
         described: HeaderMap,
+        conditions: &HeaderMap,
     ) -> Result<Option<String>, S3Error> {
         let mut upload = Upload::begin(&self.client, key.as_str(), described)?;
         let part_bytes = part_bytes(sealed.len(), self.part_bytes);
@@ -236,7 +284,7 @@ impl Inner {
             upload.part(sealed, offset, len)?;
             offset += len;
         }
-        match upload.complete() {
+        match upload.complete(conditions) {
             // The answer was lost, perhaps behind success.
             Err(error) if error.status().is_none() => match self.head(key) {
                 Ok(Some(meta)) if is_of(&meta, sealed) => Ok(Some(meta.version.0)),
@@ -274,13 +322,9 @@ impl Inner {
     ) -> Result<BodyReader<'static>, BlobError> {
         let mut call = Call::new(Method::GET, Some(key.as_str()));
         let last = range.end - 1;
-        let header = |text: String| {
-            HeaderValue::try_from(text).map_err(|error| {
-                blob_error("open", key, S3Error::Request(SignError::Header(error)))
-            })
-        };
-        call.headers.insert(RANGE, header(format!("bytes={}-{last}", range.start))?);
-        call.headers.insert(IF_MATCH, header(format!("\"{}\"", version.0))?);
+        let range_wanted = header("open", key, format!("bytes={}-{last}", range.start))?;
+        call.headers.insert(RANGE, range_wanted);
+        call.headers.insert(IF_MATCH, if_match("open", key, version)?);
         let response = self.client.call(&call).map_err(|error| blob_error("open", key, error))?;
         check_range(key, &response, &range)?;
         Ok(response.into_body().into_reader())
@@ -341,6 +385,19 @@ impl Inner {
 fn is_of(meta: &BlobMeta, sealed: &SealedFile) -> bool {
     meta.size == sealed.len()
         && meta.about.as_ref().is_some_and(|about| about.digest == sealed.digest())
+}
+
+fn if_match(
+    operation: &'static str,
+    key: &BlobKey,
+    version: &BlobVersion,
+) -> Result<HeaderValue, BlobError> {
+    header(operation, key, format!("\"{}\"", version.0))
+}
+
+fn header(operation: &'static str, key: &BlobKey, text: String) -> Result<HeaderValue, BlobError> {
+    HeaderValue::try_from(text)
+        .map_err(|error| blob_error(operation, key, S3Error::Request(SignError::Header(error))))
 }
 
 /// Holds what an answer promises against what was asked for.

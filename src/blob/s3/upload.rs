@@ -69,11 +69,13 @@ impl<'a> Upload<'a> {
         Ok(())
     }
 
-    /// Makes the parts one object; gives its ETag, where the answer names it.
-    pub(super) fn complete(mut self) -> Result<Option<String>, S3Error> {
+    /// Makes the parts one object, where `conditions` hold; gives its ETag, where the answer names
+    /// it.
+    pub(super) fn complete(mut self, conditions: &HeaderMap) -> Result<Option<String>, S3Error> {
         let request = answer::complete_request(&self.etags);
         let response = self.client.call(&Call {
             query: &[("uploadId", &self.id)],
+            headers: conditions.clone(),
             payload: Payload::Bytes(request.as_bytes()),
             repeat: Repeat::Unsafe,
             ..Call::new(Method::POST, Some(self.key))

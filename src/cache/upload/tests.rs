@@ -28,9 +28,26 @@ struct Watched {
     index: MemoryIndex,
     calls: Mutex<Vec<&'static str>>,
     failing: Mutex<Option<&'static str>>,
+    /// What happens once in the middle of the next publish.
+    meanwhile: Mutex<Option<Meanwhile>>,
+}
+
+struct Meanwhile(Box<dyn FnOnce() + Send>);
+
+impl std::fmt::Debug for Meanwhile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Meanwhile")
+    }
 }
 
 impl Watched {
+    fn under_way(&self) {
+        let meanwhile = self.meanwhile.lock().unwrap().take();
+        if let Some(Meanwhile(happens)) = meanwhile {
+            happens();
+        }
+    }
+
     /// Whether a step is to go on.
     fn step(&self, name: &'static str) -> bool {
         self.calls.lock().unwrap().push(name);
@@ -60,15 +77,20 @@ impl BlobStore for Blobs {
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
+        self.0.under_way();
         self.0.blob_step("publish", key)?;
-        let version = self.0.blobs.publish(key, sealed, about)?;
-        if *self.0.failing.lock().unwrap() == Some("answer that it is published") {
-            // What lies there is another replica's by now.
-            let entry = about.clone().entry(key.clone(), version, sealed.len());
-            self.0.index.put(&about.artifact, &entry, None).unwrap();
-            return Err(BlobError::Changed(key.clone()));
-        }
-        Ok(version)
+        self.0.blobs.publish(key, sealed, about)
+    }
+
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        self.0.under_way();
+        self.0.blob_step("publish", key)?;
+        self.0.blobs.publish_new(key, sealed, about)
     }
 
     fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
@@ -157,8 +179,8 @@ impl ArtifactIndex for Index {
 /// Some replicas over one store and one index.
 struct World {
     watched: Arc<Watched>,
-    replicas: Vec<Cache>,
-    target: Target,
+    replicas: Vec<Arc<Cache>>,
+    target: Arc<Target>,
     staging: Staging,
     _folder: tempfile::TempDir,
 }
@@ -181,26 +203,30 @@ impl World {
         let around = Around { regex_size_max: 1 << 20, env: &|_| None };
         let (remotes, _) = parse(&yaml, "remotes.yaml", &around).unwrap();
         let remote = remotes.by_name.values().next().unwrap().clone();
-        let target = Target { remote, upstream: None };
+        let target = Arc::new(Target { remote, upstream: None });
         let bounds = CacheBounds {
             fetch_threads: 1,
             fetch_queue_max: 4,
             lease_ttl: Duration::from_secs(20),
         };
-        let replicas = (0..replicas).map(|_| Cache::new(ports.clone(), &bounds)).collect();
+        let replicas = (0..replicas).map(|_| Arc::new(Cache::new(ports.clone(), &bounds))).collect();
         Self { watched, replicas, target, staging, _folder: folder }
     }
 
     fn put(&self, replica: usize, content: &[u8]) -> Result<Uploaded, ChangeError> {
-        let cache = &self.replicas[replica];
-        let sealed = cache.stage(&mut &*content, Expect::default(), 1 << 20)?;
-        let upload = Upload {
-            content_type: None,
-            content_encoding: None,
-            last_modified: "Thu, 01 Jan 2026 00:00:00 GMT".to_owned(),
-            precondition: &|_| true,
+        put(&self.replicas[replica], &self.target, content)
+    }
+
+    /// In the middle of the next publish, another replica uploads this, which succeeds; then a
+    /// step fails.
+    fn meanwhile(&self, content: &'static [u8], failing: Option<&'static str>) {
+        let (cache, target) = (Arc::clone(&self.replicas[1]), Arc::clone(&self.target));
+        let watched = Arc::clone(&self.watched);
+        let upload = move || {
+            assert!(matches!(put(&cache, &target, content), Ok(Uploaded::Created(_))));
+            *watched.failing.lock().unwrap() = failing;
         };
-        cache.upload(&self.target, &path(), &sealed, upload)
+        *self.watched.meanwhile.lock().unwrap() = Some(Meanwhile(Box::new(upload)));
     }
 
     fn get(&self) -> Result<Vec<u8>, String> {
@@ -241,6 +267,17 @@ impl World {
             .unwrap();
         count
     }
+}
+
+fn put(cache: &Cache, target: &Target, content: &[u8]) -> Result<Uploaded, ChangeError> {
+    let sealed = cache.stage(&mut &*content, Expect::default(), 1 << 20)?;
+    let upload = Upload {
+        content_type: None,
+        content_encoding: None,
+        last_modified: "Thu, 01 Jan 2026 00:00:00 GMT".to_owned(),
+        precondition: &|_| true,
+    };
+    cache.upload(target, &path(), &sealed, upload)
 }
 
 fn path() -> ArtifactPath {
@@ -420,10 +457,67 @@ fn without_leases_racing_replicas_still_leave_one_content_whole() {
 
 #[test]
 fn without_leases_who_fails_takes_nothing_away_from_who_succeeded() {
-    let world = World::new("description: x", 1, Some(Arc::new(NoLeases)));
-    world.fail(Some("answer that it is published"));
-    assert!(matches!(world.put(0, b"one"), Err(ChangeError::Store(_))));
+    for content in [&b"two"[..], b"one"] {
+        let world = World::new("description: x", 2, Some(Arc::new(NoLeases)));
+        world.meanwhile(b"one", Some("publish"));
+        assert!(matches!(world.put(0, content), Err(ChangeError::Store(_))));
+        assert_eq!(world.get().unwrap(), b"one");
+    }
+}
+
+#[test]
+fn without_leases_a_name_keeps_the_content_that_was_acknowledged() {
+    let world = World::new("description: x", 2, Some(Arc::new(NoLeases)));
+    world.meanwhile(b"one", None);
+    let late = world.put(0, b"two").unwrap_err();
+    assert!(matches!(late, ChangeError::Conflict(d) if d == Digest::of(b"one")), "{late:?}");
     assert_eq!(world.get().unwrap(), b"one");
+
+    let world = World::new("description: x", 2, Some(Arc::new(NoLeases)));
+    world.meanwhile(b"one", None);
+    assert!(matches!(world.put(0, b"one"), Ok(Uploaded::Created(_))));
+    assert_eq!(world.get().unwrap(), b"one");
+}
+
+#[test]
+fn what_an_upload_left_before_its_row_is_no_obstacle() {
+    let world = World::new("description: x", 1, None);
+    world.fail(Some("put"));
+    assert!(matches!(world.put(0, b"one"), Err(ChangeError::Index(_))));
+    world.fail(None);
+    assert_eq!(world.blob_count(), 1);
+    assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
+    assert_eq!(world.get().unwrap(), b"two");
+}
+
+#[test]
+fn an_object_that_came_late_is_not_served_in_place_of_what_was_acknowledged() {
+    let world = World::new("description: x", 1, None);
+    world.put(0, b"one").unwrap();
+    // A request to the store that was given up long ago.
+    let cache = &world.replicas[0];
+    let sealed = cache.stage(&mut &b"two"[..], Expect::default(), 1 << 20).unwrap();
+    let about = world.watched.blobs.stat(&BlobKey::of(&key())).unwrap().unwrap().about.unwrap();
+    let about = About { digest: sealed.digest(), ..about };
+    world.watched.blobs.publish(&BlobKey::of(&key()), &sealed, &about).unwrap();
+    let lost = world.get().unwrap_err();
+    assert!(lost.contains("not those that were uploaded"), "{lost}");
+    assert!(matches!(world.put(0, b"one"), Ok(Uploaded::Same(_))));
+    assert_eq!(world.get().unwrap(), b"one");
+}
+
+#[test]
+fn a_removal_that_may_have_failed_says_so_and_can_be_repeated() {
+    let world = World::new("description: x", 1, None);
+    world.put(0, b"one").unwrap();
+    let purge = || world.replicas[0].purge(&world.target, &path(), &|_| true);
+    world.fail(Some("remove blob"));
+    assert!(matches!(purge(), Err(ChangeError::Store(_))));
+    assert!(matches!(purge(), Err(ChangeError::Store(_))));
+    world.fail(None);
+    assert!(matches!(purge(), Ok(Purged::Forgotten)));
+    assert_eq!(world.blob_count(), 0);
+    assert!(matches!(purge(), Ok(Purged::Absent)));
 }
 
 #[test]
