@@ -98,21 +98,22 @@ impl fmt::Display for RemoteName {
 /// ```
 /// use artifactapi::artifact::ArtifactPath;
 /// for trick in ["../x", "a/%2e%2e/x", "a/%252e%252e/x", "a/./x", "a//x", "a%00b", "a\\b", "a%5cb",
-///               "http://h/x", "http:%2f%2fh/x", "a%0d%0ab", "", "/x", "a%zz", "a%", "%ff"] {
+///               "http://h/x", "http:%2f%2fh/x", "a%0d%0ab", "/", "/x", "a%zz", "a%", "%ff"] {
 ///     assert!(ArtifactPath::from_request(trick, None).is_err(), "{trick}");
 /// }
 /// ```
 ///
-/// A query takes part in the identity, behind the first `?`, as it was sent.
+/// A query takes part in the identity, behind the first `?`, as it was sent. The empty path is the
+/// remote's own folder.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ArtifactPath(String);
 
 /// Why a path was refused; the text is for the client and names the fix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 pub enum BadPath {
-    /// Nothing follows the remote's name.
-    #[error("the path is empty: ask for /api/<remote>/<path>")]
-    Empty,
+    /// Not even a slash follows the remote's name.
+    #[error("the path is missing: ask for /api/<remote>/<path>, or /api/<remote>/ for its folder")]
+    Missing,
     /// Longer than [`ARTIFACT_PATH_MAX`].
     #[error("the path, with its query, is longer than 4096 bytes")]
     TooLong,
@@ -149,9 +150,6 @@ impl ArtifactPath {
     /// # Errors
     /// [`BadPath`], which a client sees as a 400.
     pub fn from_request(raw_path: &str, query: Option<&str>) -> Result<Self, BadPath> {
-        if raw_path.is_empty() {
-            return Err(BadPath::Empty);
-        }
         if raw_path.len() > 3 * ARTIFACT_PATH_MAX {
             return Err(BadPath::TooLong);
         }
@@ -184,7 +182,7 @@ impl ArtifactPath {
         }
         let path = canonical.split_once('?').map_or(canonical.as_str(), |(path, _)| path);
         if path.is_empty() {
-            return Err(BadPath::Empty);
+            return Ok(Self(canonical));
         }
         let folder = path.strip_suffix('/').unwrap_or(path);
         for (at, segment) in folder.split('/').enumerate() {
@@ -206,8 +204,7 @@ impl ArtifactPath {
         Ok(Self(canonical))
     }
 
-    /// The remote's own folder, which no request can name: only for asking upstream what it
-    /// lists there.
+    /// The remote's own folder.
     pub fn root() -> Self {
         Self(String::new())
     }
@@ -222,7 +219,7 @@ impl ArtifactPath {
         self.0.split_once('?').map_or(self.0.as_str(), |(path, _)| path)
     }
 
-    /// The last segment; empty for a path that ends in `/`.
+    /// The last segment; empty for a folder.
     pub fn file_name(&self) -> &str {
         let path = self.without_query();
         path.rsplit_once('/').map_or(path, |(_, name)| name)
@@ -568,7 +565,6 @@ mod tests {
         let check = |raw: &str, why: BadPath| {
             assert_eq!(ArtifactPath::from_request(raw, None), Err(why), "{raw:?}");
         };
-        check("", BadPath::Empty);
         check("a/../b", BadPath::DotSegment);
         check("a/%2E%2e/b", BadPath::DotSegment);
         check("a/.%2e/b", BadPath::DotSegment);

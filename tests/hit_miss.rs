@@ -457,6 +457,24 @@ fn caches_in_between_ask_each_time_about_what_may_change() {
 }
 
 #[test]
+fn the_folder_of_a_remote_is_had_like_any_other() {
+    let upstream = Upstream::start();
+    upstream.serve("/", Answer::file(b"<a href=\"a\">a</a>").header("Content-Type", "text/html"));
+    let remote = Remote::at(&upstream);
+    let server = Setup::files(remote).with_uploads().start();
+    for outcome in ["remote", "cache"] {
+        let answer = server.get("/api/files/");
+        answer.expect(200, b"<a href=\"a\">a</a>");
+        answer.expect_header("x-artifact-source", outcome);
+        answer.expect_header("content-type", "text/html");
+        eventually("it is stored", || server.blob_files().len() == 1);
+    }
+    server.get("/artifacts/files").expect_status(200);
+    server.get("/api/files").expect_error(400);
+    server.get("/api/own/").expect_error(404);
+}
+
+#[test]
 fn stored_files_lie_under_predictable_keys() {
     let upstream = Upstream::start();
     upstream.serve("/v3.20/main/x86_64/curl-8.9.0-r0.apk", Answer::file(b"bytes"));

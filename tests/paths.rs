@@ -191,7 +191,6 @@ fn tricks_with_the_remotes_name_find_no_remote() {
             b"/api/files%00/a",
             b"/api/files%2fa",
             b"/api/files",
-            b"/api/files/",
             b"/api/",
             b"/api",
             b"/API/files/a",

@@ -34,17 +34,13 @@ impl MemoryBlobs {
         Self::default()
     }
 
-    fn table(&self) -> MutexGuard<'_, Table> {
-        self.table.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl BlobStore for MemoryBlobs {
-    fn publish(
+    /// Puts bytes in place, unless `judge` says of what lies there that it stays.
+    fn put(
         &self,
         key: &BlobKey,
         sealed: &SealedFile,
         about: &About,
+        judge: impl FnOnce(&BlobMeta) -> Result<Option<BlobVersion>, BlobError>,
     ) -> Result<BlobVersion, BlobError> {
         let mut bytes = vec![0; sealed.len() as usize];
         sealed.file().read_exact_at(&mut bytes, 0).map_err(|source| BlobError::Unavailable {
@@ -53,6 +49,11 @@ impl BlobStore for MemoryBlobs {
             source: source.into(),
         })?;
         let mut table = self.table();
+        if let Some((_, there)) = table.blobs.get(key)
+            && let Some(version) = judge(there)?
+        {
+            return Ok(version);
+        }
         table.published += 1;
         let version = BlobVersion(table.published.to_string());
         let meta = BlobMeta {
@@ -66,19 +67,34 @@ impl BlobStore for MemoryBlobs {
         Ok(version)
     }
 
+    fn table(&self) -> MutexGuard<'_, Table> {
+        self.table.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl BlobStore for MemoryBlobs {
+    fn publish(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        self.put(key, sealed, about, |_| Ok(None))
+    }
+
     fn publish_new(
         &self,
         key: &BlobKey,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        match self.stat(key)? {
-            None => self.publish(key, sealed, about),
-            Some(BlobMeta { version, about: Some(there), .. }) if there.digest == about.digest => {
-                Ok(version)
+        self.put(key, sealed, about, |there| {
+            let is_same = |there: &About| there.digest == about.digest;
+            match there.about.as_ref().is_some_and(is_same) {
+                true => Ok(Some(there.version.clone())),
+                false => Err(BlobError::Changed(key.clone())),
             }
-            Some(_) => Err(BlobError::Changed(key.clone())),
-        }
+        })
     }
 
     fn open(

@@ -15,8 +15,9 @@ use super::space::Space;
 use super::unread::Unread;
 use super::versions::{condition_of, confirms, part_of};
 use super::{FetchError, Ports};
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
+use crate::body::read_to_vec;
 use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Held, Lease, Mark};
@@ -35,6 +36,8 @@ const READ_BYTES_MAX: usize = 256 << 10;
 const SETTLES_AFTER: Duration = Duration::from_secs(60);
 /// How long what is fetched or confirmed meanwhile is fresh, at most.
 const UNSETTLED_TTL: Duration = Duration::from_secs(5);
+/// The longest head that is read for what it states of its members, in bytes.
+const STATING_BYTES_MAX: u64 = 8 << 20;
 /// A head that was confirmed before that may have changed unnoticed.
 const CONFIRMED_LATELY: Duration = Duration::from_secs(10);
 /// How often one body that was cut is continued.
@@ -145,7 +148,9 @@ impl Fetcher {
         }
         let began = Instant::now();
         counters::of(&self.counters.fetches, &fetch.key.remote).inc();
-        let unless = fetch.stored.as_ref().and_then(condition_of);
+        let is_doubted = fetch.class == Class::Head
+            && self.ports.freshness.remaining(fetch.key, Mark::Doubted).is_some();
+        let unless = fetch.stored.as_ref().filter(|_| !is_doubted).and_then(condition_of);
         let request = UpstreamRequest { path: &fetch.key.path, unless, part: None };
         let reply = match (fetch.upstream.get(&request)?, &fetch.stored) {
             (UpstreamReply::NotModified(head), Some(stored))
@@ -185,6 +190,10 @@ impl Fetcher {
                     End::Stored(_) => "stored",
                     _ => "not stored",
                 };
+                if let (End::Unstored, Some(stored)) = (&end, &fetch.stored) {
+                    // Clients have seen something newer.
+                    self.ports.freshness.clear(fetch.key, Mark::Fresh(stored.digest));
+                }
                 log_fetch(&fetch, what, bytes, head_ms, began);
                 Ok(end)
             }
@@ -408,13 +417,14 @@ impl Fetcher {
                 return End::Unstored;
             }
         };
-        let entry =
-            Entry { head: fetch.writer.member_of(), ..about.entry(blob, version, sealed.len()) };
+        let fits = self.fits_head(fetch, about.digest);
+        let head = fetch.writer.member_of().filter(|_| fits != Some(false));
+        let entry = Entry { head, ..about.entry(blob, version, sealed.len()) };
         match self.record(key, entry, fetch.stored.as_ref()) {
             Some(entry) => {
                 room.fill();
-                self.mark_unsettled(fetch, &entry);
-                self.mark_fresh(fetch);
+                self.mark_unsettled(fetch, &entry, fits);
+                self.mark_fresh(fetch, entry.digest);
                 End::Stored(entry)
             }
             None => {
@@ -442,7 +452,9 @@ impl Fetcher {
                 }
                 Ok(Put::Superseded(Some(other))) => {
                     tracing::warn!(artifact = %key, "two replicas stored different bytes; forgetting both");
-                    self.ports.freshness.clear(key, Mark::Fresh);
+                    for digest in [other.digest, entry.digest] {
+                        self.ports.freshness.clear(key, Mark::Fresh(digest));
+                    }
                     match self.ports.index.remove(key, other.generation) {
                         Ok(true) => return None,
                         // It changed once more: look again.
@@ -465,6 +477,12 @@ impl Fetcher {
 
     /// Records that upstream confirmed the stored copy.
     fn renew(&self, fetch: &Fetch<'_>, stored: Entry, head: &UpstreamHead) -> Entry {
+        let fits = self.fits_head(fetch, stored.digest);
+        if fits == Some(false)
+            && let Some((head, entry)) = self.head_of(fetch)
+        {
+            self.doubt(&head, entry.digest);
+        }
         let confirmed = Entry {
             validated_at: self.ports.clock.now(),
             // RFC 9111, section 3.2: what a 304 says replaces what is stored.
@@ -476,12 +494,12 @@ impl Fetcher {
                     .clone()
                     .or(stored.validators.last_modified),
             },
-            head: fetch.writer.member_of(),
+            head: fetch.writer.member_of().filter(|_| fits != Some(false)),
             ..stored
         };
         match self.ports.index.put(fetch.key, &confirmed, Some(confirmed.generation)) {
             Ok(Put::Stored(generation)) => {
-                self.mark_fresh(fetch);
+                self.mark_fresh(fetch, confirmed.digest);
                 Entry { generation, ..confirmed }
             }
             // Somebody stored or confirmed something newer: that is what stands there now.
@@ -494,9 +512,13 @@ impl Fetcher {
         }
     }
 
-    fn mark_fresh(&self, fetch: &Fetch<'_>) {
+    fn mark_fresh(&self, fetch: &Fetch<'_>, digest: Digest) {
         if fetch.class != Class::Immutable && !fetch.remote.lifetimes.index_ttl.is_zero() {
-            self.ports.freshness.set(fetch.key, Mark::Fresh, self.lifetime(fetch));
+            let lifetime = self.lifetime(fetch);
+            self.ports.freshness.set(fetch.key, Mark::Fresh(digest), lifetime);
+            if fetch.class == Class::Head {
+                self.ports.freshness.clear(fetch.key, Mark::Doubted);
+            }
         }
         if !fetch.remote.lifetimes.negative_ttl.is_zero() {
             self.ports.freshness.clear(fetch.key, Mark::Absent);
@@ -505,7 +527,7 @@ impl Fetcher {
 
     /// Publications take their time: while a head and its members change upstream, what comes of
     /// them may not fit together. So what is fetched or confirmed then is fresh for moments only.
-    fn mark_unsettled(&self, fetch: &Fetch<'_>, entry: &Entry) {
+    fn mark_unsettled(&self, fetch: &Fetch<'_>, entry: &Entry, fits: Option<bool>) {
         let before = fetch.stored.as_ref().filter(|before| before.digest != entry.digest);
         match fetch.class {
             Class::Head if before.is_some() => {
@@ -515,18 +537,42 @@ impl Fetcher {
                 let Some((key, head)) = self.head_of(fetch) else { return };
                 let confirmed = self.ports.clock.now().duration_since(head.validated_at);
                 // Upstream's head may be another by now.
-                let is_odd = match &fetch.stored {
+                let is_odd = match (fits, &fetch.stored) {
+                    (Some(fits), _) => !fits,
+                    _ if entry.head != Some(head.digest) => false,
                     // It changed, and its head did not.
-                    Some(_) => before.is_some_and(|before| before.head == entry.head),
-                    None => confirmed.is_ok_and(|ago| ago > CONFIRMED_LATELY),
+                    (None, Some(_)) => before.is_some_and(|before| before.head == entry.head),
+                    (None, None) => confirmed.is_ok_and(|ago| ago > CONFIRMED_LATELY),
                 };
-                if is_odd && entry.head == Some(head.digest) {
-                    self.ports.freshness.set(&key, Mark::Unsettled, SETTLES_AFTER);
-                    self.ports.freshness.clear(&key, Mark::Fresh);
+                if is_odd {
+                    self.doubt(&key, head.digest);
                 }
             }
             _ => {}
         }
+    }
+
+    /// Has a head fetched anew at its next request.
+    fn doubt(&self, head: &ArtifactKey, digest: Digest) {
+        let marks = &self.ports.freshness;
+        marks.set(head, Mark::Unsettled, SETTLES_AFTER);
+        marks.set(head, Mark::Doubted, SETTLES_AFTER);
+        marks.clear(head, Mark::Fresh(digest));
+    }
+
+    /// Whether these bytes of a member are those that the head states which it began under; `None`
+    /// where that can't be told.
+    fn fits_head(&self, fetch: &Fetch<'_>, digest: Digest) -> Option<bool> {
+        let (key, head) = self.head_of(fetch).filter(|_| fetch.class == Class::Member)?;
+        if Some(head.digest) != fetch.writer.member_of() || head.size > STATING_BYTES_MAX {
+            return None;
+        }
+        let blobs = &self.ports.blobs;
+        let mut body = blobs.open_current(&head.blob, &head.version, 0..head.size).ok()?;
+        let text = read_to_vec(&mut body, STATING_BYTES_MAX as usize).ok()?;
+        let text = String::from_utf8_lossy(&text);
+        let stated = fetch.remote.format.stated(&key.path, &text, &fetch.key.path)?;
+        Some(stated == digest)
     }
 
     /// How long what came, or was confirmed, is fresh.
@@ -563,7 +609,9 @@ impl Fetcher {
         // The head that named it can't be right any more.
         for path in fetch.remote.format.heads_of(&fetch.key.path) {
             let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
-            self.ports.freshness.clear(&head, Mark::Fresh);
+            if let Ok(Some(entry)) = self.ports.index.get(&head) {
+                self.doubt(&head, entry.digest);
+            }
         }
     }
 

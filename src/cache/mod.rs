@@ -320,11 +320,11 @@ impl Cache {
             }
             Begun::Ended(End::Confirmed(entry)) => {
                 // Whoever asked: its bytes come from the store.
-                let left = self.freshness_left(target, &key);
+                let left = self.freshness_left(target, &key, &entry);
                 self.found_landed(key, entry, Outcome::Revalidated, left)
             }
             Begun::Ended(End::Already(entry)) => {
-                let left = self.freshness_left(target, &key);
+                let left = self.freshness_left(target, &key, &entry);
                 self.found_landed(key, entry, Outcome::Hit, left)
             }
             Begun::Ended(End::Absent) => return Err(CacheError::Absent),
@@ -391,6 +391,12 @@ impl Cache {
     fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
         let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
+        if !target.is_lasting(&key.path)
+            && let Some(stored) = self.lookup(&key)
+        {
+            // Its client sees what may be newer.
+            self.ports.freshness.clear(&key, Mark::Fresh(stored.digest));
+        }
         let (about, passing) = pass::start(upstream, &key.path, self.ports.clock.now())?;
         let met =
             Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false, is_refresh: false };
@@ -470,9 +476,9 @@ impl Cache {
         let (reach, lifetimes) = (target.reach(), &target.remote.lifetimes);
         // Only what can change, or is not there, is worth asking marks for.
         let may_change = class != Class::Immutable && reach != Reach::Local;
-        let fresh = stored
-            .filter(|_| may_change)
-            .and_then(|_| self.mark_left(key, Mark::Fresh, lifetimes.index_ttl));
+        let fresh = stored.filter(|_| may_change).and_then(|stored| {
+            self.mark_left(key, Mark::Fresh(stored.digest), lifetimes.index_ttl)
+        });
         let may_be_absent = reach == Reach::Online
             && fresh.is_none()
             && (stored.is_none() || class != Class::Immutable);
@@ -638,12 +644,12 @@ impl Cache {
         self.found_stored(key, entry, Outcome::Stale, Some(ttl_s), reading)
     }
 
-    fn freshness_left(&self, target: &Target, key: &ArtifactKey) -> Option<i64> {
+    fn freshness_left(&self, target: &Target, key: &ArtifactKey, entry: &Entry) -> Option<i64> {
         match target.class(&key.path) {
             Class::Immutable => target.remote.lifetimes.file_ttl.map(seconds),
             _ => {
                 let index_ttl = target.remote.lifetimes.index_ttl;
-                self.mark_left(key, Mark::Fresh, index_ttl).map(seconds)
+                self.mark_left(key, Mark::Fresh(entry.digest), index_ttl).map(seconds)
             }
         }
     }

@@ -53,7 +53,6 @@ impl Cache {
         let was_absent = !is_local && marks.remaining(&key, Mark::Absent).is_some();
         if !is_local {
             marks.clear(&key, Mark::Absent);
-            marks.clear(&key, Mark::Fresh);
         }
         for _ in 0..ROUNDS_MAX {
             let row = match is_local {
@@ -61,7 +60,8 @@ impl Cache {
                 false => self.ports.index.get(&key),
             };
             let Some(entry) = row.map_err(ChangeError::Index)? else {
-                let was_left = hold.as_ref().is_some_and(Hold::is_sole) && self.remove_left(&key)?;
+                let was_left =
+                    hold.as_ref().is_some_and(Hold::is_sole) && self.remove_left(&key)?;
                 return Ok(if was_absent || was_left { Purged::Forgotten } else { Purged::Absent });
             };
             let validators = client_validators(&entry.validators, Some(entry.digest));

@@ -45,9 +45,8 @@ impl Cache {
             return Ok(Standing::Fits(entry));
         }
         let published = as_published(&*self.ports.blobs, key, &meta).map_err(ChangeError::Store)?;
-        let is_meant = |published: &Entry| {
-            target.remote.allow_overwrite || published.digest == entry.digest
-        };
+        let is_meant =
+            |published: &Entry| target.remote.allow_overwrite || published.digest == entry.digest;
         let Some(published) = published.filter(is_meant) else {
             return Ok(lost(key, &entry, Loss::Altered));
         };

@@ -781,7 +781,7 @@ fn a_member_that_changes_under_its_head_makes_that_stale_at_once() {
         get(&world, HEAD, Outcome::Hit, "head 1");
         get(&world, MEMBER, Outcome::Miss, "member 2");
         // Upstream publishes its head last.
-        get(&world, HEAD, Outcome::Revalidated, "head 1");
+        get(&world, HEAD, Outcome::Miss, "head 1");
         world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
         get(&world, HEAD, Outcome::Hit, "head 1");
         world.clock.advance(Duration::from_secs(6));
@@ -809,7 +809,7 @@ fn a_member_that_lags_behind_its_head_is_asked_about_soon() {
 
 #[test]
 fn a_cold_member_makes_a_head_stale_that_was_not_confirmed_lately() {
-    for (confirmed_s, outcome) in [(5, Outcome::Hit), (50, Outcome::Revalidated)] {
+    for (confirmed_s, outcome) in [(5, Outcome::Hit), (50, Outcome::Miss)] {
         let (world, get) = repository(confirmed_s);
         world.upstream.put(OTHER_MEMBER, File::of("other").etag("\"o\""));
         get(&world, OTHER_MEMBER, Outcome::Miss, "other");
@@ -851,7 +851,7 @@ fn a_member_of_another_head_that_a_replica_stored_is_asked_about() {
     world.upstream.put(head, File::of("head 2").etag("\"h2\""));
     world.upstream.put(member, File::of("member 2").etag("\"m2\""));
     let head_key = world.target.key(World::path(head));
-    world.ports.freshness.clear(&head_key, Mark::Fresh);
+    world.ports.freshness.clear(&head_key, Mark::Fresh(Digest::of(b"head 1")));
     world.check(head, Outcome::Miss, b"head 2");
     wait_until(|| world.stored(head).is_some_and(|head| head.digest == Digest::of(b"head 2")));
     let late = ask(&other);
@@ -910,8 +910,98 @@ fn an_index_file_that_is_gone_makes_its_head_stale_at_once() {
     {
         world.check(head, Outcome::Hit, b"head");
         assert!(matches!(world.find(&gone), Err(CacheError::Absent)), "{gone}");
-        world.check(head, Outcome::Revalidated, b"head");
+        world.check(head, Outcome::Miss, b"head");
+        world.settle();
     }
+}
+
+/// A repomd.xml that states these members.
+fn repomd(members: &[(&str, &str)]) -> String {
+    let data = members.iter().map(|(path, body)| {
+        let digest = Digest::of(body.as_bytes());
+        format!(
+            "<data type=\"any\"><checksum type=\"sha256\">{digest}</checksum>\
+             <location href=\"{path}\"/></data>"
+        )
+    });
+    format!("<repomd>{}</repomd>", data.collect::<String>())
+}
+
+#[test]
+fn a_member_that_its_head_does_not_state_has_the_head_fetched_at_once() {
+    let head = |number| {
+        repomd(&[(MEMBER, &format!("member {number}")), (OTHER_MEMBER, &format!("other {number}"))])
+    };
+    let world = World::with(Scripted::new(), "package: rpm", 1 << 30);
+    let publish = |number: u32| {
+        let etag = format!("\"{number}\"");
+        world.upstream.put(HEAD, File::of(head(number)).etag(&etag));
+        world.upstream.put(MEMBER, File::of(format!("member {number}")).etag(&etag));
+        world.upstream.put(OTHER_MEMBER, File::of(format!("other {number}")).etag(&etag));
+    };
+    let get = |path: &str, outcome, body: &str| {
+        world.check(path, outcome, body.as_bytes());
+        world.settle();
+    };
+    publish(1);
+    get(HEAD, Outcome::Miss, &head(1));
+    get(MEMBER, Outcome::Miss, "member 1");
+    publish(2);
+    world.clock.advance(Duration::from_secs(101));
+    get(HEAD, Outcome::Miss, &head(2));
+    world.clock.advance(Duration::from_secs(61));
+    get(HEAD, Outcome::Revalidated, &head(2));
+    publish(3);
+    // One that is stored since the first head, and one that was never asked for.
+    for (member, body) in [(MEMBER, "member 3"), (OTHER_MEMBER, "other 3")] {
+        get(member, Outcome::Miss, body);
+    }
+    get(HEAD, Outcome::Miss, &head(3));
+    for (member, body) in [(MEMBER, "member 3"), (OTHER_MEMBER, "other 3")] {
+        get(member, Outcome::Revalidated, body);
+        get(member, Outcome::Hit, body);
+    }
+}
+
+#[test]
+fn a_member_that_lags_behind_what_its_head_states_is_asked_about_each_time() {
+    let head = |number| repomd(&[(MEMBER, &format!("member {number}"))]);
+    let upstream = Scripted::new()
+        .file(HEAD, File::of(head(1)).etag("\"h1\""))
+        .file(MEMBER, File::of("member 1").etag("\"m1\""));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    let get = |path: &str, outcome, body: &str| {
+        world.check(path, outcome, body.as_bytes());
+        world.settle();
+    };
+    get(HEAD, Outcome::Miss, &head(1));
+    get(MEMBER, Outcome::Miss, "member 1");
+    world.upstream.put(HEAD, File::of(head(2)).etag("\"h2\""));
+    world.clock.advance(Duration::from_secs(101));
+    get(HEAD, Outcome::Miss, &head(2));
+    for _ in 0..2 {
+        get(MEMBER, Outcome::Revalidated, "member 1");
+    }
+    world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
+    get(MEMBER, Outcome::Miss, "member 2");
+    get(MEMBER, Outcome::Hit, "member 2");
+}
+
+#[test]
+fn a_head_in_doubt_is_fetched_whatever_its_validators_are() {
+    let world = World::with(
+        Scripted::new().file(HEAD, File::of("head 1").etag("\"same\"")),
+        "package: rpm",
+        1 << 30,
+    );
+    world.check(HEAD, Outcome::Miss, b"head 1");
+    world.settle();
+    world.upstream.put(HEAD, File::of("head 2").etag("\"same\""));
+    assert!(matches!(world.find(MEMBER), Err(CacheError::Absent)));
+    world.check(HEAD, Outcome::Miss, b"head 2");
+    world.settle();
+    world.clock.advance(Duration::from_secs(101));
+    world.check(HEAD, Outcome::Revalidated, b"head 2");
 }
 
 #[test]

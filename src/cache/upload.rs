@@ -288,14 +288,28 @@ impl Cache {
                 return Err(ChangeError::Store(error));
             }
         };
-        let entry = about.entry(blob, version, sealed.len());
-        let entry = self.record_upload(key, entry, over, replacing)?;
-        self.ports.index.persist().map_err(ChangeError::Index)?;
-        if !hold.is_sole() && !self.is_under_its_key(&entry)? {
-            // Another replica published over these bytes; whose row stands there has won.
-            return Err(self.overtaken(key, entry.digest)?);
+        let mut entry = about.clone().entry(blob, version, sealed.len());
+        let mut replaces = over.row().map(|row| row.generation);
+        for _ in 0..PUTS_MAX {
+            entry = self.record_upload(key, entry, replaces, replacing)?;
+            self.ports.index.persist().map_err(ChangeError::Index)?;
+            if hold.is_sole() || self.is_under_its_key(&entry)? {
+                return Ok(entry);
+            }
+            // Another replica published over these bytes in the same moment. Whose row stands there
+            // has won, and sees to it that its bytes do too.
+            let row = self.ports.index.recorded(key).map_err(ChangeError::Index)?;
+            if row.is_none_or(|row| row.generation != entry.generation) {
+                return Err(self.overtaken(key, entry.digest)?);
+            }
+            let version = hold.during(|| {
+                let version = blobs.publish(&entry.blob, sealed, &about)?;
+                blobs.persist(&entry.blob).map(|()| version)
+            });
+            replaces = Some(entry.generation);
+            entry.version = version.map_err(ChangeError::Store)?;
         }
-        Ok(entry)
+        Err(ChangeError::Busy)
     }
 
     /// What to answer where another replica was quicker.
@@ -312,10 +326,9 @@ impl Cache {
         &self,
         key: &ArtifactKey,
         entry: Entry,
-        over: Over<'_>,
+        mut replaces: Option<u64>,
         replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
-        let mut replaces = over.row().map(|row| row.generation);
         for _ in 0..PUTS_MAX {
             match self.ports.index.put(key, &entry, replaces).map_err(ChangeError::Index)? {
                 Put::Stored(generation) => return Ok(Entry { generation, ..entry }),

@@ -51,14 +51,22 @@ fn version_of(validators: &Validators, answered_at: SystemTime) -> Option<&str> 
 
 /// What to ask upstream with whether the stored copy is still right; `None` where that could not
 /// tell. A file may change twice within the second that its date names, so a date counts only
-/// if the second was over when upstream answered.
+/// if the second was over when upstream answered, and so does an ETag that is made of it.
 pub(super) fn condition_of(stored: &Entry) -> Option<&Validators> {
     let validators = &stored.validators;
-    let is_dated = || {
-        let date = validators.last_modified.as_deref();
-        date.is_some_and(|date| is_older(date, stored.stored_at, DATE_IS_OVER_AFTER))
-    };
-    (validators.etag.is_some() || is_dated()).then_some(validators)
+    let date = validators.last_modified.as_deref();
+    let is_over = date.is_some_and(|date| is_older(date, stored.stored_at, DATE_IS_OVER_AFTER));
+    let has_etag = validators.etag.as_deref().is_some_and(|etag| !is_made_of(etag, date));
+    (is_over || has_etag).then_some(validators)
+}
+
+/// Whether an ETag is nginx's: the second of the last change and the length, in hexadecimal.
+fn is_made_of(etag: &str, date: Option<&str>) -> bool {
+    let changed_at = date.and_then(|date| httpdate::parse_http_date(date).ok());
+    let second = changed_at.and_then(|at| at.duration_since(SystemTime::UNIX_EPOCH).ok());
+    second.is_some_and(|second| {
+        etag.trim_start_matches("W/").starts_with(&format!("\"{:x}-", second.as_secs()))
+    })
 }
 
 fn is_older(date: &str, than: SystemTime, by: Duration) -> bool {

@@ -8,7 +8,7 @@ use std::thread;
 use std::time::Duration;
 
 use super::{Acquired, Freshness, LeaseToken, Leases, Mark};
-use crate::artifact::{ArtifactKey, ArtifactPath};
+use crate::artifact::{ArtifactKey, ArtifactPath, Digest};
 
 /// One `#[test]` per function of the suite for marks.
 ///
@@ -72,6 +72,8 @@ macro_rules! leases_conformance {
 pub(crate) use leases_conformance;
 
 /// Long enough to hold through any test.
+/// Of some bytes.
+const FRESH: Mark = Mark::Fresh(Digest([1; 32]));
 const LONG: Duration = Duration::from_secs(3_600);
 /// Short enough to wait for.
 const SHORT: Duration = Duration::from_millis(200);
@@ -103,37 +105,37 @@ fn granted(leases: &dyn Leases, key: &ArtifactKey, ttl: Duration) -> LeaseToken 
 }
 
 pub(crate) fn what_was_not_marked_is_not_known(freshness: &dyn Freshness, _: Pass<'_>) {
-    assert_eq!(freshness.remaining(&key("none"), Mark::Fresh), None);
+    assert_eq!(freshness.remaining(&key("none"), FRESH), None);
     assert_eq!(freshness.remaining(&key("none"), Mark::Absent), None);
 }
 
 pub(crate) fn a_mark_holds_for_its_lifetime(freshness: &dyn Freshness, pass: Pass<'_>) {
-    freshness.set(&key("a"), Mark::Fresh, LONG);
-    let at_first = freshness.remaining(&key("a"), Mark::Fresh).expect("it holds");
+    freshness.set(&key("a"), FRESH, LONG);
+    let at_first = freshness.remaining(&key("a"), FRESH).expect("it holds");
     pass(SHORT);
-    let later = freshness.remaining(&key("a"), Mark::Fresh).expect("it still holds");
+    let later = freshness.remaining(&key("a"), FRESH).expect("it still holds");
     assert!(at_first <= LONG && later < at_first, "{at_first:?}, then {later:?}");
     assert!(later > LONG / 2, "{later:?}");
 }
 
 pub(crate) fn a_mark_ends_with_its_lifetime(freshness: &dyn Freshness, pass: Pass<'_>) {
-    freshness.set(&key("short"), Mark::Fresh, SHORT);
+    freshness.set(&key("short"), FRESH, SHORT);
     freshness.set(&key("least"), Mark::Absent, Duration::from_millis(1));
-    freshness.set(&key("long"), Mark::Fresh, LONG);
+    freshness.set(&key("long"), FRESH, LONG);
     pass(OVER_SHORT);
-    assert_eq!(freshness.remaining(&key("short"), Mark::Fresh), None);
+    assert_eq!(freshness.remaining(&key("short"), FRESH), None);
     assert_eq!(freshness.remaining(&key("least"), Mark::Absent), None);
-    assert!(freshness.remaining(&key("long"), Mark::Fresh).is_some());
+    assert!(freshness.remaining(&key("long"), FRESH).is_some());
 }
 
 pub(crate) fn setting_a_mark_again_counts_from_then(freshness: &dyn Freshness, pass: Pass<'_>) {
-    freshness.set(&key("longer"), Mark::Fresh, SHORT);
-    freshness.set(&key("longer"), Mark::Fresh, LONG);
-    freshness.set(&key("shorter"), Mark::Fresh, LONG);
-    freshness.set(&key("shorter"), Mark::Fresh, SHORT);
+    freshness.set(&key("longer"), FRESH, SHORT);
+    freshness.set(&key("longer"), FRESH, LONG);
+    freshness.set(&key("shorter"), FRESH, LONG);
+    freshness.set(&key("shorter"), FRESH, SHORT);
     pass(OVER_SHORT);
-    assert!(freshness.remaining(&key("longer"), Mark::Fresh).is_some());
-    assert_eq!(freshness.remaining(&key("shorter"), Mark::Fresh), None);
+    assert!(freshness.remaining(&key("longer"), FRESH).is_some());
+    assert_eq!(freshness.remaining(&key("shorter"), FRESH), None);
 }
 
 pub(crate) fn a_cleared_mark_is_gone_and_clearing_twice_is_fine(
@@ -150,17 +152,20 @@ pub(crate) fn a_cleared_mark_is_gone_and_clearing_twice_is_fine(
 
 pub(crate) fn marks_and_artifacts_are_kept_apart(freshness: &dyn Freshness, _: Pass<'_>) {
     let all = [
-        (key("a"), Mark::Fresh),
+        (key("a"), FRESH),
+        (key("a"), Mark::Fresh(Digest([2; 32]))),
+        (key("a"), Mark::Unsettled),
+        (key("a"), Mark::Doubted),
         (key("a"), Mark::Absent),
-        (key("a/b"), Mark::Fresh),
-        (key("a b"), Mark::Fresh),
-        (key("a%20b"), Mark::Fresh),
-        (key("a?b"), Mark::Fresh),
-        (key("caf\u{e9}"), Mark::Fresh),
-        (key_in("other", "a"), Mark::Fresh),
-        (key_in("remot", "ea"), Mark::Fresh),
-        (key_in("r", "x/y"), Mark::Fresh),
-        (key_in("rx", "y"), Mark::Fresh),
+        (key("a/b"), FRESH),
+        (key("a b"), FRESH),
+        (key("a%20b"), FRESH),
+        (key("a?b"), FRESH),
+        (key("caf\u{e9}"), FRESH),
+        (key_in("other", "a"), FRESH),
+        (key_in("remot", "ea"), FRESH),
+        (key_in("r", "x/y"), FRESH),
+        (key_in("rx", "y"), FRESH),
     ];
     for (at, (key, mark)) in all.iter().enumerate() {
         freshness.set(key, *mark, LONG);

@@ -83,14 +83,14 @@ impl LocalFreshness {
 
 impl Freshness for LocalFreshness {
     fn remaining(&self, key: &ArtifactKey, mark: Mark) -> Option<Duration> {
-        let hashed = hash_of(mark_name(mark), key);
+        let hashed = hash_of(&mark.name(), key);
         let marks = self.marks();
         let now = self.clock.now();
         marks.get(&hashed)?.remaining(now)
     }
 
     fn set(&self, key: &ArtifactKey, mark: Mark, lifetime: Duration) {
-        let hashed = hash_of(mark_name(mark), key);
+        let hashed = hash_of(&mark.name(), key);
         let mut marks = self.marks();
         let now = self.clock.now();
         if marks.len() >= self.marks_max && !marks.contains_key(&hashed) {
@@ -108,7 +108,7 @@ impl Freshness for LocalFreshness {
     }
 
     fn clear(&self, key: &ArtifactKey, mark: Mark) {
-        self.marks().remove(&hash_of(mark_name(mark), key));
+        self.marks().remove(&hash_of(&mark.name(), key));
     }
 }
 
@@ -174,14 +174,6 @@ fn holds(holder: u64, token: &LeaseToken) -> bool {
     token.0 == holder.to_string()
 }
 
-fn mark_name(mark: Mark) -> &'static str {
-    match mark {
-        Mark::Fresh => "fresh",
-        Mark::Absent => "absent",
-        Mark::Unsettled => "unsettled",
-    }
-}
-
 /// A remote's name has no `/`, so that no two artifacts are written alike.
 fn hash_of(kind: &str, key: &ArtifactKey) -> Hashed {
     let Digest(digest) = Digest::of(format!("{kind}/{key}").as_bytes());
@@ -195,6 +187,8 @@ mod tests {
 
     use super::*;
     use crate::artifact::ArtifactPath;
+
+    const FRESH: Mark = Mark::Fresh(Digest([1; 32]));
 
     fn clock() -> Clock {
         Clock::set_by_hand(UNIX_EPOCH + Duration::from_secs(1_700_000_000))
@@ -221,12 +215,12 @@ mod tests {
     fn a_mark_ends_in_the_moment_that_its_lifetime_does() {
         let clock = clock();
         let freshness = LocalFreshness::new(clock.clone());
-        freshness.set(&key(1), Mark::Fresh, MINUTE);
+        freshness.set(&key(1), FRESH, MINUTE);
         clock.advance(MINUTE - Duration::from_nanos(1));
-        let left = freshness.remaining(&key(1), Mark::Fresh);
+        let left = freshness.remaining(&key(1), FRESH);
         assert_eq!(left, Some(Duration::from_nanos(1)));
         clock.advance(Duration::from_nanos(1));
-        assert_eq!(freshness.remaining(&key(1), Mark::Fresh), None);
+        assert_eq!(freshness.remaining(&key(1), FRESH), None);
     }
 
     #[test]
@@ -260,7 +254,7 @@ mod tests {
     fn a_full_table_still_takes_what_it_knows_already() {
         let freshness = LocalFreshness::with_bound(clock(), 3);
         for number in [1, 2, 3, 1, 2, 3] {
-            freshness.set(&key(number), Mark::Fresh, MINUTE);
+            freshness.set(&key(number), FRESH, MINUTE);
         }
         assert_eq!(freshness.marks().len(), 3);
     }

@@ -4,11 +4,12 @@
 //! often and a file may be fetched twice, and nothing else changes. So no method fails; what
 //! can't be asked is "not known" or "not granted".
 
+use std::borrow::Cow;
 use std::fmt::Debug;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::artifact::ArtifactKey;
+use crate::artifact::{ArtifactKey, Digest};
 
 #[cfg(test)]
 pub mod conformance;
@@ -18,12 +19,27 @@ pub mod redis;
 /// What is remembered of an artifact for a while.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Mark {
-    /// The stored copy was confirmed by upstream and is fresh.
-    Fresh,
+    /// The stored copy with these bytes was confirmed by upstream and is fresh. Of other bytes it
+    /// says nothing: a replica that cannot write its row may have stored them meanwhile.
+    Fresh(Digest),
     /// Upstream said that there is no such file.
     Absent,
     /// The head, or a member of it, changed upstream, and the others may follow.
     Unsettled,
+    /// The head does not fit a member, or names one that is gone: upstream is to send it anew.
+    Doubted,
+}
+
+impl Mark {
+    /// Its name in a backend.
+    fn name(self) -> Cow<'static, str> {
+        match self {
+            Self::Fresh(digest) => format!("fresh:{}", &digest.to_string()[..16]).into(),
+            Self::Absent => "absent".into(),
+            Self::Unsettled => "unsettled".into(),
+            Self::Doubted => "doubted".into(),
+        }
+    }
 }
 
 /// Marks that expire.

@@ -187,12 +187,7 @@ impl RedisCoord {
     }
 
     fn mark_key(&self, key: &ArtifactKey, mark: Mark) -> String {
-        let kind = match mark {
-            Mark::Fresh => "fresh",
-            Mark::Absent => "absent",
-            Mark::Unsettled => "unsettled",
-        };
-        format!("{}{kind}:{key}", self.key_prefix)
+        format!("{}{}:{key}", self.key_prefix, mark.name())
     }
 
     fn lease_key(&self, key: &ArtifactKey) -> String {
@@ -331,10 +326,11 @@ mod tests {
     use std::thread;
 
     use super::*;
-    use crate::artifact::ArtifactPath;
+    use crate::artifact::{ArtifactPath, Digest};
     use crate::test_servers::{Private, eventually, shared, unique_name};
 
     const LONG: Duration = Duration::from_secs(600);
+    const FRESH: Mark = Mark::Fresh(Digest([1; 32]));
 
     fn key(path: &str) -> ArtifactKey {
         let path = ArtifactPath::from_canonical(path).unwrap();
@@ -380,25 +376,25 @@ mod tests {
     fn marks_last_as_long_as_they_were_set_for() {
         let coord = on_shared();
         let key = key("é/x?y=%2f z");
-        coord.set(&key, Mark::Fresh, LONG);
-        let left = coord.remaining(&key, Mark::Fresh).unwrap();
+        coord.set(&key, FRESH, LONG);
+        let left = coord.remaining(&key, FRESH).unwrap();
         assert!(left <= LONG && left > LONG / 2, "{left:?}");
         assert_eq!(coord.remaining(&key, Mark::Absent), None);
-        coord.clear(&key, Mark::Fresh);
-        assert_eq!(coord.remaining(&key, Mark::Fresh), None);
+        coord.clear(&key, FRESH);
+        assert_eq!(coord.remaining(&key, FRESH), None);
         coord.set(&key, Mark::Absent, Duration::from_millis(30));
         eventually("the mark ends", || coord.remaining(&key, Mark::Absent).is_none());
-        coord.set(&key, Mark::Fresh, Duration::MAX);
+        coord.set(&key, FRESH, Duration::MAX);
         coord.set(&key, Mark::Absent, Duration::from_nanos(1));
-        assert!(coord.remaining(&key, Mark::Fresh).is_some());
+        assert!(coord.remaining(&key, FRESH).is_some());
         assert_eq!(coord.counts().failures, 0);
     }
 
     #[test]
     fn prefixes_keep_two_installations_apart() {
         let (one, other) = (on_shared(), on_shared());
-        one.set(&key("a"), Mark::Fresh, LONG);
-        assert_eq!(other.remaining(&key("a"), Mark::Fresh), None);
+        one.set(&key("a"), FRESH, LONG);
+        assert_eq!(other.remaining(&key("a"), FRESH), None);
     }
 
     #[test]
@@ -463,8 +459,8 @@ mod tests {
         server.tell("kill", "redis");
         server.tell("start", "redis");
         granted(coord.try_acquire(&key("a"), LONG));
-        coord.set(&key("a"), Mark::Fresh, LONG);
-        assert!(coord.remaining(&key("a"), Mark::Fresh).is_some());
+        coord.set(&key("a"), FRESH, LONG);
+        assert!(coord.remaining(&key("a"), FRESH).is_some());
         assert_eq!(coord.counts(), BreakerCounts::default());
     }
 
@@ -476,15 +472,15 @@ mod tests {
             [("kill", "start"), ("pause", "resume")].iter().enumerate()
         {
             let key = key("a");
-            coord.set(&key, Mark::Fresh, LONG);
+            coord.set(&key, FRESH, LONG);
             server.tell(leave, "redis");
             let before = coord.counts();
             for _ in 0..100 {
-                assert_eq!(coord.remaining(&key, Mark::Fresh), None);
+                assert_eq!(coord.remaining(&key, FRESH), None);
                 assert_eq!(coord.try_acquire(&key, LONG), Acquired::Unknown);
                 assert!(!coord.renew(&key, &LeaseToken("t".to_owned()), LONG));
                 coord.release(&key, &LeaseToken("t".to_owned()));
-                coord.set(&key, Mark::Fresh, LONG);
+                coord.set(&key, FRESH, LONG);
             }
             let counts = coord.counts();
             let (failed, refused) =

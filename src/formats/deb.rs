@@ -8,7 +8,7 @@
 use std::borrow::Cow;
 
 use super::{Class, PackageFormat, folder, in_folder, last_segment};
-use crate::artifact::{ArtifactPath, Checksum};
+use crate::artifact::{ArtifactPath, Checksum, Digest};
 
 /// Folders that are tried as the suite of a member. A suite is nearly always `dists/<x>`, but
 /// names with slashes exist (`dists/<x>/updates`); each gives two candidates.
@@ -206,6 +206,25 @@ impl PackageFormat for Deb {
                 .collect(),
             _ => Vec::new(),
         }
+    }
+
+    /// From the `SHA256` field of a Release, signed or not: a line `digest size name` for each file,
+    /// named from the Release's folder.
+    fn stated(&self, head: &ArtifactPath, text: &str, member: &ArtifactPath) -> Option<Digest> {
+        let wanted = member.without_query().strip_prefix(folder(head))?;
+        let mut is_inside = false;
+        for line in text.lines() {
+            if !line.starts_with(' ') {
+                is_inside = line.trim_end().eq_ignore_ascii_case("SHA256:");
+            } else if is_inside {
+                let mut words = line.split_ascii_whitespace();
+                let (digest, name) = (words.next()?, words.nth(1)?);
+                if name.strip_prefix("./").unwrap_or(name) == wanted {
+                    return digest.parse().ok();
+                }
+            }
+        }
+        None
     }
 
     /// Without its `.` segments. apt joins URLs without resolving them (RFC 3986, section

@@ -6,7 +6,7 @@
 use std::borrow::Cow;
 use std::fmt::{self, Debug};
 
-use crate::artifact::{ArtifactPath, Checksum};
+use crate::artifact::{ArtifactPath, Checksum, Digest};
 
 mod alpine;
 mod deb;
@@ -57,6 +57,11 @@ pub trait PackageFormat: Debug + Send + Sync {
     /// whose path is so long that no head fits beside it within
     /// [`ARTIFACT_PATH_MAX`](crate::artifact::ARTIFACT_PATH_MAX) has none.
     fn heads_of(&self, path: &ArtifactPath) -> Vec<ArtifactPath>;
+
+    /// The digest that the text of a head states for the bytes of a member, if it states one.
+    fn stated(&self, _head: &ArtifactPath, _text: &str, _member: &ArtifactPath) -> Option<Digest> {
+        None
+    }
 
     /// The path that a client of the format means by what it sends, encoded or not: as it is, but
     /// where such clients are known to write one file's path in several ways.
@@ -133,6 +138,38 @@ mod tests {
                 assert_eq!(format.classify(&path), *class, "{}: {text}", format.name());
             }
         }
+    }
+
+    #[test]
+    fn heads_state_what_their_members_are() {
+        let path = |text: &str| ArtifactPath::from_canonical(text).unwrap();
+        let (one, two) = (Digest::of(b"1"), Digest::of(b"2"));
+        let check = |format: &str, head: &str, text: &str, member: &str, expected| {
+            let stated = named(format).unwrap().stated(&path(head), text, &path(member));
+            assert_eq!(stated, expected, "{head} of {member}");
+        };
+        let release = format!(
+            "Origin: x\nMD5Sum:\n 0cc175b9c0f1b6a831c399e269772661 1 main/Packages\nSHA256:\n \
+             {one} 1 main/Packages\n {two}  22 ./main/Packages.gz\nSHA512:\n ab 1 main/Other\n"
+        );
+        let head = "dists/a/InRelease";
+        check("deb", head, &release, "dists/a/main/Packages", Some(one));
+        check("deb", head, &release, "dists/a/main/Packages.gz?x", Some(two));
+        check("deb", head, &release, "dists/a/main/Other", None);
+        check("deb", head, &release, "dists/b/main/Packages", None);
+        let repomd = format!(
+            "<?xml version=\"1.0\"?><repomd xmlns=\"http://linux.example.org/repo\"><revision>1</revision>\
+             <data type=\"primary\"><checksum type=\"sha256\">{one}</checksum>\
+             <open-checksum type=\"sha256\">{two}</open-checksum><location href=\"repodata/a%2bb.xml\"/>\
+             <size>1</size></data><data type=\"weak\"><checksum type=\"sha\">ab</checksum>\
+             <location href=\"repodata/weak.xml\"/></data></repomd>"
+        );
+        let head = "os/repodata/repomd.xml";
+        check("rpm", head, &repomd, "os/repodata/a+b.xml", Some(one));
+        check("rpm", head, &repomd, "os/repodata/weak.xml", None);
+        check("rpm", head, &repomd, "other/repodata/a+b.xml", None);
+        check("rpm", head, "no XML", "os/repodata/a+b.xml", None);
+        check("alpine", "v/APKINDEX.tar.gz", "", "v/a.apk", None);
     }
 
     #[test]

@@ -5,8 +5,11 @@
 //! the index of old installation media (`content`, `suse/setup/descr`): those files are
 //! heads like everything unknown, and need an include pattern.
 
+use percent_encoding::percent_decode_str;
+use serde::Deserialize;
+
 use super::{Class, PackageFormat, folder, in_folder, last_segment};
-use crate::artifact::{ArtifactPath, Checksum};
+use crate::artifact::{ArtifactPath, Checksum, Digest};
 
 /// Digits of the checksums that lead a name in `repodata`: MD5, SHA-1, SHA-224, SHA-256,
 /// SHA-384 and SHA-512. Another number of digits is not taken for a checksum.
@@ -15,6 +18,33 @@ const CHECKSUM_DIGITS: [usize; 6] = [32, 40, 56, 64, 96, 128];
 /// The `rpm` format.
 #[derive(Debug)]
 pub(super) struct Rpm;
+
+/// A repomd.xml, as far as it states what its members are.
+#[derive(Deserialize)]
+struct Repomd {
+    #[serde(default)]
+    data: Vec<Data>,
+}
+
+#[derive(Deserialize)]
+struct Data {
+    location: Location,
+    checksum: Option<StatedChecksum>,
+}
+
+#[derive(Deserialize)]
+struct Location {
+    #[serde(rename = "@href")]
+    href: String,
+}
+
+#[derive(Deserialize)]
+struct StatedChecksum {
+    #[serde(rename = "@type")]
+    kind: String,
+    #[serde(rename = "$text")]
+    digits: String,
+}
 
 /// What a path is, which all answers follow from.
 enum Kind<'a> {
@@ -83,6 +113,19 @@ impl PackageFormat for Rpm {
             }
             _ => Vec::new(),
         }
+    }
+
+    /// From the `data` element of repomd.xml that has the member as its location.
+    fn stated(&self, head: &ArtifactPath, text: &str, member: &ArtifactPath) -> Option<Digest> {
+        let root = folder(head).strip_suffix("repodata/")?;
+        let wanted = member.without_query().strip_prefix(root)?;
+        let named =
+            quick_xml::de::from_str::<Repomd>(text).ok()?.data.into_iter().find(|data| {
+                let location = percent_decode_str(&data.location.href).decode_utf8();
+                location.is_ok_and(|location| location == wanted)
+            })?;
+        let is_sha256 = |checksum: &StatedChecksum| checksum.kind == "sha256";
+        named.checksum.filter(is_sha256)?.digits.trim().parse().ok()
     }
 
     /// SHA-256 and SHA-512 only; a name with a weaker checksum is immutable and not verified.

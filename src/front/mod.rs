@@ -8,7 +8,7 @@ use std::io::Read;
 use std::sync::Arc;
 use std::time::Instant;
 
-use crate::artifact::ArtifactPath;
+use crate::artifact::{ArtifactPath, BadPath};
 use crate::body::Body;
 use crate::cache::{Cache, Target};
 use crate::chain::chain;
@@ -293,11 +293,11 @@ impl Front {
 fn asked_artifact<'a>(
     target: Option<&'a Arc<Target>>,
     remote: &str,
-    path: &str,
+    path: Option<&str>,
     query: Option<&str>,
 ) -> Result<(&'a Arc<Target>, ArtifactPath), Problem> {
     let target = target.ok_or_else(|| unknown_remote(remote))?;
-    let path = target.remote.format.meant(path);
+    let path = target.remote.format.meant(path.ok_or(BadPath::Missing)?);
     Ok((target, ArtifactPath::from_request(&path, query)?))
 }
 

@@ -28,8 +28,8 @@ pub(super) enum Route<'a> {
     Artifact {
         /// The remote's name as sent.
         remote: &'a str,
-        /// The path as sent, still encoded.
-        path: &'a str,
+        /// The path as sent, still encoded; none where no slash follows the remote.
+        path: Option<&'a str>,
         /// The query as sent.
         query: Option<&'a str>,
     },
@@ -62,7 +62,8 @@ impl<'a> Route<'a> {
             None => (target, None),
         };
         if let Some(rest) = path.strip_prefix("/api/") {
-            let (remote, path) = rest.split_once('/').unwrap_or((rest, ""));
+            let (remote, path) =
+                rest.split_once('/').map_or((rest, None), |(remote, path)| (remote, Some(path)));
             return Self::Artifact { remote, path, query };
         }
         if let Some(remote) = path.strip_prefix("/artifacts/") {
@@ -136,7 +137,7 @@ mod tests {
     #[test]
     fn targets_lead_to_their_routes() {
         let check = |target, route| assert_eq!(Route::of(target), route, "{target}");
-        let artifact = |remote, path, query| Route::Artifact { remote, path, query };
+        let artifact = |remote, path, query| Route::Artifact { remote, path: Some(path), query };
         check("/", Route::Root);
         check("/?x", Route::Root);
         check("/health", Route::Health);
@@ -147,7 +148,7 @@ mod tests {
         check("/api/r/a/b", artifact("r", "a/b", None));
         check("/api/r/a%2Fb?c=d?e", artifact("r", "a%2Fb", Some("c=d?e")));
         check("/api/r/", artifact("r", "", None));
-        check("/api/r", artifact("r", "", None));
+        check("/api/r", Route::Artifact { remote: "r", path: None, query: None });
         check("/api//a", artifact("", "a", None));
         check("/artifacts/r?limit=1", Route::Artifacts { remote: "r", query: "limit=1" });
         check("/cache-artifact?wait=true", Route::CacheArtifact { query: "wait=true" });

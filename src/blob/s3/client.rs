@@ -127,9 +127,13 @@ impl S3Error {
         }
     }
 
-    /// Whether nobody is there, in contrast to somebody who refuses.
+    /// Whether nobody is there who does what is asked, in contrast to somebody who refuses this.
     fn is_absence(&self) -> bool {
-        matches!(self, Self::Transport(error) if is_broken_connection(error) || is_silence(error))
+        match self {
+            Self::Transport(error) => is_broken_connection(error) || is_silence(error),
+            Self::Refused { status, .. } => matches!(status, 502..=504),
+            _ => false,
+        }
     }
 }
 

@@ -9,7 +9,9 @@ use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, LAST_MODIFIED, RANGE};
+use http::header::{
+    CONTENT_LENGTH, HeaderMap, HeaderValue, IF_MATCH, IF_NONE_MATCH, LAST_MODIFIED, RANGE,
+};
 use http::{Method, Response, StatusCode};
 use ureq::BodyReader;
 

@@ -125,11 +125,8 @@ fn objects_describe_themselves(server: &str) {
 fn what_is_new_takes_nobodys_place(server: &str) {
     let (store, bucket) = Bucket::on(&shared(server));
     let folder = tempfile::tempdir().unwrap();
-    let parts = S3Settings {
-        single_put_bytes_max: 1 << 20,
-        part_bytes: 5 << 20,
-        ..bucket.0.clone()
-    };
+    let parts =
+        S3Settings { single_put_bytes_max: 1 << 20, part_bytes: 5 << 20, ..bucket.0.clone() };
     let in_parts = S3Store::new(&parts).unwrap();
     for (path, store, len) in [("whole", &store, 10), ("in parts", &in_parts, 6 << 20)] {
         let publish_new = |byte: u8| {

@@ -209,7 +209,8 @@ impl World {
             fetch_queue_max: 4,
             lease_ttl: Duration::from_secs(20),
         };
-        let replicas = (0..replicas).map(|_| Arc::new(Cache::new(ports.clone(), &bounds))).collect();
+        let replicas =
+            (0..replicas).map(|_| Arc::new(Cache::new(ports.clone(), &bounds))).collect();
         Self { watched, replicas, target, staging, _folder: folder }
     }
 

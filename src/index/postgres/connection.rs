@@ -75,9 +75,14 @@ impl PostgresError {
         !self.is_broken() && matches!(self, Self::Statement(error) if error.as_db_error().is_some())
     }
 
-    /// Whether the server is away, in contrast to one that answers "no".
+    /// Whether the server is away, in contrast to one that answers "no". One that gave a statement
+    /// up is as good as away: somebody holds a lock on the table, say.
     pub(super) fn is_absence(&self) -> bool {
-        matches!(self, Self::Connect { .. } | Self::TimedOut(_)) || self.is_broken()
+        match self {
+            Self::Connect { .. } | Self::TimedOut(_) => true,
+            Self::Statement(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => true,
+            _ => self.is_broken(),
+        }
     }
 }
 

@@ -472,6 +472,20 @@ fn a_database_that_takes_no_rows_answers_and_is_not_well() {
 }
 
 #[test]
+fn while_somebody_holds_the_table_callers_fail_at_once() {
+    let mut database = Database::shared();
+    database.settings.statement_timeout = Duration::from_millis(300);
+    let index = database.index();
+    let mut client = database.client();
+    let mut holding = client.transaction().unwrap();
+    holding.batch_execute("LOCK TABLE artifact IN ACCESS EXCLUSIVE MODE").unwrap();
+    assert!(index.get(&key("a")).is_err());
+    assert!(chain(&index.get(&key("a")).unwrap_err()).contains("a moment ago"));
+    holding.rollback().unwrap();
+    eventually("it is asked again", || index.get(&key("a")).is_ok());
+}
+
+#[test]
 fn a_restart_is_not_noticed_by_callers_that_come_after_it() {
     let server = Private::start("postgres");
     let database = Database::on(server.variable("ARTIFACTAPI_TEST_POSTGRES"));
