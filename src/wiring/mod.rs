@@ -171,8 +171,8 @@ impl App {
             access: Arc::clone(&access),
             body_bytes_max: settings.body_bytes_max,
         };
-        let plan = Plan { addresses, trusted_proxies, settings: &settings };
-        let (listener, addresses) = plan.listen(Arc::new(front), Arc::clone(&pools))?;
+        let (service, queue) = (Arc::new(front), Arc::clone(&pools));
+        let (listener, addresses) = listen(addresses, trusted_proxies, &settings, service, queue)?;
         Ok(Self {
             settings,
             listener,
@@ -548,48 +548,38 @@ fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
     SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
 }
 
-/// How to listen.
-struct Plan<'a> {
+/// Opens the listener of `HTTP_FRONT`, and says where it listens.
+fn listen(
     addresses: Vec<ListenAddr>,
     trusted_proxies: TrustedProxies,
-    settings: &'a Settings,
-}
-
-impl Plan<'_> {
-    /// Opens the listener of `HTTP_FRONT`, and says where it listens.
-    fn listen(
-        self,
-        service: Arc<dyn Service>,
-        pools: Arc<Pools>,
-    ) -> Result<(Box<dyn Listener>, String), StartError> {
-        let Self { addresses, trusted_proxies, settings } = self;
-        match settings.http_front {
-            HttpFront::Guarded => {
-                let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
-                let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
-                let settings = guarded::Settings {
-                    addresses,
-                    bounds: front_bounds(settings),
-                    guarded: guarded_bounds(settings),
-                    trusted_proxies,
-                };
-                let listener = Guarded::bind(settings, pools, service)?;
-                let chosen = listener.addresses().iter().map(SocketAddr::to_string);
-                let named: Vec<_> = chosen.chain(unix).collect();
-                Ok((Box::new(listener), named.join(", ")))
-            }
-            HttpFront::TinyHttp => {
-                let [ListenAddr::Tcp(address)] = addresses[..] else {
-                    return Err(StartError::OneAddress(settings.listen_addr.clone()));
-                };
-                let failed =
-                    |source| StartError::ListenTiny { address: address.to_string(), source };
-                let bounds = front_bounds(settings);
-                let listener =
-                    TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
-                let chosen = listener.address().map_err(failed)?.to_string();
-                Ok((Box::new(listener), chosen))
-            }
+    settings: &Settings,
+    service: Arc<dyn Service>,
+    pools: Arc<Pools>,
+) -> Result<(Box<dyn Listener>, String), StartError> {
+    match settings.http_front {
+        HttpFront::Guarded => {
+            let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
+            let unix: Vec<_> = unix.map(ListenAddr::to_string).collect();
+            let settings = guarded::Settings {
+                addresses,
+                bounds: front_bounds(settings),
+                guarded: guarded_bounds(settings),
+                trusted_proxies,
+            };
+            let listener = Guarded::bind(settings, pools, service)?;
+            let chosen = listener.addresses().iter().map(SocketAddr::to_string);
+            let named: Vec<_> = chosen.chain(unix).collect();
+            Ok((Box::new(listener), named.join(", ")))
+        }
+        HttpFront::TinyHttp => {
+            let [ListenAddr::Tcp(address)] = addresses[..] else {
+                return Err(StartError::OneAddress(settings.listen_addr.clone()));
+            };
+            let failed = |source| StartError::ListenTiny { address: address.to_string(), source };
+            let bounds = front_bounds(settings);
+            let listener = TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
+            let chosen = listener.address().map_err(failed)?.to_string();
+            Ok((Box::new(listener), chosen))
         }
     }
 }

@@ -4,11 +4,12 @@
 //! lines of progress, and turns the end into an exit code, so that cron can tell.
 
 use std::io::{self, BufRead, IsTerminal, Read};
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::ops::ask::reachable;
 use crate::upstream::own::{AskError, Server, post_json};
 
 mod show;
@@ -180,12 +181,7 @@ fn address_of(listen: &str) -> Result<String, WarmError> {
     let mut addresses = listen.split([',', ' ']);
     let first = addresses.find_map(|address| address.parse::<SocketAddr>().ok());
     let first = first.ok_or_else(|| WarmError::NoServer(listen.to_owned()))?;
-    let ip = match first.ip() {
-        IpAddr::V4(ip) if ip.is_unspecified() => IpAddr::V4(Ipv4Addr::LOCALHOST),
-        IpAddr::V6(ip) if ip.is_unspecified() => IpAddr::V6(Ipv6Addr::LOCALHOST),
-        ip => ip,
-    };
-    Ok(format!("http://{}", SocketAddr::new(ip, first.port())))
+    Ok(format!("http://{}", reachable(first)))
 }
 
 #[cfg(test)]
