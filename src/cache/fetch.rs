@@ -552,12 +552,15 @@ impl Fetcher {
         }
     }
 
-    /// Has a head fetched anew at its next request.
+    /// Has a head fetched anew at its next request; while it is unsettled already, once it is not
+    /// fresh any more, so that a mirror whose files never fit has it fetched no more often.
     fn doubt(&self, head: &ArtifactKey, digest: Digest) {
         let marks = &self.ports.freshness;
-        marks.set(head, Mark::Unsettled, SETTLES_AFTER);
         marks.set(head, Mark::Doubted, SETTLES_AFTER);
-        marks.clear(head, Mark::Fresh(digest));
+        if marks.remaining(head, Mark::Unsettled).is_none() {
+            marks.set(head, Mark::Unsettled, SETTLES_AFTER);
+            marks.clear(head, Mark::Fresh(digest));
+        }
     }
 
     /// Whether these bytes of a member are those that the head states which it began under; `None`

@@ -912,6 +912,15 @@ fn an_index_file_that_is_gone_makes_its_head_stale_at_once() {
         assert!(matches!(world.find(&gone), Err(CacheError::Absent)), "{gone}");
         world.check(head, Outcome::Miss, b"head");
         world.settle();
+        // Within the minute, it is not fetched for each of them.
+        world.find("repodata/more.xml.gz").unwrap_err();
+        world.check(head, Outcome::Hit, b"head");
+        world.clock.advance(Duration::from_secs(6));
+        world.check(head, Outcome::Miss, b"head");
+        world.settle();
+        world.clock.advance(Duration::from_secs(61));
+        world.check(head, Outcome::Revalidated, b"head");
+        world.settle();
     }
 }
 
