@@ -42,6 +42,19 @@ impl BlobStore for Behind {
         self.there(self.inner.publish(key, sealed, about))
     }
 
+    fn publish_new(
+        &self,
+        key: &BlobKey,
+        sealed: &SealedFile,
+        about: &About,
+    ) -> Result<BlobVersion, BlobError> {
+        self.there(self.inner.publish_new(key, sealed, about))
+    }
+
+    fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
+        self.there(self.inner.remove_version(key, version))
+    }
+
     fn open(
         &self,
         key: &BlobKey,
@@ -70,6 +83,18 @@ impl BlobStore for Behind {
     }
 }
 
+/// A wrapper passes on what must not take somebody's place.
+pub(super) fn check_that_nobodys_place_is_taken(store: &dyn BlobStore, scratch: &Path) {
+    let (key, first) = publish(store, scratch, "a", b"one");
+    let (sealed, about) = staged(scratch, "a", b"two");
+    assert!(matches!(store.publish_new(&key, &sealed, &about), Err(BlobError::Changed(_))));
+    store.remove_version(&key, &BlobVersion("another".to_owned())).unwrap();
+    assert_eq!(store.stat(&key).unwrap().unwrap().version, first);
+    store.remove_version(&key, &first).unwrap();
+    assert_eq!(store.stat(&key).unwrap(), None);
+    store.publish_new(&key, &sealed, &about).unwrap();
+}
+
 /// Publishes bytes under a path of the remote `r`, staged in `scratch`.
 pub(super) fn publish(
     store: &dyn BlobStore,
@@ -77,6 +102,13 @@ pub(super) fn publish(
     path: &str,
     bytes: &[u8],
 ) -> (BlobKey, BlobVersion) {
+    let (sealed, about) = staged(scratch, path, bytes);
+    let key = BlobKey::of(&about.artifact);
+    let version = store.publish(&key, &sealed, &about).unwrap();
+    (key, version)
+}
+
+fn staged(scratch: &Path, path: &str, bytes: &[u8]) -> (SealedFile, About) {
     let staging = Staging::open(scratch, 1 << 30).unwrap();
     let mut staged = staging.begin(Expect::default()).unwrap();
     staged.append_bytes(bytes).unwrap();
@@ -85,7 +117,6 @@ pub(super) fn publish(
         remote: "r".parse().unwrap(),
         path: ArtifactPath::from_canonical(path).unwrap(),
     };
-    let key = BlobKey::of(&artifact);
     let about = About {
         artifact,
         digest: sealed.digest(),
@@ -94,6 +125,5 @@ pub(super) fn publish(
         validators: Validators::default(),
         stored_at: SystemTime::UNIX_EPOCH,
     };
-    let version = store.publish(&key, &sealed, &about).unwrap();
-    (key, version)
+    (sealed, about)
 }

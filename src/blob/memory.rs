@@ -126,6 +126,14 @@ impl BlobStore for MemoryBlobs {
         Ok(())
     }
 
+    fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
+        let mut table = self.table();
+        if table.blobs.get(key).is_some_and(|(_, there)| there.version == *version) {
+            table.blobs.remove(key);
+        }
+        Ok(())
+    }
+
     fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
         // A copy, because `visit` may come back to the store.
         let shown: Vec<BlobMeta> =

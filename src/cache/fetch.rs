@@ -186,6 +186,9 @@ impl Fetcher {
             }
             UpstreamReply::Found(head, body) => {
                 let (end, bytes) = self.fill(&mut fetch, head, body, buffer)?;
+                if is_doubted {
+                    self.ports.freshness.clear(fetch.key, Mark::Doubted);
+                }
                 let what = match &end {
                     End::Stored(_) => "stored",
                     _ => "not stored",
@@ -516,9 +519,6 @@ impl Fetcher {
         if fetch.class != Class::Immutable && !fetch.remote.lifetimes.index_ttl.is_zero() {
             let lifetime = self.lifetime(fetch);
             self.ports.freshness.set(fetch.key, Mark::Fresh(digest), lifetime);
-            if fetch.class == Class::Head {
-                self.ports.freshness.clear(fetch.key, Mark::Doubted);
-            }
         }
         if !fetch.remote.lifetimes.negative_ttl.is_zero() {
             self.ports.freshness.clear(fetch.key, Mark::Absent);
@@ -536,12 +536,12 @@ impl Fetcher {
             Class::Member => {
                 let Some((key, head)) = self.head_of(fetch) else { return };
                 let confirmed = self.ports.clock.now().duration_since(head.validated_at);
-                // Upstream's head may be another by now.
                 let is_odd = match (fits, &fetch.stored) {
                     (Some(fits), _) => !fits,
                     _ if entry.head != Some(head.digest) => false,
                     // It changed, and its head did not.
                     (None, Some(_)) => before.is_some_and(|before| before.head == entry.head),
+                    // Upstream's head may be another by now.
                     (None, None) => confirmed.is_ok_and(|ago| ago > CONFIRMED_LATELY),
                 };
                 if is_odd {
@@ -567,15 +567,32 @@ impl Fetcher {
     /// where that can't be told.
     fn fits_head(&self, fetch: &Fetch<'_>, digest: Digest) -> Option<bool> {
         let (key, head) = self.head_of(fetch).filter(|_| fetch.class == Class::Member)?;
-        if Some(head.digest) != fetch.writer.member_of() || head.size > STATING_BYTES_MAX {
+        if Some(head.digest) != fetch.writer.member_of() {
             return None;
         }
-        let blobs = &self.ports.blobs;
-        let mut body = blobs.open_current(&head.blob, &head.version, 0..head.size).ok()?;
-        let text = read_to_vec(&mut body, STATING_BYTES_MAX as usize).ok()?;
-        let text = String::from_utf8_lossy(&text);
-        let stated = fetch.remote.format.stated(&key.path, &text, &fetch.key.path)?;
-        Some(stated == digest)
+        Some(self.stated(fetch, &key, &head)? == digest)
+    }
+
+    /// The digest that a stored head states for what is fetched.
+    fn stated(&self, fetch: &Fetch<'_>, key: &ArtifactKey, head: &Entry) -> Option<Digest> {
+        if head.size > STATING_BYTES_MAX {
+            return None;
+        }
+        let opened = self.ports.blobs.open_current(&head.blob, &head.version, 0..head.size);
+        let text = opened.map_err(|error| chain(&error)).and_then(|mut body| {
+            read_to_vec(&mut body, STATING_BYTES_MAX as usize).map_err(|error| chain(&error))
+        });
+        match text {
+            Ok(text) => {
+                let text = String::from_utf8_lossy(&text);
+                fetch.remote.format.stated(&key.path, &text, &fetch.key.path)
+            }
+            Err(error) => {
+                self.counters.blob_errors.inc();
+                tracing::warn!(head = %key, error, "a head cannot be read for what it states of its members");
+                None
+            }
+        }
     }
 
     /// How long what came, or was confirmed, is fresh.
@@ -609,11 +626,14 @@ impl Fetcher {
         if !negative_ttl.is_zero() {
             self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
         }
-        // The head that named it can't be right any more.
         for path in fetch.remote.format.heads_of(&fetch.key.path) {
             let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
-            if let Ok(Some(entry)) = self.ports.index.get(&head) {
-                self.doubt(&head, entry.digest);
+            let Ok(Some(entry)) = self.ports.index.get(&head) else { continue };
+            match self.stated(fetch, &head, &entry) {
+                // That can't be right any more.
+                Some(_) => self.doubt(&head, entry.digest),
+                // It may name it in another way, or not at all, as a signature that there is not.
+                None => self.ports.freshness.clear(&head, Mark::Fresh(entry.digest)),
             }
         }
     }

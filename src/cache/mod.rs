@@ -391,13 +391,13 @@ impl Cache {
     fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
         let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
+        let (about, passing) = pass::start(upstream, &key.path, self.ports.clock.now())?;
         if !target.is_lasting(&key.path)
-            && let Some(stored) = self.lookup(&key)
+            && let Ok(Some(stored)) = self.ports.index.get(&key)
         {
             // Its client sees what may be newer.
             self.ports.freshness.clear(&key, Mark::Fresh(stored.digest));
         }
-        let (about, passing) = pass::start(upstream, &key.path, self.ports.clock.now())?;
         let met =
             Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false, is_refresh: false };
         Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })

@@ -60,9 +60,11 @@ impl Cache {
                 false => self.ports.index.get(&key),
             };
             let Some(entry) = row.map_err(ChangeError::Index)? else {
-                let was_left =
-                    hold.as_ref().is_some_and(Hold::is_sole) && self.remove_left(&key)?;
-                return Ok(if was_absent || was_left { Purged::Forgotten } else { Purged::Absent });
+                return Ok(match &hold {
+                    Some(hold) if self.remove_left(&key, hold, precondition)? => Purged::Forgotten,
+                    _ if was_absent => Purged::Forgotten,
+                    _ => Purged::Absent,
+                });
             };
             let validators = client_validators(&entry.validators, Some(entry.digest));
             if !precondition(Some(&validators)) {
@@ -81,10 +83,12 @@ impl Cache {
                 // It is about to be replaced, or else a sweep removes it.
                 return Ok(Purged::Removed(entry));
             }
-            if is_local {
+            if let Some(hold) = &hold {
                 // What is still there would come back by `reindex`, or while the index is away.
                 let removed = self.ports.blobs.remove_version(&entry.blob, &entry.version);
                 removed.map_err(ChangeError::Store)?;
+                // Another version may lie there: the bytes were not those that the row meant.
+                self.remove_left(&key, hold, &|_| true)?;
             } else if let Err(error) = self.ports.blobs.remove(&entry.blob) {
                 self.counters.blob_errors.inc();
                 tracing::warn!(artifact = %key, error = chain(&error), "a purged artifact's blob is still in the store");
@@ -114,12 +118,24 @@ impl Cache {
     }
 
     /// Removes what lies under the name of a local repository without a row: what is left of an
-    /// upload, or of a removal, that broke off.
-    fn remove_left(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {
+    /// upload, or of a removal, that broke off. Says whether there was anything.
+    pub(super) fn remove_left(
+        &self,
+        key: &ArtifactKey,
+        hold: &Hold<'_>,
+        precondition: Precondition<'_>,
+    ) -> Result<bool, ChangeError> {
         let blobs = &self.ports.blobs;
         let Some(left) = blobs.stat(&BlobKey::of(key)).map_err(ChangeError::Store)? else {
             return Ok(false);
         };
+        if !precondition(None) {
+            return Err(ChangeError::Precondition);
+        }
+        if !hold.is_sole() {
+            // Another replica's upload may be about to write its row.
+            return Err(ChangeError::Busy);
+        }
         blobs.remove_version(&left.key, &left.version).map_err(ChangeError::Store)?;
         Ok(true)
     }

@@ -5,7 +5,8 @@
 //! version than its row means, there are two stories:
 //!
 //! - An upload published it and crashed before it wrote its row. Then the blob says of itself,
-//!   by version and digest, that it is this artifact: the row is made to fit.
+//!   by version and digest, that it is this artifact: the row is made to fit, if the content is
+//!   the same or may be replaced.
 //! - Anything else: a disk that lies, a script that wrote into the folder, an operator's hand.
 //!   Nobody uploaded these bytes under this name, so they are served to nobody. It is an error
 //!   until somebody uploads the file again or deletes it, and so is a blob that is missing.
@@ -44,10 +45,12 @@ impl Cache {
         if meta.version == entry.version {
             return Ok(Standing::Fits(entry));
         }
+        let says = meta.about.as_ref().map(|about| about.digest);
+        if !target.remote.allow_overwrite && says != Some(entry.digest) {
+            return Ok(lost(key, &entry, Loss::Altered));
+        }
         let published = as_published(&*self.ports.blobs, key, &meta).map_err(ChangeError::Store)?;
-        let is_meant =
-            |published: &Entry| target.remote.allow_overwrite || published.digest == entry.digest;
-        let Some(published) = published.filter(is_meant) else {
+        let Some(published) = published else {
             return Ok(lost(key, &entry, Loss::Altered));
         };
         tracing::warn!(artifact = %key, "an upload ended before it wrote its row: writing it");

@@ -242,7 +242,14 @@ impl Cache {
         }
         let over = match (&standing, &stored) {
             (Some(entry), _) => Over::Bytes(entry),
-            (None, Some(entry)) => Over::Row(entry),
+            (None, Some(entry)) if entry.digest == sealed.digest() => Over::Row(entry),
+            (None, Some(entry)) => {
+                // Row first: beside other bytes it would say that these are not what was uploaded.
+                match self.ports.index.remove(&key, entry.generation).map_err(ChangeError::Index)? {
+                    true => Over::Nothing,
+                    false => return Err(ChangeError::Busy),
+                }
+            }
             (None, None) => Over::Nothing,
         };
         let entry = self.publish(&hold, &key, (sealed, &upload), over, replacing)?;
@@ -269,8 +276,8 @@ impl Cache {
                 Over::Bytes(_) => blobs.publish(&blob, sealed, &about),
                 Over::Nothing | Over::Row(_) => match blobs.publish_new(&blob, sealed, &about) {
                     // What an upload left that ended before it wrote its row.
-                    Err(BlobError::Changed(_)) if hold.is_sole() => {
-                        blobs.publish(&blob, sealed, &about)
+                    Err(BlobError::Changed(_)) if self.is_left_removed(key, hold) => {
+                        blobs.publish_new(&blob, sealed, &about)
                     }
                     published => published,
                 },
@@ -281,9 +288,8 @@ impl Cache {
             Ok(version) => version,
             Err(BlobError::Changed(_)) => return Err(self.overtaken(key, sealed.digest())?),
             Err(error) => {
-                // Another replica's upload may lie there otherwise.
-                if matches!(over, Over::Nothing) && hold.is_sole() {
-                    self.remove_unrecorded(&blob);
+                if matches!(over, Over::Nothing) {
+                    self.is_left_removed(key, hold);
                 }
                 return Err(ChangeError::Store(error));
             }
@@ -353,10 +359,13 @@ impl Cache {
         Ok(found.is_some_and(|meta| meta.version == entry.version))
     }
 
-    fn remove_unrecorded(&self, blob: &BlobKey) {
-        if let Err(error) = self.ports.blobs.remove(blob) {
-            tracing::warn!(%blob, error = chain(&error), "cannot remove a blob that was not recorded");
-        }
+    /// Removes what lies there without a row, if nobody else can have put it there meanwhile; says
+    /// whether it did. What stays is no obstacle to the next upload.
+    fn is_left_removed(&self, key: &ArtifactKey, hold: &Hold<'_>) -> bool {
+        self.remove_left(key, hold, &|_| true).unwrap_or_else(|error| {
+            tracing::warn!(artifact = %key, error = chain(&error), "a blob that was not recorded stays in the store");
+            false
+        })
     }
 }
 

@@ -71,9 +71,9 @@ macro_rules! leases_conformance {
 }
 pub(crate) use leases_conformance;
 
-/// Long enough to hold through any test.
 /// Of some bytes.
 const FRESH: Mark = Mark::Fresh(Digest([1; 32]));
+/// Long enough to hold through any test.
 const LONG: Duration = Duration::from_secs(3_600);
 /// Short enough to wait for.
 const SHORT: Duration = Duration::from_millis(200);

@@ -202,8 +202,8 @@ enum Attempt {
     Again,
 }
 
-/// Does what a name server that is away would keep for many seconds on a thread of its own, which
-/// is left to itself then. The breaker sees to it that few are.
+/// Looking up a name has no timeout, so connecting runs on a thread of its own: who calls stops
+/// waiting in time, and the thread ends by itself. The breaker sees to it that there are few.
 fn within<T: Send + 'static>(
     timeout: Duration,
     work: impl FnOnce() -> Result<T, RedisError> + Send + 'static,

@@ -158,7 +158,7 @@ mod tests {
         check("deb", head, &release, "dists/a/main/Other", None);
         check("deb", head, &release, "dists/b/main/Packages", None);
         let repomd = format!(
-            "<?xml version=\"1.0\"?><repomd xmlns=\"http://linux.example.org/repo\"><revision>1</revision>\
+            "<?xml version=\"1.0\"?><repomd xmlns=\"http://linux.example.org/repo\"><revision>1</revision><data type=\"odd\"/>\
              <data type=\"primary\"><checksum type=\"sha256\">{one}</checksum>\
              <open-checksum type=\"sha256\">{two}</open-checksum><location href=\"repodata/a%2bb.xml\"/>\
              <size>1</size></data><data type=\"weak\"><checksum type=\"sha\">ab</checksum>\

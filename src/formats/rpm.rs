@@ -28,7 +28,7 @@ struct Repomd {
 
 #[derive(Deserialize)]
 struct Data {
-    location: Location,
+    location: Option<Location>,
     checksum: Option<StatedChecksum>,
 }
 
@@ -119,11 +119,12 @@ impl PackageFormat for Rpm {
     fn stated(&self, head: &ArtifactPath, text: &str, member: &ArtifactPath) -> Option<Digest> {
         let root = folder(head).strip_suffix("repodata/")?;
         let wanted = member.without_query().strip_prefix(root)?;
-        let named =
-            quick_xml::de::from_str::<Repomd>(text).ok()?.data.into_iter().find(|data| {
-                let location = percent_decode_str(&data.location.href).decode_utf8();
-                location.is_ok_and(|location| location == wanted)
-            })?;
+        let is_at = |location: &Location| {
+            percent_decode_str(&location.href).decode_utf8().is_ok_and(|inside| inside == wanted)
+        };
+        let repomd = quick_xml::de::from_str::<Repomd>(text).ok()?;
+        let is_named = |data: &Data| data.location.as_ref().is_some_and(is_at);
+        let named = repomd.data.into_iter().find(is_named)?;
         let is_sha256 = |checksum: &StatedChecksum| checksum.kind == "sha256";
         named.checksum.filter(is_sha256)?.digits.trim().parse().ok()
     }

@@ -507,7 +507,7 @@ impl ArtifactIndex for EmbeddedIndex {
         query: &LeastUsed,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        // No path is empty, so this is before every row.
+        // Before every row.
         let mut behind = match &query.behind {
             Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
             None => (i64::MIN, String::new()),

@@ -111,12 +111,10 @@ impl Health {
         }
     }
 
-    /// The backends, and whether each answers.
+    /// The backends that were asked already, and whether each answers.
     pub fn answering(&self) -> Vec<(&'static str, bool)> {
-        self.backends
-            .iter()
-            .map(|backend| (backend.name, backend.state()["status"] == "ok"))
-            .collect()
+        let known = self.backends.iter().map(|backend| (backend.name, backend.is_well()));
+        known.filter_map(|(name, is_well)| Some((name, is_well?))).collect()
     }
 
     /// `status` is `ok`, or `degraded` where a backend does not answer.
@@ -151,6 +149,12 @@ impl Backend {
             self.has_answered.store(true, Ordering::SeqCst);
         }
         *last = Some((Instant::now(), answer));
+    }
+
+    /// None before the first answer.
+    fn is_well(&self) -> Option<bool> {
+        let last = self.last.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        last.as_ref().map(|(at, answer)| answer.is_ok() && at.elapsed() <= SILENCE_MAX)
     }
 
     fn state(&self) -> Value {
@@ -192,7 +196,7 @@ mod tests {
         answers.send(Ok(())).unwrap();
         wait_for(Readiness::Ready, &health);
         assert_eq!(health.report()["status"], "degraded");
-        assert_eq!(health.answering(), [("index", true), ("blobs", false)]);
+        assert_eq!(health.answering(), [("index", true)]);
         health.stop();
         assert_eq!(health.readiness(), Readiness::Stopping);
         drop((answers, never));

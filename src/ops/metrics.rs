@@ -57,7 +57,7 @@ pub struct Now {
     pub usage: BTreeMap<RemoteName, Usage>,
     /// Base URLs that keep failing, of each remote that has an upstream.
     pub failing: BTreeMap<RemoteName, usize>,
-    /// The backends, and whether each answers.
+    /// The backends that were asked already, and whether each answers.
     pub answering: Vec<(&'static str, bool)>,
 }
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::Ordering;
 
 use super::*;
-use crate::blob::behind::{Behind, publish};
+use crate::blob::behind::{Behind, check_that_nobodys_place_is_taken, publish};
 use crate::blob::memory::MemoryBlobs;
 use crate::body::read_to_vec;
 use crate::test_servers::eventually;
@@ -93,6 +93,12 @@ impl Bench {
     fn take_away(&self) {
         self.behind.away.store(true, Ordering::Relaxed);
     }
+}
+
+#[test]
+fn what_is_new_takes_nobodys_place() {
+    let bench = Bench::new(1 << 20);
+    check_that_nobodys_place_is_taken(&bench.hot, &bench.folder.path().join("staging"));
 }
 
 #[test]

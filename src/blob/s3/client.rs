@@ -131,7 +131,8 @@ impl S3Error {
     fn is_absence(&self) -> bool {
         match self {
             Self::Transport(error) => is_broken_connection(error) || is_silence(error),
-            Self::Refused { status, .. } => matches!(status, 502..=504),
+            // Who is only asked to slow down has somebody there.
+            Self::Refused { status, code, .. } => matches!(status, 502..=504) && code != "SlowDown",
             _ => false,
         }
     }

@@ -135,6 +135,10 @@ impl BlobStore for S3Store {
             Ok(Some(etag)) => Ok(version(&etag)),
             // Of a first attempt whose answer was lost, or the same bytes of somebody else.
             Ok(None) | Err(S3Error::Refused { status: 412, .. }) => self.inner.written(key, sealed),
+            // AWS: it met another one under way, which may be the first attempt.
+            Err(error) if error.is_code("ConditionalRequestConflict") => {
+                self.inner.written(key, sealed)
+            }
             Err(S3Error::Refused { status: 501, .. }) => self.publish(key, sealed, about),
             Err(error) => Err(blob_error("publish", key, error)),
         }

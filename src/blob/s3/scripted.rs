@@ -267,7 +267,8 @@ fn a_server_that_stumbles_is_asked_again_and_one_that_falls_is_given_up() {
         assert_eq!(read(&store, 0..5).unwrap(), b"bytes");
         assert_eq!(front.lines().len(), script.len());
     }
-    let (store, front) = Front::start(&[stumble(), stumble(), stumble(), found()]);
+    let away = || refusal("503 Service Unavailable", "ServiceUnavailable");
+    let (store, front) = Front::start(&[away(), away(), away(), found()]);
     let error = store.open(&key(), &version(), 0..5).unwrap_err();
     assert!(matches!(error, BlobError::Unavailable { operation: "open", .. }), "{error:?}");
     assert!(store.open(&key(), &version(), 0..5).is_err());

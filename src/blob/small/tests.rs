@@ -52,6 +52,12 @@ impl Bench {
 }
 
 #[test]
+fn what_is_new_takes_nobodys_place() {
+    let bench = Bench::new(1 << 20);
+    behind::check_that_nobodys_place_is_taken(&bench.small, bench.scratch.path());
+}
+
+#[test]
 fn the_second_use_of_a_small_blob_brings_it_here() {
     let bench = Bench::new(1 << 20);
     let blob = bench.publish("a", b"0123456789");

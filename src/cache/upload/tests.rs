@@ -505,6 +505,34 @@ fn an_object_that_came_late_is_not_served_in_place_of_what_was_acknowledged() {
     assert!(lost.contains("not those that were uploaded"), "{lost}");
     assert!(matches!(world.put(0, b"one"), Ok(Uploaded::Same(_))));
     assert_eq!(world.get().unwrap(), b"one");
+    // Nor does it stay behind a removal.
+    world.watched.blobs.publish(&BlobKey::of(&key()), &sealed, &about).unwrap();
+    assert!(matches!(cache.purge(&world.target, &path(), &|_| true), Ok(Purged::Removed(_))));
+    assert_eq!(world.blob_count(), 0);
+}
+
+#[test]
+fn what_stands_in_for_lost_bytes_can_be_uploaded_again_after_a_failure() {
+    let world = World::new("description: x", 1, None);
+    world.put(0, b"one").unwrap();
+    world.watched.blobs.remove(&BlobKey::of(&key())).unwrap();
+    world.fail(Some("put"));
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Index(_))));
+    world.fail(None);
+    assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
+    assert_eq!(world.get().unwrap(), b"two");
+}
+
+#[test]
+fn what_is_left_goes_only_for_who_meant_it() {
+    let world = World::new("description: x", 1, None);
+    world.fail(Some("put"));
+    world.put(0, b"one").unwrap_err();
+    world.fail(None);
+    let cache = &world.replicas[0];
+    let purged = cache.purge(&world.target, &path(), &|current| current.is_some());
+    assert!(matches!(purged, Err(ChangeError::Precondition)));
+    assert_eq!(world.blob_count(), 1);
 }
 
 #[test]

@@ -34,6 +34,9 @@ pub enum PostgresError {
     /// A statement failed, or the connection broke under it.
     #[error("PostgreSQL failed")]
     Statement(#[from] postgres::Error),
+    /// The server gave up what takes no time.
+    #[error("the database is held up")]
+    Stuck(#[source] postgres::Error),
     /// It was silent for too long.
     #[error("PostgreSQL did not answer within {} ms", .0.as_millis())]
     TimedOut(Duration),
@@ -75,13 +78,20 @@ impl PostgresError {
         !self.is_broken() && matches!(self, Self::Statement(error) if error.as_db_error().is_some())
     }
 
-    /// Whether the server is away, in contrast to one that answers "no". One that gave a statement
-    /// up is as good as away: somebody holds a lock on the table, say.
+    /// Whether the server is away, in contrast to one that answers "no".
     pub(super) fn is_absence(&self) -> bool {
+        matches!(self, Self::Connect { .. } | Self::TimedOut(_) | Self::Stuck(_))
+            || self.is_broken()
+    }
+
+    /// Of a look-up: given up by the server, it tells that somebody holds the table, and that the
+    /// next one would wait as long.
+    pub(super) fn of_look_up(self) -> Self {
         match self {
-            Self::Connect { .. } | Self::TimedOut(_) => true,
-            Self::Statement(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => true,
-            _ => self.is_broken(),
+            Self::Statement(error) if error.code() == Some(&SqlState::QUERY_CANCELED) => {
+                Self::Stuck(error)
+            }
+            other => other,
         }
     }
 }

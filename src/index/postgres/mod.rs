@@ -150,7 +150,9 @@ impl Start {
 impl ArtifactIndex for PostgresIndex {
     fn get(&self, key: &ArtifactKey) -> Result<Option<Entry>, IndexError> {
         let place = Place::of(key);
-        let found = self.call("look up", move |connection, _| look_up(connection, &place))?;
+        let found = self.call("look up", move |connection, _| {
+            look_up(connection, &place).map_err(PostgresError::of_look_up)
+        })?;
         found.map(|values| values.into_entry(&key.remote)).transpose()
     }
 
@@ -262,7 +264,7 @@ impl ArtifactIndex for PostgresIndex {
         query: &LeastUsed,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        // No path is empty, so this is before every row.
+        // Before every row.
         let mut behind = match &query.behind {
             Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
             None => (i64::MIN, String::new()),
@@ -290,7 +292,10 @@ impl ArtifactIndex for PostgresIndex {
 
     /// Also whether it takes rows: a standby does not.
     fn probe(&self) -> Result<(), IndexError> {
-        match self.call("answer", |connection, _| takes_rows(connection))? {
+        let takes_rows = self.call("answer", |connection, _| {
+            takes_rows(connection).map_err(PostgresError::of_look_up)
+        })?;
+        match takes_rows {
             true => Ok(()),
             false => Err(IndexError::Unavailable {
                 operation: "take rows",

@@ -45,8 +45,16 @@ BEGIN
     RETURN NULL;
 END $$;
 
-LOCK TABLE artifact IN SHARE ROW EXCLUSIVE MODE;
-INSERT INTO artifact_usage SELECT remote, 0, count(*), sum(size_bytes), sum(hits) FROM artifact GROUP BY remote;
+-- To be called by hand after rows were written while the triggers were off, or the two tables
+-- were filled one by one, as a restore of the data alone does.
+CREATE FUNCTION artifact_usage_recount() RETURNS void LANGUAGE sql SET search_path FROM CURRENT AS $$
+    LOCK TABLE artifact IN SHARE ROW EXCLUSIVE MODE;
+    DELETE FROM artifact_usage;
+    INSERT INTO artifact_usage
+        SELECT remote, 0, count(*), sum(size_bytes), sum(hits) FROM artifact GROUP BY remote;
+$$;
+
+SELECT artifact_usage_recount();
 CREATE TRIGGER artifact_usage_insert AFTER INSERT ON artifact
     REFERENCING NEW TABLE AS new_rows FOR EACH STATEMENT EXECUTE FUNCTION artifact_usage_changes();
 CREATE TRIGGER artifact_usage_delete AFTER DELETE ON artifact

@@ -480,7 +480,7 @@ fn while_somebody_holds_the_table_callers_fail_at_once() {
     let mut holding = client.transaction().unwrap();
     holding.batch_execute("LOCK TABLE artifact IN ACCESS EXCLUSIVE MODE").unwrap();
     assert!(index.get(&key("a")).is_err());
-    assert!(chain(&index.get(&key("a")).unwrap_err()).contains("a moment ago"));
+    assert_eq!(index.counts().opened, 1);
     holding.rollback().unwrap();
     eventually("it is asked again", || index.get(&key("a")).is_ok());
 }
