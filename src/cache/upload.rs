@@ -12,7 +12,7 @@ use super::claims::Hold;
 use super::found::client_validators;
 use super::steps::Standing;
 use super::{Cache, Loss, Target};
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, Validators};
 use crate::blob::{About, BlobError};
 use crate::chain::chain;
 use crate::index::{IndexError, Put};
@@ -268,33 +268,9 @@ impl Cache {
         over: Over<'_>,
         replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
-        let (blob, stored_at) = (BlobKey::of(key), self.ports.clock.now());
-        let about = about(key.clone(), sealed.digest(), upload, stored_at);
-        let blobs = &self.ports.blobs;
-        let published = hold.during(|| {
-            let version = match over {
-                Over::Bytes(_) => blobs.publish(&blob, sealed, &about),
-                Over::Nothing | Over::Row(_) => match blobs.publish_new(&blob, sealed, &about) {
-                    // What an upload left that ended before it wrote its row.
-                    Err(BlobError::Changed(_)) if self.is_left_removed(key, hold) => {
-                        blobs.publish_new(&blob, sealed, &about)
-                    }
-                    published => published,
-                },
-            };
-            version.and_then(|version| blobs.persist(&blob).map(|()| version))
-        });
-        let version = match published {
-            Ok(version) => version,
-            Err(BlobError::Changed(_)) => return Err(self.overtaken(key, sealed.digest())?),
-            Err(error) => {
-                if matches!(over, Over::Nothing) {
-                    self.is_left_removed(key, hold);
-                }
-                return Err(ChangeError::Store(error));
-            }
-        };
-        let mut entry = about.clone().entry(blob, version, sealed.len());
+        let about = about(key.clone(), sealed.digest(), upload, self.ports.clock.now());
+        let version = self.publish_bytes(hold, key, sealed, &about, over)?;
+        let mut entry = about.clone().entry(BlobKey::of(key), version, sealed.len());
         let mut replaces = over.row().map(|row| row.generation);
         for _ in 0..PUTS_MAX {
             entry = self.record_upload(key, entry, replaces, replacing)?;
@@ -308,14 +284,46 @@ impl Cache {
             if row.is_none_or(|row| row.generation != entry.generation) {
                 return Err(self.overtaken(key, entry.digest)?);
             }
-            let version = hold.during(|| {
-                let version = blobs.publish(&entry.blob, sealed, &about)?;
-                blobs.persist(&entry.blob).map(|()| version)
-            });
             replaces = Some(entry.generation);
-            entry.version = version.map_err(ChangeError::Store)?;
+            let version = self.publish_bytes(hold, key, sealed, &about, Over::Bytes(&entry))?;
+            entry = Entry { version, ..entry };
         }
         Err(ChangeError::Busy)
+    }
+
+    /// Publishes the bytes of an upload, and sees to it that no loss of power takes them away.
+    fn publish_bytes(
+        &self,
+        hold: &Hold<'_>,
+        key: &ArtifactKey,
+        sealed: &SealedFile,
+        about: &About,
+        over: Over<'_>,
+    ) -> Result<BlobVersion, ChangeError> {
+        let (blobs, blob) = (&self.ports.blobs, BlobKey::of(key));
+        let published = hold.during(|| {
+            let version = match over {
+                Over::Bytes(_) => blobs.publish(&blob, sealed, about)?,
+                Over::Nothing | Over::Row(_) => match blobs.publish_new(&blob, sealed, about) {
+                    // What an upload left that ended before it wrote its row.
+                    Err(BlobError::Changed(_)) if self.is_left_removed(key, hold) => {
+                        blobs.publish_new(&blob, sealed, about)?
+                    }
+                    published => published?,
+                },
+            };
+            blobs.persist(&blob).map(|()| version)
+        });
+        match published {
+            Ok(version) => Ok(version),
+            Err(BlobError::Changed(_)) => Err(self.overtaken(key, sealed.digest())?),
+            Err(error) => {
+                if matches!(over, Over::Nothing) {
+                    self.is_left_removed(key, hold);
+                }
+                Err(ChangeError::Store(error))
+            }
+        }
     }
 
     /// What to answer where another replica was quicker.
