@@ -42,13 +42,14 @@ impl BlobStore for Behind {
         self.there(self.inner.publish(key, sealed, about))
     }
 
-    fn publish_new(
+    fn publish_over(
         &self,
         key: &BlobKey,
+        there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        self.there(self.inner.publish_new(key, sealed, about))
+        self.there(self.inner.publish_over(key, there, sealed, about))
     }
 
     fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
@@ -87,12 +88,16 @@ impl BlobStore for Behind {
 pub(super) fn check_that_nobodys_place_is_taken(store: &dyn BlobStore, scratch: &Path) {
     let (key, first) = publish(store, scratch, "a", b"one");
     let (sealed, about) = staged(scratch, "a", b"two");
-    assert!(matches!(store.publish_new(&key, &sealed, &about), Err(BlobError::Changed(_))));
-    store.remove_version(&key, &BlobVersion("another".to_owned())).unwrap();
+    let other = BlobVersion("another".to_owned());
+    for there in [None, Some(&other)] {
+        let refused = store.publish_over(&key, there, &sealed, &about);
+        assert!(matches!(refused, Err(BlobError::Changed(_))), "{there:?}");
+    }
+    store.remove_version(&key, &other).unwrap();
     assert_eq!(store.stat(&key).unwrap().unwrap().version, first);
     store.remove_version(&key, &first).unwrap();
     assert_eq!(store.stat(&key).unwrap(), None);
-    store.publish_new(&key, &sealed, &about).unwrap();
+    store.publish_over(&key, None, &sealed, &about).unwrap();
 }
 
 /// Publishes bytes under a path of the remote `r`, staged in `scratch`.

@@ -165,13 +165,14 @@ impl BlobStore for HotBlobs {
         published
     }
 
-    fn publish_new(
+    fn publish_over(
         &self,
         key: &BlobKey,
+        there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        let published = self.tier.behind.publish_new(key, sealed, about);
+        let published = self.tier.behind.publish_over(key, there, sealed, about);
         self.tier.forget(key, published.as_ref().ok());
         published
     }

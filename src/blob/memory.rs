@@ -82,16 +82,18 @@ impl BlobStore for MemoryBlobs {
         self.put(key, sealed, about, |_| Ok(None))
     }
 
-    fn publish_new(
+    fn publish_over(
         &self,
         key: &BlobKey,
+        there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        self.put(key, sealed, about, |there| {
-            let is_same = |there: &About| there.digest == about.digest;
-            match there.about.as_ref().is_some_and(is_same) {
-                true => Ok(Some(there.version.clone())),
+        self.put(key, sealed, about, |found| {
+            let is_same = |found: &About| found.digest == about.digest;
+            match found.about.as_ref().is_some_and(is_same) {
+                _ if Some(&found.version) == there => Ok(None),
+                true => Ok(Some(found.version.clone())),
                 false => Err(BlobError::Changed(key.clone())),
             }
         })

@@ -44,15 +44,16 @@ pub trait BlobStore: Debug + Send + Sync {
         about: &About,
     ) -> Result<BlobVersion, BlobError>;
 
-    /// As [`BlobStore::publish`], for uploads, where nothing should lie under `key`. A store that
-    /// other replicas write to refuses where other bytes do, whenever they came there before these;
-    /// one that can't tell keeps this default.
+    /// As [`BlobStore::publish`], for uploads: only over what lies `there`, which is nothing or one
+    /// version. A store that other replicas write to refuses where other bytes lie under the key,
+    /// whenever they came before these; one that can't tell keeps this default.
     ///
     /// # Errors
     /// [`BlobError`]; [`BlobError::Changed`] where other bytes lie there.
-    fn publish_new(
+    fn publish_over(
         &self,
         key: &BlobKey,
+        _there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {

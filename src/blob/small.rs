@@ -145,13 +145,14 @@ impl BlobStore for SmallBlobs {
         published
     }
 
-    fn publish_new(
+    fn publish_over(
         &self,
         key: &BlobKey,
+        there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        let published = self.behind.publish_new(key, sealed, about);
+        let published = self.behind.publish_over(key, there, sealed, about);
         self.forget(key);
         published
     }

@@ -22,7 +22,7 @@ use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Held, Lease, Mark};
 use crate::formats::Class;
-use crate::index::{IndexError, Put};
+use crate::index::{ArtifactIndex, IndexError, Put};
 use crate::staging::{Expect, SealedFile, StagedFile};
 use crate::upstream::{
     Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
@@ -157,6 +157,15 @@ impl Fetcher {
                 if !confirms(&head.validators, &stored.validators) =>
             {
                 tracing::warn!(artifact = %fetch.key, "upstream's 304 names another version than the one that is stored; fetching it anew");
+                fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?
+            }
+            // Validators do not tell every version apart: what does not fit its head is fetched
+            // whole, once a minute at most.
+            (UpstreamReply::NotModified(_), Some(stored))
+                if self.fits_head(&fetch, stored.digest) == Some(false)
+                    && self.ports.freshness.remaining(fetch.key, Mark::Doubted).is_none() =>
+            {
+                self.ports.freshness.set(fetch.key, Mark::Doubted, SETTLES_AFTER);
                 fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?
             }
             (reply, _) => reply,
@@ -610,11 +619,9 @@ impl Fetcher {
 
     /// The head that a member is valid with, as it is stored now.
     fn head_of(&self, fetch: &Fetch<'_>) -> Option<(ArtifactKey, Entry)> {
-        fetch.remote.format.heads_of(&fetch.key.path).into_iter().find_map(|path| {
-            let key = ArtifactKey { remote: fetch.remote.name.clone(), path };
-            let head = self.ports.index.get(&key).ok()??;
-            Some((key, head))
-        })
+        let heads = fetch.remote.format.heads_of(&fetch.key.path);
+        let keys = heads.into_iter().map(|path| fetch.remote.key(path));
+        newest_head(&*self.ports.index, keys)
     }
 
     fn mark_absent(&self, fetch: &Fetch<'_>) {
@@ -627,7 +634,7 @@ impl Fetcher {
             self.ports.freshness.set(fetch.key, Mark::Absent, negative_ttl);
         }
         for path in fetch.remote.format.heads_of(&fetch.key.path) {
-            let head = ArtifactKey { remote: fetch.remote.name.clone(), path };
+            let head = fetch.remote.key(path);
             let Ok(Some(entry)) = self.ports.index.get(&head) else { continue };
             match self.stated(fetch, &head, &entry) {
                 // That can't be right any more.
@@ -648,6 +655,16 @@ impl Fetcher {
         self.counters.unstored.inc();
         tracing::warn!(artifact = %key, error = chain(error), "an artifact was served but not stored");
     }
+}
+
+/// Of the heads that may name a member, the one that upstream confirmed last: another one may be
+/// there that it has given up.
+pub(super) fn newest_head(
+    index: &dyn ArtifactIndex,
+    keys: impl Iterator<Item = ArtifactKey>,
+) -> Option<(ArtifactKey, Entry)> {
+    let stored = keys.filter_map(|key| index.get(&key).ok()?.map(|entry| (key, entry)));
+    stored.max_by_key(|(_, entry)| entry.validated_at)
 }
 
 /// The name of a lease on an artifact: its own, and for who waited in vain one that no sensible

@@ -54,7 +54,7 @@ pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
 use claims::Claims;
 use counters::Counters;
-use fetch::{Fetcher, Job, Task};
+use fetch::{Fetcher, Job, Task, newest_head};
 use flight::{Begun, End, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
 use no_room::NoRoom;
@@ -120,7 +120,7 @@ pub struct Target {
 impl Target {
     /// One of its artifacts.
     fn key(&self, path: ArtifactPath) -> ArtifactKey {
-        ArtifactKey { remote: self.remote.name.clone(), path }
+        self.remote.key(path)
     }
 
     fn reach(&self) -> Reach {
@@ -525,14 +525,14 @@ impl Cache {
         if class != Class::Member {
             return None;
         }
-        target.remote.format.heads_of(path).into_iter().find_map(|path| {
-            let key = target.key(path);
+        let heads = target.remote.format.heads_of(path);
+        let keys = heads.into_iter().map(|path| target.key(path)).inspect(|key| {
             // Who has the last byte of a new one may be here before its row.
-            if let Some(landing) = self.flights.find(&key).filter(FlightReader::is_complete) {
+            if let Some(landing) = self.flights.find(key).filter(FlightReader::is_complete) {
                 landing.has_landed_within(LANDING_WAIT_MAX);
             }
-            Some(self.ports.index.get(&key).ok()??.digest)
-        })
+        });
+        newest_head(&*self.ports.index, keys).map(|(_, head)| head.digest)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.

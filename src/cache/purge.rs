@@ -74,7 +74,7 @@ impl Cache {
                 continue;
             }
             if let Some(hold) = &hold {
-                self.ports.index.persist().map_err(ChangeError::Index)?;
+                self.ports.index.persist(&key).map_err(ChangeError::Index)?;
                 if !hold.is_sole() && self.has_row(&key)? {
                     return Ok(Purged::Removed(entry));
                 }

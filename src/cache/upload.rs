@@ -78,23 +78,12 @@ enum Replacing {
 }
 
 /// What an upload is stored over.
-#[derive(Debug, Clone, Copy)]
-enum Over<'a> {
-    /// Nothing is there.
-    Nothing,
-    /// A row whose bytes are lost.
-    Row(&'a Entry),
-    /// A row and bytes.
-    Bytes(&'a Entry),
-}
-
-impl<'a> Over<'a> {
-    fn row(self) -> Option<&'a Entry> {
-        match self {
-            Self::Nothing => None,
-            Self::Row(entry) | Self::Bytes(entry) => Some(entry),
-        }
-    }
+#[derive(Debug, Default)]
+struct Over {
+    /// The generation of the row.
+    row: Option<u64>,
+    /// What lies under the key.
+    bytes: Option<BlobVersion>,
 }
 
 /// Whether a change may go on, given the validators of what stands there now, if anything does.
@@ -232,7 +221,7 @@ impl Cache {
             Some(entry) if entry.digest == sealed.digest() && !entry.unproven => {
                 // It may have been stored by an upload whose answer was never sent.
                 self.ports.blobs.persist(&entry.blob).map_err(ChangeError::Store)?;
-                self.ports.index.persist().map_err(ChangeError::Index)?;
+                self.ports.index.persist(&key).map_err(ChangeError::Index)?;
                 return Ok(Uploaded::Same(entry.clone()));
             }
             Some(entry) if entry.digest != sealed.digest() && replacing == Replacing::Refused => {
@@ -241,16 +230,25 @@ impl Cache {
             _ => {}
         }
         let over = match (&standing, &stored) {
-            (Some(entry), _) => Over::Bytes(entry),
-            (None, Some(entry)) if entry.digest == sealed.digest() => Over::Row(entry),
+            (Some(entry), _) => {
+                // Of altered bytes the row does not tell the version.
+                let bytes = match entry.unproven {
+                    true => self.version_of(entry)?,
+                    false => Some(entry.version.clone()),
+                };
+                Over { row: Some(entry.generation), bytes }
+            }
+            (None, Some(entry)) if entry.digest == sealed.digest() => {
+                Over { row: Some(entry.generation), bytes: None }
+            }
             (None, Some(entry)) => {
                 // Row first: beside other bytes it would say that these are not what was uploaded.
                 match self.ports.index.remove(&key, entry.generation).map_err(ChangeError::Index)? {
-                    true => Over::Nothing,
+                    true => Over::default(),
                     false => return Err(ChangeError::Busy),
                 }
             }
-            (None, None) => Over::Nothing,
+            (None, None) => Over::default(),
         };
         let entry = self.publish(&hold, &key, (sealed, &upload), over, replacing)?;
         Ok(match standing {
@@ -265,16 +263,16 @@ impl Cache {
         hold: &Hold<'_>,
         key: &ArtifactKey,
         (sealed, upload): (&SealedFile, &Upload<'_>),
-        over: Over<'_>,
+        over: Over,
         replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
         let about = about(key.clone(), sealed.digest(), upload, self.ports.clock.now());
-        let version = self.publish_bytes(hold, key, sealed, &about, over)?;
+        let version = self.publish_bytes(hold, key, sealed, &about, over.bytes.as_ref())?;
         let mut entry = about.clone().entry(BlobKey::of(key), version, sealed.len());
-        let mut replaces = over.row().map(|row| row.generation);
+        let mut replaces = over.row;
         for _ in 0..PUTS_MAX {
             entry = self.record_upload(key, entry, replaces, replacing)?;
-            self.ports.index.persist().map_err(ChangeError::Index)?;
+            self.ports.index.persist(key).map_err(ChangeError::Index)?;
             if hold.is_sole() || self.is_under_its_key(&entry)? {
                 return Ok(entry);
             }
@@ -285,8 +283,8 @@ impl Cache {
                 return Err(self.overtaken(key, entry.digest)?);
             }
             replaces = Some(entry.generation);
-            let version = self.publish_bytes(hold, key, sealed, &about, Over::Bytes(&entry))?;
-            entry = Entry { version, ..entry };
+            let there = self.version_of(&entry)?;
+            entry.version = self.publish_bytes(hold, key, sealed, &about, there.as_ref())?;
         }
         Err(ChangeError::Busy)
     }
@@ -298,19 +296,18 @@ impl Cache {
         key: &ArtifactKey,
         sealed: &SealedFile,
         about: &About,
-        over: Over<'_>,
+        there: Option<&BlobVersion>,
     ) -> Result<BlobVersion, ChangeError> {
         let (blobs, blob) = (&self.ports.blobs, BlobKey::of(key));
         let published = hold.during(|| {
-            let version = match over {
-                Over::Bytes(_) => blobs.publish(&blob, sealed, about)?,
-                Over::Nothing | Over::Row(_) => match blobs.publish_new(&blob, sealed, about) {
-                    // What an upload left that ended before it wrote its row.
-                    Err(BlobError::Changed(_)) if self.is_left_removed(key, hold) => {
-                        blobs.publish_new(&blob, sealed, about)?
-                    }
-                    published => published?,
-                },
+            let version = match blobs.publish_over(&blob, there, sealed, about) {
+                // What an upload left that ended before it wrote its row.
+                Err(BlobError::Changed(_))
+                    if there.is_none() && self.is_left_removed(key, hold) =>
+                {
+                    blobs.publish_over(&blob, None, sealed, about)?
+                }
+                published => published?,
             };
             blobs.persist(&blob).map(|()| version)
         });
@@ -318,7 +315,8 @@ impl Cache {
             Ok(version) => Ok(version),
             Err(BlobError::Changed(_)) => Err(self.overtaken(key, sealed.digest())?),
             Err(error) => {
-                if matches!(over, Over::Nothing) {
+                // Nothing is without a row but what this has left.
+                if matches!(self.ports.index.recorded(key), Ok(None)) {
                     self.is_left_removed(key, hold);
                 }
                 Err(ChangeError::Store(error))
@@ -363,8 +361,13 @@ impl Cache {
     }
 
     fn is_under_its_key(&self, entry: &Entry) -> Result<bool, ChangeError> {
+        Ok(self.version_of(entry)?.is_some_and(|version| version == entry.version))
+    }
+
+    /// What lies under an entry's key.
+    fn version_of(&self, entry: &Entry) -> Result<Option<BlobVersion>, ChangeError> {
         let found = self.ports.blobs.stat(&entry.blob).map_err(ChangeError::Store)?;
-        Ok(found.is_some_and(|meta| meta.version == entry.version))
+        Ok(found.map(|meta| meta.version))
     }
 
     /// Removes what lies there without a row, if nobody else can have put it there meanwhile; says

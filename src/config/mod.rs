@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use url::Url;
 
-use crate::artifact::{ArtifactPath, RemoteName};
+use crate::artifact::{ArtifactKey, ArtifactPath, RemoteName};
 use crate::formats::PackageFormat;
 use crate::policy::lifetime::Lifetimes;
 use crate::policy::pattern::{Patterns, Pins};
@@ -60,6 +60,11 @@ pub struct Remote {
 }
 
 impl Remote {
+    /// One of its artifacts.
+    pub fn key(&self, path: ArtifactPath) -> ArtifactKey {
+        ArtifactKey { remote: self.name.clone(), path }
+    }
+
     /// Whether what is stored of it came from an upstream, rather than from uploads.
     pub fn has_upstream(&self) -> bool {
         matches!(self.kind, Kind::Remote(_))

@@ -235,15 +235,14 @@ impl ArtifactIndex for BridgedIndex {
         self.index.least_used(query, visit)
     }
 
-    /// Fails while rows wait: those would be lost with the process, and their artifacts stay
-    /// unknown until `reindex`.
-    fn persist(&self) -> Result<(), IndexError> {
-        let waiting = self.waiting().len();
-        if waiting > 0 {
-            let source = format!("{waiting} rows wait for the index to be back").into();
-            return Err(IndexError::Unavailable { operation: "vouch for its rows", source });
+    /// Fails while the row waits: it would be lost with the process, and its artifact stay unknown
+    /// until `reindex`.
+    fn persist(&self, key: &ArtifactKey) -> Result<(), IndexError> {
+        if self.waiting().contains_key(key) {
+            let source = "it waits for the index to be back".into();
+            return Err(IndexError::Unavailable { operation: "vouch for a row", source });
         }
-        self.index.persist()
+        self.index.persist(key)
     }
 
     /// Also whether it has taken the rows that waited: one that is read-only or full answers.
@@ -436,13 +435,13 @@ mod tests {
             assert_eq!(bench.index.get(key).unwrap(), Some(entry));
         }
         assert!(bench.index.catch_up().is_err());
-        assert!(bench.index.persist().is_err(), "rows that wait are lost with the process");
+        assert!(bench.index.persist(&new).is_err(), "rows that wait are lost with the process");
         bench.come_back();
         let unwritten = bench.index.get(&old).unwrap().unwrap();
         assert_eq!(unwritten.version.0, "v2", "what waits is newer than the row");
         assert_ne!(unwritten.generation, STAND_IN);
         bench.index.catch_up().unwrap();
-        bench.index.persist().unwrap();
+        bench.index.persist(&new).unwrap();
         for key in [&new, &old] {
             assert_eq!(bench.row(key).unwrap().version.0, "v2");
         }

@@ -150,13 +150,13 @@ fn paths(index: &dyn ArtifactIndex, query: &Scan) -> Vec<String> {
 }
 
 pub(crate) fn changes_can_be_persisted(index: &dyn ArtifactIndex) {
-    index.persist().expect("persist nothing");
     let key = key("kept");
+    index.persist(&key).expect("persist nothing");
     let kept = put(index, &key, "kept");
-    index.persist().expect("persist a row");
+    index.persist(&key).expect("persist a row");
     assert_eq!(get(index, &key), Some(kept.clone()));
     assert!(index.remove(&key, kept.generation).expect("remove"));
-    index.persist().expect("persist a removal");
+    index.persist(&key).expect("persist a removal");
     assert_eq!(get(index, &key), None);
 }
 

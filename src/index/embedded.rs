@@ -529,7 +529,7 @@ impl ArtifactIndex for EmbeddedIndex {
     /// Syncs the write-ahead log. It holds every commit until all of it is folded back and the
     /// main file is synced; only then does SQLite begin it anew. Its folder too: the log may be
     /// new.
-    fn persist(&self) -> Result<(), IndexError> {
+    fn persist(&self, _key: &ArtifactKey) -> Result<(), IndexError> {
         const OPERATION: &str = "bring its rows to the disk";
         if open_writer(&mut self.writer.lock(), OPERATION)?.may_have_lost {
             return Err(unavailable(OPERATION)(MayHaveLost));

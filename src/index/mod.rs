@@ -57,13 +57,13 @@ pub trait ArtifactIndex: Debug + Send + Sync {
     /// [`IndexError`] where the index can't answer.
     fn remove(&self, key: &ArtifactKey, generation: u64) -> Result<bool, IndexError>;
 
-    /// Returns once no loss of power can take back the changes of rows that were answered
+    /// Returns once no loss of power can take back the changes of a row that were answered
     /// before the call. For uploads, which exist nowhere else. An index whose answers mean
     /// that already keeps this default.
     ///
     /// # Errors
     /// [`IndexError`]; the changes may then be lost with the machine's power.
-    fn persist(&self) -> Result<(), IndexError> {
+    fn persist(&self, _key: &ArtifactKey) -> Result<(), IndexError> {
         Ok(())
     }
 

@@ -122,25 +122,48 @@ impl BlobStore for S3Store {
         }
     }
 
-    /// By `If-None-Match: *`, which AWS, SeaweedFS and, but for objects in parts, Ceph honour. A
-    /// server that does not know it takes the object as any other.
-    fn publish_new(
+    /// By `If-None-Match: *` or `If-Match`, which AWS, SeaweedFS and, but for objects in parts, Ceph
+    /// honour. A server that does not know them takes the object as any other.
+    fn publish_over(
         &self,
         key: &BlobKey,
+        there: Option<&BlobVersion>,
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        let only_new = HeaderMap::from_iter([(IF_NONE_MATCH, HeaderValue::from_static("*"))]);
-        match self.inner.write(key, sealed, about, &only_new) {
-            Ok(Some(etag)) => Ok(version(&etag)),
-            // Of a first attempt whose answer was lost, or the same bytes of somebody else.
-            Ok(None) | Err(S3Error::Refused { status: 412, .. }) => self.inner.written(key, sealed),
-            // AWS: it met another one under way, which may be the first attempt.
-            Err(error) if error.is_code("ConditionalRequestConflict") => {
-                self.inner.written(key, sealed)
+        let mut condition = match there {
+            None => (IF_NONE_MATCH, HeaderValue::from_static("*")),
+            Some(version) => (IF_MATCH, if_match("publish", key, version)?),
+        };
+        loop {
+            let conditions = HeaderMap::from_iter([condition.clone()]);
+            match self.inner.write(key, sealed, about, &conditions) {
+                Ok(Some(etag)) => return Ok(version(&etag)),
+                Ok(None) => return self.inner.written(key, sealed),
+                Err(S3Error::Refused { status: 501, .. }) => {
+                    return self.publish(key, sealed, about);
+                }
+                // AWS says the latter where it met another request under way.
+                Err(error)
+                    if error.status() == Some(412)
+                        || error.is_code("ConditionalRequestConflict") => {}
+                Err(error) => return Err(blob_error("publish", key, error)),
             }
-            Err(S3Error::Refused { status: 501, .. }) => self.publish(key, sealed, about),
-            Err(error) => Err(blob_error("publish", key, error)),
+            // It may have been refused because of a first attempt, whose answer was lost.
+            let found = match self.inner.written(key, sealed) {
+                Err(BlobError::Changed(_)) => self.stat(key)?,
+                written_or_failed => return written_or_failed,
+            };
+            match there {
+                // Older Cephs compare with an ETag without its quotes.
+                Some(version)
+                    if found.is_some_and(|found| found.version == *version)
+                        && condition.1.as_bytes().starts_with(b"\"") =>
+                {
+                    condition.1 = header("publish", key, version.0.clone())?;
+                }
+                _ => return Err(BlobError::Changed(key.clone())),
+            }
         }
     }
 

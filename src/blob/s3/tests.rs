@@ -129,24 +129,31 @@ fn what_is_new_takes_nobodys_place(server: &str) {
         S3Settings { single_put_bytes_max: 1 << 20, part_bytes: 5 << 20, ..bucket.0.clone() };
     let in_parts = S3Store::new(&parts).unwrap();
     for (path, store, len) in [("whole", &store, 10), ("in parts", &in_parts, 6 << 20)] {
-        let publish_new = |byte: u8| {
+        let publish_over = |there: Option<&BlobVersion>, byte: u8| {
             let sealed = sealed(&folder, &vec![byte; len]);
             let about = about(path, sealed.digest());
-            store.publish_new(&BlobKey::of(&about.artifact), &sealed, &about)
+            store.publish_over(&BlobKey::of(&about.artifact), there, &sealed, &about)
         };
-        let first = publish_new(1).unwrap();
-        assert_eq!(publish_new(1).unwrap(), first, "{path}: an attempt whose answer was lost");
+        let first = publish_over(None, 1).unwrap();
+        let again = publish_over(None, 1).unwrap();
+        assert_eq!(again, first, "{path}: an attempt whose answer was lost");
         let key = BlobKey::of(&about(path, Digest::of(b"")).artifact);
+        let other = BlobVersion("0123456789abcdef0123456789abcdef".to_owned());
         let is_ceph = server == "ARTIFACTAPI_TEST_RGW";
         // Ceph looks at no condition where parts become an object, nor where one is removed.
         if !is_ceph || path == "whole" {
-            assert!(matches!(publish_new(2), Err(BlobError::Changed(_))), "{path}");
+            for there in [None, Some(&other)] {
+                let refused = publish_over(there, 2);
+                assert!(matches!(refused, Err(BlobError::Changed(_))), "{path} over {there:?}");
+            }
             assert_eq!(read(store, &key, &first, 0..10), [1; 10]);
         }
         if !is_ceph {
-            store.remove_version(&key, &BlobVersion("another".to_owned())).unwrap();
+            store.remove_version(&key, &other).unwrap();
             assert_eq!(read(store, &key, &first, 0..10), [1; 10]);
         }
+        let first = publish_over(Some(&first), 3).unwrap();
+        assert_eq!(read(store, &key, &first, 0..10), [3; 10]);
         store.remove_version(&key, &first).unwrap();
         assert_eq!(store.stat(&key).unwrap(), None, "{path}");
         store.remove_version(&key, &first).unwrap();

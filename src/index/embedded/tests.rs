@@ -395,9 +395,9 @@ fn a_log_that_may_have_lost_pages_persists_nothing() {
     let data_dir = tempfile::tempdir().unwrap();
     let index = EmbeddedIndex::open(data_dir.path()).unwrap();
     put(&index, "kept");
-    index.persist().unwrap();
+    index.persist(&key("a")).unwrap();
     index.writer.lock().as_mut().unwrap().may_have_lost = true;
-    let error = index.persist().unwrap_err();
+    let error = index.persist(&key("a")).unwrap_err();
     assert!(chain(&error).contains("restart the server"), "{error:?}");
 }
 
