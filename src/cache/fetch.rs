@@ -621,7 +621,7 @@ impl Fetcher {
     fn head_of(&self, fetch: &Fetch<'_>) -> Option<(ArtifactKey, Entry)> {
         let heads = fetch.remote.format.heads_of(&fetch.key.path);
         let keys = heads.into_iter().map(|path| fetch.remote.key(path));
-        newest_head(&*self.ports.index, keys)
+        stored_head(&*self.ports.index, keys)
     }
 
     fn mark_absent(&self, fetch: &Fetch<'_>) {
@@ -657,14 +657,28 @@ impl Fetcher {
     }
 }
 
-/// Of the heads that may name a member, the one that upstream confirmed last: another one may be
-/// there that it has given up.
-pub(super) fn newest_head(
+/// Of the heads that may name a member, likeliest first, the one that is stored; of those in one
+/// folder the one that upstream confirmed last, since it may have given up the other.
+pub(super) fn stored_head(
     index: &dyn ArtifactIndex,
     keys: impl Iterator<Item = ArtifactKey>,
 ) -> Option<(ArtifactKey, Entry)> {
-    let stored = keys.filter_map(|key| index.get(&key).ok()?.map(|entry| (key, entry)));
-    stored.max_by_key(|(_, entry)| entry.validated_at)
+    let folder = |key: &ArtifactKey| {
+        key.path.without_query().rsplit_once('/').map(|(folder, _)| folder.to_owned())
+    };
+    let mut newest: Option<(ArtifactKey, Entry)> = None;
+    for key in keys {
+        if let Some((found, _)) = &newest
+            && folder(found) != folder(&key)
+        {
+            break;
+        }
+        let Ok(Some(entry)) = index.get(&key) else { continue };
+        if newest.as_ref().is_none_or(|(_, found)| found.validated_at < entry.validated_at) {
+            newest = Some((key, entry));
+        }
+    }
+    newest
 }
 
 /// The name of a lease on an artifact: its own, and for who waited in vain one that no sensible

@@ -54,7 +54,7 @@ pub use upload::{ChangeError, Precondition, Upload, Uploaded};
 
 use claims::Claims;
 use counters::Counters;
-use fetch::{Fetcher, Job, Task, newest_head};
+use fetch::{Fetcher, Job, Task, stored_head};
 use flight::{Begun, End, FlightReader, FlightWriter, Flights, Joined};
 use found::From;
 use no_room::NoRoom;
@@ -532,7 +532,7 @@ impl Cache {
                 landing.has_landed_within(LANDING_WAIT_MAX);
             }
         });
-        newest_head(&*self.ports.index, keys).map(|(_, head)| head.digest)
+        stored_head(&*self.ports.index, keys).map(|(_, head)| head.digest)
     }
 
     /// Leads or follows a flight; `None` where the ground moved and the request starts again.
