@@ -314,13 +314,9 @@ impl Cache {
         match published {
             Ok(version) => Ok(version),
             Err(BlobError::Changed(_)) => Err(self.overtaken(key, sealed.digest())?),
-            Err(error) => {
-                // Nothing is without a row but what this has left.
-                if matches!(self.ports.index.recorded(key), Ok(None)) {
-                    self.is_left_removed(key, hold);
-                }
-                Err(ChangeError::Store(error))
-            }
+            // What may lie there is left: a removal could be done late, and take away what somebody
+            // stores there meanwhile.
+            Err(error) => Err(ChangeError::Store(error)),
         }
     }
 

@@ -246,6 +246,8 @@ impl S3Client {
         match &outcome {
             // One connection that broke proves nothing.
             Err(error) if error.is_passing() && call.repeat == Repeat::Unsafe => {}
+            // Without a body it does not say whether it is only to be asked less.
+            Err(error) if call.method == Method::HEAD && error.status() == Some(503) => {}
             Err(error) if error.is_absence() => {
                 self.breaker.failed(Instant::now(), &chain(error));
             }

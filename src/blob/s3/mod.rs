@@ -7,6 +7,7 @@
 
 use std::ops::{ControlFlow, Range};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::SystemTime;
 
 use http::header::{
@@ -59,6 +60,8 @@ struct Inner {
     region: String,
     single_put_bytes_max: u64,
     part_bytes: u64,
+    /// Whether the server compares `If-Match` of a write with an ETag without quotes.
+    wants_bare_etags: AtomicBool,
 }
 
 impl S3Store {
@@ -73,6 +76,7 @@ impl S3Store {
             region: settings.region.clone(),
             single_put_bytes_max: settings.single_put_bytes_max,
             part_bytes: settings.part_bytes,
+            wants_bare_etags: AtomicBool::new(false),
         };
         Ok(Self { inner: Arc::new(inner) })
     }
@@ -131,13 +135,14 @@ impl BlobStore for S3Store {
         sealed: &SealedFile,
         about: &About,
     ) -> Result<BlobVersion, BlobError> {
-        let mut condition = match there {
-            None => (IF_NONE_MATCH, HeaderValue::from_static("*")),
-            Some(version) => (IF_MATCH, if_match("publish", key, version)?),
-        };
-        loop {
-            let conditions = HeaderMap::from_iter([condition.clone()]);
-            match self.inner.write(key, sealed, about, &conditions) {
+        for is_last in [false, true] {
+            let is_bare = self.inner.wants_bare_etags.load(Ordering::Relaxed);
+            let condition = match there {
+                None => (IF_NONE_MATCH, HeaderValue::from_static("*")),
+                Some(version) if is_bare => (IF_MATCH, header("publish", key, version.0.clone())?),
+                Some(version) => (IF_MATCH, if_match("publish", key, version)?),
+            };
+            match self.inner.write(key, sealed, about, &HeaderMap::from_iter([condition])) {
                 Ok(Some(etag)) => return Ok(version(&etag)),
                 Ok(None) => return self.inner.written(key, sealed),
                 Err(S3Error::Refused { status: 501, .. }) => {
@@ -149,22 +154,19 @@ impl BlobStore for S3Store {
                         || error.is_code("ConditionalRequestConflict") => {}
                 Err(error) => return Err(blob_error("publish", key, error)),
             }
-            // It may have been refused because of a first attempt, whose answer was lost.
-            let found = match self.inner.written(key, sealed) {
-                Err(BlobError::Changed(_)) => self.stat(key)?,
-                written_or_failed => return written_or_failed,
-            };
-            match there {
+            match self.stat(key)? {
                 // Older Cephs compare with an ETag without its quotes.
-                Some(version)
-                    if found.is_some_and(|found| found.version == *version)
-                        && condition.1.as_bytes().starts_with(b"\"") =>
-                {
-                    condition.1 = header("publish", key, version.0.clone())?;
+                Some(found) if Some(&found.version) == there && !is_last => {
+                    self.inner.wants_bare_etags.store(!is_bare, Ordering::Relaxed);
                 }
-                _ => return Err(BlobError::Changed(key.clone())),
+                // A first attempt did it, whose answer was lost; or somebody else.
+                Some(found) if Some(&found.version) != there && is_of(&found, sealed) => {
+                    return Ok(found.version);
+                }
+                _ => break,
             }
         }
+        Err(BlobError::Changed(key.clone()))
     }
 
     fn open(

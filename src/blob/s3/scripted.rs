@@ -267,6 +267,11 @@ fn a_server_that_stumbles_is_asked_again_and_one_that_falls_is_given_up() {
         assert_eq!(read(&store, 0..5).unwrap(), b"bytes");
         assert_eq!(front.lines().len(), script.len());
     }
+    // A head has no body that would say what is meant.
+    let (store, front) = Front::start(&[stumble(), stumble(), stumble(), found()]);
+    assert!(store.stat(&key()).is_err());
+    assert_eq!(read(&store, 0..5).unwrap(), b"bytes");
+    assert_eq!(front.lines().len(), 4);
     let away = || refusal("503 Service Unavailable", "ServiceUnavailable");
     let (store, front) = Front::start(&[away(), away(), away(), found()]);
     let error = store.open(&key(), &version(), 0..5).unwrap_err();
