@@ -9,7 +9,6 @@ use std::time::{Duration, Instant, SystemTime};
 
 use super::counters::{self, Counters};
 use super::flight::{End, FlightHead, FlightWriter};
-use super::heads::SETTLES_AFTER;
 use super::no_room::NoRoom;
 use super::prove::Prepared;
 use super::space::Space;
@@ -144,24 +143,18 @@ impl Fetcher {
             && self.ports.freshness.remaining(fetch.key, Mark::Doubted).is_some();
         let unless = fetch.stored.as_ref().filter(|_| !is_doubted).and_then(condition_of);
         let request = UpstreamRequest { path: &fetch.key.path, unless, part: None };
-        let reply = match (fetch.upstream.get(&request)?, &fetch.stored) {
-            (UpstreamReply::NotModified(head), Some(stored))
-                if !confirms(&head.validators, &stored.validators) =>
-            {
+        let (mut reply, mut fits) = (fetch.upstream.get(&request)?, None);
+        if let (UpstreamReply::NotModified(head), Some(stored)) = (&reply, &fetch.stored) {
+            let is_meant = confirms(&head.validators, &stored.validators);
+            if is_meant {
+                fits = self.fits_head(&fetch, stored.digest);
+            } else {
                 tracing::warn!(artifact = %fetch.key, "upstream's 304 names another version than the one that is stored; fetching it anew");
-                fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?
             }
-            // Validators do not tell every version apart: what does not fit its head is fetched
-            // whole, once a minute at most.
-            (UpstreamReply::NotModified(_), Some(stored))
-                if self.fits_head(&fetch, stored.digest) == Some(false)
-                    && self.ports.freshness.remaining(fetch.key, Mark::Doubted).is_none() =>
-            {
-                self.ports.freshness.set(fetch.key, Mark::Doubted, SETTLES_AFTER);
-                fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?
+            if !is_meant || fits == Some(false) && self.is_first_misfit(fetch.key) {
+                reply = fetch.upstream.get(&UpstreamRequest { unless: None, ..request })?;
             }
-            (reply, _) => reply,
-        };
+        }
         let head_ms = began.elapsed().as_millis() as u64;
         self.counters.upstream_head.observe(&fetch.key.remote, began.elapsed());
         match reply {
@@ -181,7 +174,7 @@ impl Fetcher {
                         reason: "a 304 to a request without conditions".to_owned(),
                     }));
                 };
-                let entry = self.renew(&fetch, stored, &head);
+                let entry = self.renew(&fetch, stored, &head, fits);
                 log_fetch(&fetch, "not modified", 0, head_ms, began);
                 Ok(End::Confirmed(entry))
             }
@@ -479,9 +472,15 @@ impl Fetcher {
         None
     }
 
-    /// Records that upstream confirmed the stored copy.
-    fn renew(&self, fetch: &Fetch<'_>, stored: Entry, head: &UpstreamHead) -> Entry {
-        let fits = self.fits_head(fetch, stored.digest);
+    /// Records that upstream confirmed the stored copy; `fits` says whether that is what its head
+    /// states.
+    fn renew(
+        &self,
+        fetch: &Fetch<'_>,
+        stored: Entry,
+        head: &UpstreamHead,
+        fits: Option<bool>,
+    ) -> Entry {
         if fits == Some(false)
             && let Some((head, entry)) = self.head_of(fetch)
         {

@@ -16,7 +16,7 @@ use crate::formats::Class;
 use crate::index::ArtifactIndex;
 
 /// How long a head and its members may change one after the other.
-pub(super) const SETTLES_AFTER: Duration = Duration::from_secs(60);
+const SETTLES_AFTER: Duration = Duration::from_secs(60);
 /// How long what is fetched or confirmed meanwhile is fresh, at most.
 const UNSETTLED_TTL: Duration = Duration::from_secs(5);
 /// The longest head that is read for what it states of its members, in bytes.
@@ -61,6 +61,16 @@ impl Fetcher {
             marks.set(head, Mark::Unsettled, SETTLES_AFTER);
             marks.clear(head, Mark::Fresh(digest));
         }
+    }
+
+    /// Whether a member that does not fit its head is to be fetched whole although upstream confirms
+    /// it: validators do not tell every version apart. Once a minute at most.
+    pub(super) fn is_first_misfit(&self, member: &ArtifactKey) -> bool {
+        let is_first = self.ports.freshness.remaining(member, Mark::Doubted).is_none();
+        if is_first {
+            self.ports.freshness.set(member, Mark::Doubted, SETTLES_AFTER);
+        }
+        is_first
     }
 
     /// Whether these bytes of a member are those that the head states which it began under; `None`

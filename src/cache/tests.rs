@@ -86,6 +86,13 @@ impl World {
         assert!(got == bytes, "{path}: {} bytes, {} expected", got.len(), bytes.len());
     }
 
+    /// The same, and what was fetched for it is stored then.
+    #[track_caller]
+    fn check_settled(&self, path: &str, outcome: Outcome, body: &str) {
+        self.check(path, outcome, body.as_bytes());
+        self.settle();
+    }
+
     /// Waits until every fetch has landed, and holds what must be true then.
     #[track_caller]
     fn settle(&self) {
@@ -701,21 +708,17 @@ fn a_member_is_asked_for_again_once_its_head_has_changed() {
         .file(head, File::of("head 1").etag("\"h1\""))
         .file(member, File::of("member 1").etag("\"m1\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(head, Outcome::Miss, "head 1");
-    get(member, Outcome::Miss, "member 1");
-    get(member, Outcome::Hit, "member 1");
+    world.check_settled(head, Outcome::Miss, "head 1");
+    world.check_settled(member, Outcome::Miss, "member 1");
+    world.check_settled(member, Outcome::Hit, "member 1");
     world.clock.advance(Duration::from_secs(60));
     world.upstream.put(head, File::of("head 2").etag("\"h2\""));
     world.upstream.put(member, File::of("member 2").etag("\"m2\""));
-    get(member, Outcome::Hit, "member 1");
+    world.check_settled(member, Outcome::Hit, "member 1");
     world.clock.advance(Duration::from_secs(60));
-    get(head, Outcome::Miss, "head 2");
-    get(member, Outcome::Miss, "member 2");
-    get(member, Outcome::Hit, "member 2");
+    world.check_settled(head, Outcome::Miss, "head 2");
+    world.check_settled(member, Outcome::Miss, "member 2");
+    world.check_settled(member, Outcome::Hit, "member 2");
 }
 
 #[test]
@@ -751,22 +754,18 @@ fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() 
 }
 
 /// A repository whose head and member are stored, and were confirmed a moment ago or earlier.
-fn repository(confirmed_s: u64) -> (World, impl Fn(&World, &str, Outcome, &str)) {
+fn repository(confirmed_s: u64) -> World {
     let upstream = Scripted::new()
         .file(HEAD, File::of("head 1").etag("\"h1\""))
         .file(MEMBER, File::of("member 1").etag("\"m1\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |world: &World, path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(&world, HEAD, Outcome::Miss, "head 1");
-    get(&world, MEMBER, Outcome::Miss, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, "head 1");
+    world.check_settled(MEMBER, Outcome::Miss, "member 1");
     world.clock.advance(Duration::from_secs(101));
     // As a client does that finds its head unchanged: it asks for no member.
-    get(&world, HEAD, Outcome::Revalidated, "head 1");
+    world.check_settled(HEAD, Outcome::Revalidated, "head 1");
     world.clock.advance(Duration::from_secs(confirmed_s));
-    (world, get)
+    world
 }
 
 const HEAD: &str = "repodata/repomd.xml";
@@ -776,59 +775,59 @@ const OTHER_MEMBER: &str = "repodata/filelists.xml.gz";
 #[test]
 fn a_member_that_changes_under_its_head_makes_that_stale_at_once() {
     for confirmed_s in [0, 50] {
-        let (world, get) = repository(confirmed_s);
+        let world = repository(confirmed_s);
         world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
-        get(&world, HEAD, Outcome::Hit, "head 1");
-        get(&world, MEMBER, Outcome::Miss, "member 2");
+        world.check_settled(HEAD, Outcome::Hit, "head 1");
+        world.check_settled(MEMBER, Outcome::Miss, "member 2");
         // Upstream publishes its head last.
-        get(&world, HEAD, Outcome::Miss, "head 1");
+        world.check_settled(HEAD, Outcome::Miss, "head 1");
         world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
-        get(&world, HEAD, Outcome::Hit, "head 1");
+        world.check_settled(HEAD, Outcome::Hit, "head 1");
         world.clock.advance(Duration::from_secs(6));
-        get(&world, HEAD, Outcome::Miss, "head 2");
-        get(&world, MEMBER, Outcome::Revalidated, "member 2");
+        world.check_settled(HEAD, Outcome::Miss, "head 2");
+        world.check_settled(MEMBER, Outcome::Revalidated, "member 2");
     }
 }
 
 #[test]
 fn a_member_that_lags_behind_its_head_is_asked_about_soon() {
-    let (world, get) = repository(50);
+    let world = repository(50);
     world.clock.advance(Duration::from_secs(60));
     world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
-    get(&world, HEAD, Outcome::Miss, "head 2");
-    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, "head 2");
+    world.check_settled(MEMBER, Outcome::Revalidated, "member 1");
     world.upstream.remove(OTHER_MEMBER);
     assert!(matches!(world.find(OTHER_MEMBER), Err(CacheError::Absent)));
     world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
     world.upstream.put(OTHER_MEMBER, File::of("other").etag("\"o\""));
-    get(&world, MEMBER, Outcome::Hit, "member 1");
+    world.check_settled(MEMBER, Outcome::Hit, "member 1");
     world.clock.advance(Duration::from_secs(6));
-    get(&world, MEMBER, Outcome::Miss, "member 2");
-    get(&world, OTHER_MEMBER, Outcome::Miss, "other");
+    world.check_settled(MEMBER, Outcome::Miss, "member 2");
+    world.check_settled(OTHER_MEMBER, Outcome::Miss, "other");
 }
 
 #[test]
 fn a_cold_member_makes_a_head_stale_that_was_not_confirmed_lately() {
     for (confirmed_s, outcome) in [(5, Outcome::Hit), (50, Outcome::Miss)] {
-        let (world, get) = repository(confirmed_s);
+        let world = repository(confirmed_s);
         world.upstream.put(OTHER_MEMBER, File::of("other").etag("\"o\""));
-        get(&world, OTHER_MEMBER, Outcome::Miss, "other");
-        get(&world, HEAD, outcome, "head 1");
+        world.check_settled(OTHER_MEMBER, Outcome::Miss, "other");
+        world.check_settled(HEAD, outcome, "head 1");
     }
 }
 
 #[test]
 fn what_has_settled_is_fresh_for_as_long_as_the_remote_says() {
-    let (world, get) = repository(101);
+    let world = repository(101);
     world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
-    get(&world, HEAD, Outcome::Miss, "head 2");
-    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, "head 2");
+    world.check_settled(MEMBER, Outcome::Revalidated, "member 1");
     world.clock.advance(Duration::from_secs(61));
-    get(&world, HEAD, Outcome::Revalidated, "head 2");
-    get(&world, MEMBER, Outcome::Revalidated, "member 1");
+    world.check_settled(HEAD, Outcome::Revalidated, "head 2");
+    world.check_settled(MEMBER, Outcome::Revalidated, "member 1");
     world.clock.advance(Duration::from_secs(90));
-    get(&world, HEAD, Outcome::Hit, "head 2");
-    get(&world, MEMBER, Outcome::Hit, "member 1");
+    world.check_settled(HEAD, Outcome::Hit, "head 2");
+    world.check_settled(MEMBER, Outcome::Hit, "member 1");
 }
 
 #[test]
@@ -938,27 +937,23 @@ fn a_member_that_its_head_does_not_state_has_the_head_fetched_at_once() {
         world.upstream.put(MEMBER, File::of(format!("member {number}")).etag(&etag));
         world.upstream.put(OTHER_MEMBER, File::of(format!("other {number}")).etag(&etag));
     };
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
     publish(1);
-    get(HEAD, Outcome::Miss, &head(1));
-    get(MEMBER, Outcome::Miss, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, &head(1));
+    world.check_settled(MEMBER, Outcome::Miss, "member 1");
     publish(2);
     world.clock.advance(Duration::from_secs(101));
-    get(HEAD, Outcome::Miss, &head(2));
+    world.check_settled(HEAD, Outcome::Miss, &head(2));
     world.clock.advance(Duration::from_secs(61));
-    get(HEAD, Outcome::Revalidated, &head(2));
+    world.check_settled(HEAD, Outcome::Revalidated, &head(2));
     publish(3);
     // One that is stored since the first head, and one that was never asked for.
     for (member, body) in [(MEMBER, "member 3"), (OTHER_MEMBER, "other 3")] {
-        get(member, Outcome::Miss, body);
+        world.check_settled(member, Outcome::Miss, body);
     }
-    get(HEAD, Outcome::Miss, &head(3));
+    world.check_settled(HEAD, Outcome::Miss, &head(3));
     for (member, body) in [(MEMBER, "member 3"), (OTHER_MEMBER, "other 3")] {
-        get(member, Outcome::Revalidated, body);
-        get(member, Outcome::Hit, body);
+        world.check_settled(member, Outcome::Revalidated, body);
+        world.check_settled(member, Outcome::Hit, body);
     }
 }
 
@@ -969,22 +964,18 @@ fn a_member_that_lags_behind_what_its_head_states_is_asked_about_each_time() {
         .file(HEAD, File::of(head(1)).etag("\"h1\""))
         .file(MEMBER, File::of("member 1").etag("\"m1\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(HEAD, Outcome::Miss, &head(1));
-    get(MEMBER, Outcome::Miss, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, &head(1));
+    world.check_settled(MEMBER, Outcome::Miss, "member 1");
     world.upstream.put(HEAD, File::of(head(2)).etag("\"h2\""));
     world.clock.advance(Duration::from_secs(101));
-    get(HEAD, Outcome::Miss, &head(2));
+    world.check_settled(HEAD, Outcome::Miss, &head(2));
     // Once whole, for a 304 may be wrong.
     for outcome in [Outcome::Miss, Outcome::Revalidated, Outcome::Revalidated] {
-        get(MEMBER, outcome, "member 1");
+        world.check_settled(MEMBER, outcome, "member 1");
     }
     world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
-    get(MEMBER, Outcome::Miss, "member 2");
-    get(MEMBER, Outcome::Hit, "member 2");
+    world.check_settled(MEMBER, Outcome::Miss, "member 2");
+    world.check_settled(MEMBER, Outcome::Hit, "member 2");
 }
 
 #[test]
@@ -995,19 +986,15 @@ fn a_head_in_doubt_is_fetched_whatever_its_validators_are() {
         "package: rpm",
         1 << 30,
     );
-    let get = |outcome, body: &str| {
-        world.check(HEAD, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(Outcome::Miss, &named);
+    world.check_settled(HEAD, Outcome::Miss, &named);
     world.upstream.put(HEAD, File::of("head 2").etag("\"same\""));
     // It does not name this one, which tells little.
     assert!(matches!(world.find("repodata/repomd.xml.asc"), Err(CacheError::Absent)));
-    get(Outcome::Revalidated, &named);
+    world.check_settled(HEAD, Outcome::Revalidated, &named);
     assert!(matches!(world.find(MEMBER), Err(CacheError::Absent)));
-    get(Outcome::Miss, "head 2");
+    world.check_settled(HEAD, Outcome::Miss, "head 2");
     world.clock.advance(Duration::from_secs(101));
-    get(Outcome::Revalidated, "head 2");
+    world.check_settled(HEAD, Outcome::Revalidated, "head 2");
 }
 
 #[test]
@@ -1018,18 +1005,14 @@ fn a_304_for_what_does_not_fit_its_head_is_not_believed() {
         .file(HEAD, File::of(head(1)).etag("\"h1\""))
         .file(MEMBER, File::of("member 1").etag("\"same\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(HEAD, Outcome::Miss, &head(1));
-    get(MEMBER, Outcome::Miss, "member 1");
+    world.check_settled(HEAD, Outcome::Miss, &head(1));
+    world.check_settled(MEMBER, Outcome::Miss, "member 1");
     world.upstream.put(HEAD, File::of(head(2)).etag("\"h2\""));
     world.upstream.put(MEMBER, File::of("member 2").etag("\"same\""));
     world.clock.advance(Duration::from_secs(101));
-    get(HEAD, Outcome::Miss, &head(2));
-    get(MEMBER, Outcome::Miss, "member 2");
-    get(MEMBER, Outcome::Hit, "member 2");
+    world.check_settled(HEAD, Outcome::Miss, &head(2));
+    world.check_settled(MEMBER, Outcome::Miss, "member 2");
+    world.check_settled(MEMBER, Outcome::Hit, "member 2");
 }
 
 #[test]
@@ -1044,20 +1027,16 @@ fn of_two_heads_the_one_that_was_confirmed_last_counts() {
         .file(inline, File::of(release(1)).etag("\"i1\""))
         .file(member, File::of("index 1").etag("\"m1\""));
     let world = World::with(upstream, "package: deb", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(inline, Outcome::Miss, &release(1));
-    get(member, Outcome::Miss, "index 1");
+    world.check_settled(inline, Outcome::Miss, &release(1));
+    world.check_settled(member, Outcome::Miss, "index 1");
     // Upstream gives the one up.
     world.clock.advance(Duration::from_secs(101));
     world.upstream.remove(inline);
     world.upstream.put(detached, File::of(release(2)).etag("\"r2\""));
     world.upstream.put(member, File::of("index 2").etag("\"m2\""));
-    get(detached, Outcome::Miss, &release(2));
-    get(member, Outcome::Miss, "index 2");
-    get(member, Outcome::Hit, "index 2");
+    world.check_settled(detached, Outcome::Miss, &release(2));
+    world.check_settled(member, Outcome::Miss, "index 2");
+    world.check_settled(member, Outcome::Hit, "index 2");
 }
 
 #[test]
@@ -1068,21 +1047,17 @@ fn a_mirror_whose_files_never_fit_has_its_head_fetched_now_and_then() {
         .file(MEMBER, File::of("wrong").etag("\"m\""))
         .file(OTHER_MEMBER, File::of("wrong too").etag("\"o\""));
     let world = World::with(upstream, "package: rpm", 1 << 30);
-    let get = |path: &str, outcome, body: &str| {
-        world.check(path, outcome, body.as_bytes());
-        world.settle();
-    };
-    get(HEAD, Outcome::Miss, &head);
-    get(MEMBER, Outcome::Miss, "wrong");
-    get(HEAD, Outcome::Miss, &head);
+    world.check_settled(HEAD, Outcome::Miss, &head);
+    world.check_settled(MEMBER, Outcome::Miss, "wrong");
+    world.check_settled(HEAD, Outcome::Miss, &head);
     for outcome in [Outcome::Miss, Outcome::Revalidated, Outcome::Revalidated] {
-        get(MEMBER, outcome, "wrong");
-        get(HEAD, Outcome::Hit, &head);
+        world.check_settled(MEMBER, outcome, "wrong");
+        world.check_settled(HEAD, Outcome::Hit, &head);
     }
-    get(OTHER_MEMBER, Outcome::Miss, "wrong too");
-    get(HEAD, Outcome::Hit, &head);
+    world.check_settled(OTHER_MEMBER, Outcome::Miss, "wrong too");
+    world.check_settled(HEAD, Outcome::Hit, &head);
     world.clock.advance(Duration::from_secs(6));
-    get(HEAD, Outcome::Miss, &head);
+    world.check_settled(HEAD, Outcome::Miss, &head);
 }
 
 #[test]

@@ -26,7 +26,8 @@ pub enum Mark {
     Absent,
     /// The head, or a member of it, changed upstream, and the others may follow.
     Unsettled,
-    /// The head does not fit a member, or names one that is gone: upstream is to send it anew.
+    /// Of a head: it does not fit a member, or names one that is gone, and upstream is to send it
+    /// anew. Of a member: it was sent whole for that.
     Doubted,
 }
 

@@ -197,20 +197,15 @@ impl BlobStore for S3Store {
     }
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
-        let call = Call::new(Method::DELETE, Some(key.as_str()));
-        match self.inner.client.call(&call).and_then(finish) {
-            Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
-            outcome => outcome.map_err(|error| blob_error("remove", key, error)),
-        }
+        let removed = self.inner.delete(key, HeaderMap::new());
+        removed.map_err(|error| blob_error("remove", key, error))
     }
 
     /// By `If-Match`, so that a request that was given up and is done late removes nothing that came
     /// after it. Servers that do not know it remove whatever is there.
     fn remove_version(&self, key: &BlobKey, version: &BlobVersion) -> Result<(), BlobError> {
-        let mut call = Call::new(Method::DELETE, Some(key.as_str()));
-        call.headers.insert(IF_MATCH, if_match("remove", key, version)?);
-        match self.inner.client.call(&call).and_then(finish) {
-            Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
+        let only_this = HeaderMap::from_iter([(IF_MATCH, if_match("remove", key, version)?)]);
+        match self.inner.delete(key, only_this) {
             Err(S3Error::Refused { status: 412, .. }) => Ok(()),
             Err(S3Error::Refused { status: 501, .. }) => self.remove(key),
             outcome => outcome.map_err(|error| blob_error("remove", key, error)),
@@ -255,6 +250,15 @@ impl BlobStore for S3Store {
 }
 
 impl Inner {
+    /// Deletes an object where `conditions` hold; success too where there is none.
+    fn delete(&self, key: &BlobKey, conditions: HeaderMap) -> Result<(), S3Error> {
+        let call = Call { headers: conditions, ..Call::new(Method::DELETE, Some(key.as_str())) };
+        match self.client.call(&call).and_then(finish) {
+            Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     /// Writes an object where `conditions` hold; gives its ETag, where the answer names it.
     fn write(
         &self,
