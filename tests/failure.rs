@@ -268,6 +268,34 @@ fn a_failing_upstream_leaves_the_stale_copy_in_service() {
 }
 
 #[test]
+fn a_web_page_in_a_files_place_is_a_failure_and_no_file() {
+    let upstream = Upstream::start();
+    let remote = Remote::at(&upstream).always_revalidated().package("deb").include(&["."]);
+    let server = Setup::files(remote).start();
+    let portal = || {
+        let page = b"<!DOCTYPE html>\n<title>Please sign in</title>";
+        Answer::file(page).header("Content-Type", "text/html; charset=utf-8")
+    };
+    upstream.serve("/dists/a/InRelease", Answer::file(b"index"));
+    server.get("/api/files/dists/a/InRelease").expect(200, b"index");
+    for path in ["/dists/a/InRelease", "/pool/t/t_1_amd64.deb", "/pool/t/"] {
+        upstream.serve(path, portal());
+    }
+    let package = server.get("/api/files/pool/t/t_1_amd64.deb");
+    package.expect_error(502);
+    assert!(package.text().contains("a web page in place of the file"), "{}", package.text());
+    let index = server.get("/api/files/dists/a/InRelease");
+    index.expect(200, b"index");
+    assert!(index.header("cache-status").unwrap_or_default().contains("ttl=-"));
+    // A listing is one.
+    server.get("/api/files/pool/t/").expect_status(200);
+    let bytes = noise(31, 10_000);
+    let typed_alike = Answer::file(&bytes).header("Content-Type", "text/html");
+    upstream.serve("/pool/t/t_1_amd64.deb", typed_alike);
+    expect_healed(&server, "/api/files/pool/t/t_1_amd64.deb", &bytes);
+}
+
+#[test]
 fn an_upstream_that_is_silent_holds_no_stale_copy_back() {
     let (upstream, gate) = (Upstream::start(), Gate::new());
     upstream.serve("/a", Answer::file(b"one").etag("\"v1\""));

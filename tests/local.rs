@@ -332,6 +332,8 @@ fn what_may_not_be_uploaded_is_refused_with_its_reason() {
     }
     assert_nothing_is_left(&server);
     assert_eq!(upstream.total(), 0);
+    let log = server.log().concat();
+    assert!(log.contains("status=405") && !log.contains("uploaded"), "nothing was: {log}");
     server.ask(&put("dir/a", &large[..1000])).expect_status(201);
     server.ask(&wide(Ask::put, &larger[..5000])).expect_status(201);
 }

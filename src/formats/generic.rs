@@ -20,6 +20,10 @@ impl PackageFormat for Generic {
         if is_folder(path) { Class::Head } else { Class::Immutable }
     }
 
+    fn knows_names(&self) -> bool {
+        false
+    }
+
     fn is_index(&self, _path: &ArtifactPath) -> bool {
         false
     }

@@ -47,6 +47,12 @@ pub trait PackageFormat: Debug + Send + Sync {
     /// `generic`, which knows no names, takes it for immutable.
     fn classify(&self, path: &ArtifactPath) -> Class;
 
+    /// Whether it knows the names of its files: one without an ending is then a file as well,
+    /// and no page of a web site.
+    fn knows_names(&self) -> bool {
+        true
+    }
+
     /// Whether the path is part of the repository's own index, which clients need whatever
     /// packages the operator's patterns name: heads that the format knows, members, index files
     /// under their checksum, signatures and keys. Never a package, never an unknown file.

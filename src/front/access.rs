@@ -268,12 +268,10 @@ impl Denied {
                     scope.as_str()
                 ),
             }),
-            Self::TooOften { wait } => Problem {
-                status: 429,
-                detail: "too many wrong tokens came from this address".to_owned(),
-                retry_after: Some(*wait),
+            Self::TooOften { wait } => {
+                let detail = "too many wrong tokens came from this address";
+                Problem { retry_after: Some(*wait), ..Problem::new(429, detail) }.reply()
             }
-            .reply(),
         }
     }
 }

@@ -29,7 +29,7 @@ pub(super) fn put(
     body: &mut dyn Read,
     body_bytes_max: u64,
 ) -> Result<Reply, Problem> {
-    let Kind::Local = target.remote.kind else { return Ok(not_local(target)) };
+    let Kind::Local = target.remote.kind else { return Err(not_local(target)) };
     let announced = Announced::of(head)?;
     let expect = Expect { len: length(head)?, checksum: announced.checksum() };
     refuse_by_head(path, head)?;
@@ -67,12 +67,12 @@ pub(super) fn delete(
     }
 }
 
-fn not_local(target: &Target) -> Reply {
+fn not_local(target: &Target) -> Problem {
     let detail = format!(
         "{:?} is cached from an upstream and takes no uploads: only remotes with `type: local` do",
         target.remote.name.as_str()
     );
-    Problem::new(405, detail).reply().header("Allow", "GET, HEAD, DELETE")
+    Problem::method(detail, &["GET", "HEAD", "DELETE"])
 }
 
 /// The announced length; `None` where chunks come. A request with neither is refused: it would

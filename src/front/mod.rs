@@ -130,9 +130,8 @@ impl Front {
                 head.method,
                 route.allowed().join(" or ")
             );
-            let reply = Problem::new(405, detail).reply();
-            let reply = reply.header("Allow", route.allowed().join(", "));
-            return Step::Answered(reply, Answered::Refused);
+            let problem = Problem::method(detail, route.allowed());
+            return Step::Answered(problem.reply(), Answered::Refused);
         }
         let target = route.remote().and_then(|remote| catalog.targets.get(remote));
         let need = Need::of(&route, &head.method, target.map(|target| &**target));

@@ -27,12 +27,19 @@ pub(super) struct Problem {
     pub(super) detail: String,
     /// When to try again.
     pub(super) retry_after: Option<Duration>,
+    /// The methods that are possible there, where the one that was used is not.
+    pub(super) allowed: Option<&'static [&'static str]>,
 }
 
 impl Problem {
     /// A problem without a time to try again.
     pub(super) fn new(status: u16, detail: impl Into<String>) -> Self {
-        Self { status, detail: detail.into(), retry_after: None }
+        Self { status, detail: detail.into(), retry_after: None, allowed: None }
+    }
+
+    /// The method is not possible there.
+    pub(super) fn method(detail: String, allowed: &'static [&'static str]) -> Self {
+        Self { allowed: Some(allowed), ..Self::new(405, detail) }
     }
 
     /// There is no room: try again soon.
@@ -55,7 +62,10 @@ impl Problem {
 
     /// As a reply.
     pub(super) fn reply(&self) -> Reply {
-        let reply = json(self.status, &serde_json::json!({ "detail": self.detail }));
+        let mut reply = json(self.status, &serde_json::json!({ "detail": self.detail }));
+        if let Some(allowed) = self.allowed {
+            reply = reply.header("Allow", allowed.join(", "));
+        }
         match self.retry_after {
             // Rounded up: a client that comes a moment early is refused again.
             Some(after) => reply.header("Retry-After", after.as_secs_f64().ceil().to_string()),
@@ -84,7 +94,7 @@ impl From<&CacheError> for Problem {
             }
             CacheError::Fetch(why) => {
                 let (status, retry_after) = status_of(why);
-                Self { status, detail, retry_after }
+                Self { retry_after, ..Self::new(status, detail) }
             }
         }
     }

@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use crate::artifact::ArtifactPath;
+use crate::formats::PackageFormat;
 
 /// What a file is whose kind nothing tells.
 const UNKNOWN: &str = "application/octet-stream";
@@ -28,13 +29,34 @@ const OURS: &[(&str, &str)] = &[
 
 /// The type by the file's name, then upstream's, then none in particular.
 pub fn of(path: &ArtifactPath, upstream: Option<&str>) -> Cow<'static, str> {
-    let name = path.file_name();
-    let by_name = ours(name).or_else(|| mime_guess::from_path(name).first_raw());
-    match (by_name, upstream) {
+    match (by_name(path.file_name()), upstream) {
         (Some(by_name), _) => by_name.into(),
         (None, Some(upstream)) => upstream.to_owned().into(),
         (None, None) => UNKNOWN.into(),
     }
+}
+
+/// Whether a web page can be what a path names: a folder's listing, a name that is a page's, and
+/// in a format that knows no names, one that tells nothing.
+pub fn may_be_page(format: &dyn PackageFormat, path: &ArtifactPath) -> bool {
+    let name = path.file_name();
+    if name.is_empty() {
+        return true;
+    }
+    match by_name(name) {
+        Some(by_name) => is_html(by_name) || by_name.ends_with("-php"),
+        None => !format.knows_names(),
+    }
+}
+
+/// Whether this media type, with parameters or without, is that of web pages.
+pub fn is_html(media_type: &str) -> bool {
+    let essence = media_type.split(';').next().unwrap_or_default().trim();
+    ["text/html", "application/xhtml+xml"].iter().any(|html| essence.eq_ignore_ascii_case(html))
+}
+
+fn by_name(name: &str) -> Option<&'static str> {
+    ours(name).or_else(|| mime_guess::from_path(name).first_raw())
 }
 
 fn ours(name: &str) -> Option<&'static str> {

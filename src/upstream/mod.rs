@@ -3,7 +3,7 @@
 //! [`Upstream`] is the port: one question, one answer. `http` is the real one (ureq),
 //! `scripted` the tests'. What is done about a failure (another try, a mirror, a pause) is a
 //! wrapper that is an `Upstream` as well, written once: `patient`, with a `breaker` for each
-//! base URL. [`connect`] puts them together for a remote. This room knows nothing of stores,
+//! base URL, around `page`, which takes a web page in a file's place for a failure. [`connect`] puts them together for a remote. This room knows nothing of stores,
 //! clients or flights.
 
 use std::fmt::Debug;
@@ -14,12 +14,14 @@ use std::time::Duration;
 use crate::artifact::{ArtifactPath, Validators};
 use crate::clock::Clock;
 use crate::config::Origin;
+use crate::formats::PackageFormat;
 use crate::roots::CaFileError;
 
 pub mod address;
 pub mod breaker;
 pub mod http;
 pub mod own;
+pub mod page;
 pub mod patient;
 pub mod proxy;
 pub mod redirect;
@@ -28,6 +30,7 @@ pub mod scripted;
 pub mod via;
 
 use self::http::HttpUpstream;
+use self::page::NoPages;
 use self::patient::{Patient, Pause};
 pub use self::proxy::ProxyEnv;
 
@@ -40,13 +43,14 @@ pub struct Limits {
     pub retries_max: u32,
 }
 
-/// Makes the upstream of a remote: its base URLs, in order, with retries and breakers.
-/// Nothing is connected before the first request.
+/// Makes the upstream of a remote of a format: its base URLs, in order, with retries and
+/// breakers. Nothing is connected before the first request.
 ///
 /// # Errors
 /// [`SetupError`] where the configuration can't be put to work.
 pub fn connect(
     origin: &Origin,
+    format: &'static dyn PackageFormat,
     limits: &Limits,
     proxies: &ProxyEnv,
     clock: &Clock,
@@ -54,7 +58,9 @@ pub fn connect(
     let mut upstreams = Vec::with_capacity(origin.bases.len());
     for base in &origin.bases {
         let upstream = HttpUpstream::new(origin, base, limits.redirects_max, proxies, clock)?;
-        upstreams.push((http::host_of(base), Arc::new(upstream) as Arc<dyn Upstream>));
+        let host = http::host_of(base);
+        let upstream = NoPages::new(Arc::new(upstream), host.clone(), format);
+        upstreams.push((host, Arc::new(upstream) as Arc<dyn Upstream>));
     }
     if upstreams.is_empty() {
         return Err(SetupError::NoBase);
@@ -70,12 +76,14 @@ pub fn connect(
 /// [`SetupError`] where the configuration can't be put to work.
 pub fn connect_releases(
     origin: &Origin,
+    format: &'static dyn PackageFormat,
     limits: &Limits,
     proxies: &ProxyEnv,
     clock: &Clock,
 ) -> Result<Option<Arc<dyn Upstream>>, SetupError> {
     let Some(api) = origin.releases_api() else { return Ok(None) };
-    connect(&Origin { bases: vec![api], ..origin.clone() }, limits, proxies, clock).map(Some)
+    connect(&Origin { bases: vec![api], ..origin.clone() }, format, limits, proxies, clock)
+        .map(Some)
 }
 
 /// Why an upstream can't be set up as configured.
@@ -296,6 +304,7 @@ mod tests {
 
     use super::*;
     use crate::config::Timeouts;
+    use crate::formats::FORMATS;
 
     #[test]
     fn a_remote_without_a_base_url_is_an_error_and_one_with_mirrors_is_not() {
@@ -311,7 +320,7 @@ mod tests {
                 api_url: None,
             };
             let limits = Limits { redirects_max: 0, retries_max: 0 };
-            connect(&origin, &limits, &ProxyEnv::default(), &Clock::system())
+            connect(&origin, FORMATS[0], &limits, &ProxyEnv::default(), &Clock::system())
         };
         assert!(matches!(make(&[]), Err(SetupError::NoBase)));
         let upstream = make(&["http://a.example.org/", "https://b.example.org/m/"]).unwrap();

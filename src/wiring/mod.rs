@@ -513,17 +513,23 @@ fn build_catalog(
             Kind::Local => None,
             Kind::Remote(origin) if origin.offline => None,
             Kind::Remote(origin) => {
-                let kept = old.targets.get(name.as_str()).filter(
-                    |target| matches!(&target.remote.kind, Kind::Remote(was) if was == origin),
-                );
+                let kept = old.targets.get(name.as_str()).filter(|target| {
+                    let was = &target.remote;
+                    was.format.name() == remote.format.name()
+                        && matches!(&was.kind, Kind::Remote(was) if was == origin)
+                });
                 let failed = |source| StartError::Upstream { remote: name.to_string(), source };
                 let (upstream, lists_releases) = match kept {
                     Some(target) => {
                         (target.upstream.clone(), old.releases.get(name.as_str()).cloned())
                     }
                     None => (
-                        Some(connect(origin, &limits, proxies, clock).map_err(failed)?),
-                        connect_releases(origin, &limits, proxies, clock).map_err(failed)?,
+                        Some(
+                            connect(origin, remote.format, &limits, proxies, clock)
+                                .map_err(failed)?,
+                        ),
+                        connect_releases(origin, remote.format, &limits, proxies, clock)
+                            .map_err(failed)?,
                     ),
                 };
                 releases.extend(lists_releases.map(|upstream| (name.to_string(), upstream)));
