@@ -8,7 +8,6 @@
 
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
@@ -26,7 +25,6 @@ const LENT_BYTES_MIN: usize = 16 << 10;
 #[derive(Debug, Default)]
 pub struct TcpConnector {
     is_quick: bool,
-    made: Arc<AtomicU64>,
 }
 
 impl TcpConnector {
@@ -35,12 +33,7 @@ impl TcpConnector {
     /// Several S3 servers send head and body apart without TCP_NODELAY; the kernel's delayed
     /// acknowledgement then holds each small answer back for 40 ms.
     pub fn quick() -> Self {
-        Self { is_quick: true, ..Self::default() }
-    }
-
-    /// How many connections it has made.
-    pub fn made(&self) -> Arc<AtomicU64> {
-        Arc::clone(&self.made)
+        Self { is_quick: true }
     }
 }
 
@@ -57,7 +50,6 @@ impl<In: Transport> Connector<In> for TcpConnector {
         }
         let config = details.config;
         let stream = Arc::new(connect_any(&details.addrs, details.timeout)?);
-        self.made.fetch_add(1, Ordering::Relaxed);
         stream.set_nodelay(true)?;
         let handle: Arc<dyn ShutdownHandle> = Arc::clone(&stream) as _;
         (details.register_shutdown)(Arc::downgrade(&handle) as Weak<dyn ShutdownHandle>)?;

@@ -5,8 +5,6 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use http::header::{CONTENT_LENGTH, HeaderMap, HeaderValue};
@@ -20,7 +18,7 @@ use super::answer::{self, Refusal};
 use super::settings::S3Settings;
 use super::sign::{SignError, Signer};
 use super::transport::{is_broken_connection, is_silence};
-use crate::breaker::{Breaker, BreakerCounts, Open};
+use crate::breaker::{Breaker, Open};
 use crate::chain::chain;
 use crate::names::Remembering;
 use crate::roots::{self, CaFileError};
@@ -185,7 +183,6 @@ pub(super) struct S3Client {
     signer: Signer,
     breaker: Breaker,
     first_byte_timeout: Duration,
-    connections: Arc<AtomicU64>,
 }
 
 impl S3Client {
@@ -211,9 +208,7 @@ impl S3Client {
             .timeout_per_read(Some(settings.idle_timeout))
             .timeout_per_write(Some(settings.idle_timeout))
             .build();
-        let tcp = TcpConnector::quick();
-        let connections = tcp.made();
-        let connector = ().chain(tcp).chain(RustlsConnector::default());
+        let connector = ().chain(TcpConnector::quick()).chain(RustlsConnector::default());
         Ok(Self {
             agent: Agent::with_parts(
                 config,
@@ -223,17 +218,7 @@ impl S3Client {
             signer: Signer::new(settings)?,
             breaker: Breaker::new("S3"),
             first_byte_timeout: settings.first_byte_timeout,
-            connections,
         })
-    }
-
-    pub(super) fn counts(&self) -> BreakerCounts {
-        self.breaker.counts()
-    }
-
-    /// How many connections were made since the start.
-    pub(super) fn connections(&self) -> u64 {
-        self.connections.load(Ordering::Relaxed)
     }
 
     /// Makes a request until it is answered well, within the bounds of repeating.

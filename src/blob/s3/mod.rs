@@ -36,7 +36,6 @@ pub use sign::SignError;
 use crate::artifact::{BlobKey, BlobVersion};
 use crate::blob::{About, BlobError, BlobMeta, BlobStore};
 use crate::body::Body;
-use crate::breaker::BreakerCounts;
 use crate::staging::SealedFile;
 use client::{Call, Payload, S3Client, finish, text};
 use upload::{Upload, etag_of, part_bytes};
@@ -98,16 +97,6 @@ impl S3Store {
         })?;
         let read = text(inner.client.call(&Call::new(Method::GET, Some(PROBE_KEY)))?)?;
         if read.as_bytes() == PROBE_BYTES { Ok(()) } else { Err(S3Error::Forgetful) }
-    }
-
-    /// How many connections were made since the start.
-    pub fn connections(&self) -> u64 {
-        self.inner.client.connections()
-    }
-
-    /// How often the server was away.
-    pub fn counts(&self) -> BreakerCounts {
-        self.inner.client.counts()
     }
 }
 

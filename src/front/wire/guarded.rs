@@ -182,11 +182,6 @@ impl Guarded {
     pub fn addresses(&self) -> &[SocketAddr] {
         &self.addresses
     }
-
-    /// Connections now.
-    pub fn connections(&self) -> usize {
-        self.shared.census.len()
-    }
 }
 
 impl Listener for Guarded {

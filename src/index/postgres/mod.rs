@@ -24,7 +24,6 @@ pub use settings::{PostgresSettings, SslMode};
 pub use tls::TlsError;
 
 use crate::artifact::{ArtifactKey, Digest, Entry, RemoteName};
-use crate::breaker::BreakerCounts;
 use crate::chain::chain;
 use crate::index::micros::micros_of;
 use crate::index::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
@@ -63,11 +62,6 @@ impl PostgresIndex {
             }
             Ok(_) => Ok(Self { pool }),
         }
-    }
-
-    /// How often the database was away.
-    pub fn counts(&self) -> BreakerCounts {
-        self.pool.counts()
     }
 
     fn call<T: Send + 'static>(

@@ -13,7 +13,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender, TrySendError, bounde
 
 use super::connection::{Connection, Connector, PostgresError};
 use super::settings::PostgresSettings;
-use crate::breaker::{Breaker, BreakerCounts};
+use crate::breaker::Breaker;
 use crate::chain::chain;
 
 /// How many callers may wait for a connection, for each one there may be.
@@ -163,11 +163,6 @@ impl Pool {
             Ok(_) | Err(_) => self.shared.breaker.succeeded(),
         }
         outcome
-    }
-
-    /// What was counted of the server's absences.
-    pub(super) fn counts(&self) -> BreakerCounts {
-        self.shared.breaker.counts()
     }
 
     pub(super) fn call_within<T: Send + 'static>(

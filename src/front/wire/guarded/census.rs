@@ -85,12 +85,6 @@ impl Census {
         Ok(Seat { census: Arc::clone(self), address, kind })
     }
 
-    /// Connections now.
-    pub(super) fn len(&self) -> usize {
-        let counts = self.counts();
-        counts.ordinary + counts.reserved
-    }
-
     fn counts(&self) -> MutexGuard<'_, Counts> {
         // Nothing panics while it holds the lock; the counts are whole in any case.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -153,8 +147,10 @@ mod tests {
         assert_eq!(third.kind(), Kind::Reserved);
         assert_eq!(census.seat(Kind::Reserved, None).unwrap_err(), Full::InAll);
         drop((first, third));
-        assert_eq!(census.len(), 1);
-        assert!(census.seat(Kind::Ordinary, None).is_ok());
+        for kind in [Kind::Ordinary, Kind::Reserved] {
+            let _again = census.seat(kind, None).unwrap();
+            assert_eq!(census.seat(kind, None).unwrap_err(), Full::InAll);
+        }
     }
 
     #[test]
@@ -167,7 +163,10 @@ mod tests {
         assert_eq!(census.seat(Kind::Ordinary, None).unwrap_err(), Full::InAll);
         assert_eq!(census.seat(Kind::Reserved, None).unwrap_err(), Full::InAll);
         drop((ordinary, reserved));
-        assert_eq!(census.len(), 0);
+        for kind in [Kind::Ordinary, Kind::Reserved] {
+            let [first, second] = [(); 2].map(|()| census.seat(kind, None));
+            assert!(first.is_ok() && second.is_ok());
+        }
     }
 
     #[test]
