@@ -131,7 +131,7 @@ pub(super) fn quoted(value: &str) -> String {
 /// The word of `known` that was probably meant by `word`.
 ///
 /// A word is near if one begins with the other, if it is the other's last part, or if few
-/// letters differ: one, and one more for each three letters.
+/// letters differ, a swap of neighbours being one: one, and one more for each three letters.
 pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
     // Nothing that is nearer could be as long as this; and the distance is quadratic.
     const WORD_MAX: usize = 64;
@@ -143,7 +143,7 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
     let stem = word.strip_suffix('s').unwrap_or(&word);
     known
         .filter_map(|candidate| {
-            let distance = distance(&word, candidate);
+            let distance = strsim::osa_distance(&word, candidate);
             let shorter = word.len().min(candidate.len());
             let is_part = shorter >= 3
                 && (candidate.starts_with(stem)
@@ -153,26 +153,6 @@ pub(super) fn nearest<'a>(word: &str, known: impl Iterator<Item = &'a str>) -> O
         })
         .min_by_key(|(distance, _)| *distance)
         .map(|(_, candidate)| candidate)
-}
-
-/// How many letters must be added, removed, replaced or swapped with their neighbour to make
-/// one word of the other (optimal string alignment).
-fn distance(a: &str, b: &str) -> usize {
-    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
-    let mut rows: Vec<Vec<usize>> = vec![(0..=b.len()).collect()];
-    for i in 1..=a.len() {
-        let mut row = vec![i];
-        for j in 1..=b.len() {
-            let replaced = rows[i - 1][j - 1] + usize::from(a[i - 1] != b[j - 1]);
-            let mut best = replaced.min(rows[i - 1][j] + 1).min(row[j - 1] + 1);
-            if i > 1 && j > 1 && a[i - 1] == b[j - 2] && a[i - 2] == b[j - 1] {
-                best = best.min(rows[i - 2][j - 2] + 1);
-            }
-            row.push(best);
-        }
-        rows.push(row);
-    }
-    rows[a.len()][b.len()]
 }
 
 #[cfg(test)]
@@ -198,20 +178,6 @@ mod tests {
             assert_eq!(nearest(word, known.into_iter()), expected, "{word:?}");
         }
         assert_eq!(nearest(&"x".repeat(1 << 20), known.into_iter()), None);
-    }
-
-    #[test]
-    fn the_distance_counts_a_swap_once() {
-        for (a, b, expected) in [
-            ("", "", 0),
-            ("abc", "", 3),
-            ("abc", "abc", 0),
-            ("abc", "acb", 1),
-            ("kitten", "sitting", 3),
-        ] {
-            assert_eq!(distance(a, b), expected, "{a} {b}");
-            assert_eq!(distance(b, a), expected, "{b} {a}");
-        }
     }
 
     #[test]

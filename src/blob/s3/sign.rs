@@ -19,6 +19,7 @@ use time::macros::format_description;
 use url::Url;
 
 use super::settings::S3Settings;
+use crate::artifact::Digest;
 
 const UNSIGNED: &str = "UNSIGNED-PAYLOAD";
 const DATE: &[BorrowedFormatItem<'_>] =
@@ -117,12 +118,7 @@ impl Signer {
         let key = signing_key(&now, secret, &self.region, "s3")?;
         let mut mac = HmacSha256::new_from_slice(&key).map_err(SigningError::from)?;
         mac.update(string_to_sign(&now, &self.region, &request)?.as_bytes());
-        let signature =
-            mac.finalize().into_bytes().iter().fold(String::with_capacity(64), |mut hex, byte| {
-                use std::fmt::Write as _;
-                write!(hex, "{byte:02x}").expect("a String takes everything");
-                hex
-            });
+        let signature = Digest(mac.finalize().into_bytes().into()).to_string();
         let names = signed_header_string(&signed);
         let authorization =
             authorization_header(&self.access_key, &now, &self.region, &names, &signature)?;

@@ -3,6 +3,8 @@
 //! Each is short, closes the connection, and is sent without waiting: the bytes either fit
 //! into the socket's buffer or the client has not earned an answer.
 
+use http::StatusCode;
+
 use super::date;
 
 /// An answer to what is no acceptable request.
@@ -95,51 +97,11 @@ impl Content {
 
 /// Appends code and reason phrase of a status.
 pub(super) fn append_status(out: &mut Vec<u8>, status: u16) {
-    let reason = match status {
-        200 => "OK",
-        201 => "Created",
-        202 => "Accepted",
-        204 => "No Content",
-        206 => "Partial Content",
-        301 => "Moved Permanently",
-        302 => "Found",
-        303 => "See Other",
-        304 => "Not Modified",
-        307 => "Temporary Redirect",
-        308 => "Permanent Redirect",
-        400 => "Bad Request",
-        401 => "Unauthorized",
-        403 => "Forbidden",
-        404 => "Not Found",
-        405 => "Method Not Allowed",
-        406 => "Not Acceptable",
-        408 => "Request Timeout",
-        409 => "Conflict",
-        410 => "Gone",
-        411 => "Length Required",
-        412 => "Precondition Failed",
-        413 => "Content Too Large",
-        414 => "URI Too Long",
-        415 => "Unsupported Media Type",
-        416 => "Range Not Satisfiable",
-        417 => "Expectation Failed",
-        422 => "Unprocessable Content",
-        429 => "Too Many Requests",
-        431 => "Request Header Fields Too Large",
-        500 => "Internal Server Error",
-        501 => "Not Implemented",
-        502 => "Bad Gateway",
-        503 => "Service Unavailable",
-        504 => "Gateway Timeout",
-        505 => "HTTP Version Not Supported",
-        507 => "Insufficient Storage",
-        508 => "Loop Detected",
-        // RFC 9112, section 4: a client ignores the phrase; it may be empty.
-        _ => "",
-    };
+    // RFC 9112, section 4: a client ignores the phrase; it may be empty.
+    let reason = StatusCode::from_u16(status).ok().and_then(|status| status.canonical_reason());
     append_number(out, u64::from(status));
     out.push(b' ');
-    out.extend_from_slice(reason.as_bytes());
+    out.extend_from_slice(reason.unwrap_or_default().as_bytes());
 }
 
 /// Appends a number in decimal without an allocation.
