@@ -179,7 +179,7 @@ settings! {
             "Its password.";
         db_name: Option<String> = "DBNAME", "", Kind::Text,
             "Its database; the tables are made and migrated by the program.";
-        db_ssl_mode: String = "DBSSLMODE", "prefer", Kind::OneOf(&["disable", "prefer", "require", "verify-ca", "verify-full"]),
+        db_ssl_mode: SslMode = "DBSSLMODE", "prefer", Kind::OneOf(SslMode::WORDS),
             "Whether TLS is used, and how its certificate is judged.";
         db_ca_file: Option<PathBuf> = "DBSSLROOTCERT", "", Kind::Path,
             "Further root certificates for it (PEM): with them, require means verify-ca, as for libpq.";
@@ -194,59 +194,82 @@ settings! {
     }
 }
 
-/// Which listener serves.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum HttpFront {
-    /// Our own.
-    Guarded,
-    /// tiny_http.
-    TinyHttp,
+/// What a variable takes that names one of a few things: the enum and its words.
+macro_rules! words {
+    ($(#[$about:meta])* $Words:ident { $($(#[$meaning:meta])* $Word:ident = $word:literal,)* }) => {
+        $(#[$about])*
+        #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+        pub enum $Words {
+            $($(#[$meaning])* $Word,)*
+        }
+
+        impl $Words {
+            /// The words that the variable takes.
+            pub const WORDS: &[&str] = &[$($word,)*];
+        }
+
+        impl Setting for $Words {
+            fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
+                one_of(text, kind).map(|at| [$(Self::$Word,)*][at])
+            }
+
+            fn shown(&self) -> Value {
+                json!(Self::WORDS[*self as usize])
+            }
+        }
+    };
 }
 
-impl HttpFront {
-    /// The words of `HTTP_FRONT`.
-    pub const WORDS: &[&str] = &["guarded", "tiny_http"];
-    const ALL: [Self; 2] = [Self::Guarded, Self::TinyHttp];
+words! {
+    /// Which listener serves.
+    HttpFront {
+        /// Our own.
+        Guarded = "guarded",
+        /// tiny_http.
+        TinyHttp = "tiny_http",
+    }
 }
 
-/// How log lines are written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum LogFormat {
-    /// For people.
-    Text,
-    /// One JSON object a line.
-    Json,
+words! {
+    /// How log lines are written.
+    LogFormat {
+        /// For people.
+        Text = "text",
+        /// One JSON object a line.
+        Json = "json",
+    }
 }
 
-impl LogFormat {
-    /// The words of `LOG_FORMAT`.
-    pub const WORDS: &[&str] = &["text", "json"];
-    const ALL: [Self; 2] = [Self::Text, Self::Json];
+words! {
+    /// The least important lines that are logged.
+    LogLevel {
+        /// An answer was wrong or data lost.
+        Error = "error",
+        /// Somebody should look.
+        Warn = "warn",
+        /// One line a request, one a fetch.
+        Info = "info",
+        /// What led to a decision.
+        Debug = "debug",
+        /// Everything.
+        Trace = "trace",
+    }
 }
 
-/// The least important lines that are logged.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum LogLevel {
-    /// An answer was wrong or data lost.
-    Error,
-    /// Somebody should look.
-    Warn,
-    /// One line a request, one a fetch.
-    Info,
-    /// What led to a decision.
-    Debug,
-    /// Everything.
-    Trace,
-}
-
-impl LogLevel {
-    /// The words of `LOG_LEVEL`.
-    pub const WORDS: &[&str] = &["error", "warn", "info", "debug", "trace"];
-    const ALL: [Self; 5] = [Self::Error, Self::Warn, Self::Info, Self::Debug, Self::Trace];
-
-    /// The level as the variable writes it.
-    pub fn as_str(self) -> &'static str {
-        Self::WORDS[self as usize]
+words! {
+    /// How far to insist on TLS towards a database: libpq's names and meanings.
+    SslMode {
+        /// Never.
+        Disable = "disable",
+        /// Where the server offers it; its certificate is not checked.
+        Prefer = "prefer",
+        /// Always; its certificate is checked only where root certificates are named: then as by
+        /// `verify-ca`.
+        Require = "require",
+        /// Always, with a certificate of a known authority, for whatever name.
+        VerifyCa = "verify-ca",
+        /// Always, with a certificate of a known authority for this host.
+        VerifyFull = "verify-full",
     }
 }
 
@@ -315,36 +338,6 @@ impl Setting for PathBuf {
 
     fn shown(&self) -> Value {
         json!(self.display().to_string())
-    }
-}
-
-impl Setting for LogFormat {
-    fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
-        one_of(text, kind).map(|at| Self::ALL[at])
-    }
-
-    fn shown(&self) -> Value {
-        json!(Self::WORDS[*self as usize])
-    }
-}
-
-impl Setting for HttpFront {
-    fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
-        one_of(text, kind).map(|at| Self::ALL[at])
-    }
-
-    fn shown(&self) -> Value {
-        json!(Self::WORDS[*self as usize])
-    }
-}
-
-impl Setting for LogLevel {
-    fn from_text(text: &str, kind: &Kind) -> Result<Self, Misfit> {
-        one_of(text, kind).map(|at| Self::ALL[at])
-    }
-
-    fn shown(&self) -> Value {
-        json!(self.as_str())
     }
 }
 
@@ -434,7 +427,7 @@ mod tests {
         assert_eq!(settings.staging_bytes_max, 20 << 30);
         assert_eq!(settings.head_bytes_max, 32 << 10);
         assert_eq!(settings.idle_timeout, Duration::from_secs(60));
-        assert_eq!(settings.log_level.as_str(), "info");
+        assert_eq!(settings.log_level, LogLevel::Info);
         assert_eq!(read(&[("WORKERS", ""), ("DATA_DIR", "  ")]), Ok(settings));
     }
 
@@ -500,6 +493,7 @@ mod tests {
         assert_eq!(shown["WORKERS"], 256);
         assert_eq!(shown["STAGING_BYTES_MAX"], 20_u64 << 30);
         assert_eq!(shown["CONFIG_POLL_S"], 5);
+        assert_eq!(shown["HTTP_FRONT"], "guarded");
         assert_eq!(shown.as_object().unwrap().len(), SETTINGS.len());
     }
 

@@ -29,7 +29,6 @@ use crate::index::bridge::BridgedIndex;
 use crate::index::embedded::{
     DataDirLock, EmbeddedIndex, LockError, OpenIndexError, lock_data_dir,
 };
-use crate::index::postgres::settings::BadSslMode;
 use crate::index::postgres::{PostgresError, PostgresIndex, PostgresSettings};
 use crate::ops::health::Probe;
 use crate::staging::Staging;
@@ -80,9 +79,6 @@ pub enum PortsError {
     /// The S3 store can't be set up.
     #[error("the S3 store cannot be set up (MINIO_*)")]
     S3(#[from] S3Error),
-    /// `DBSSLMODE` is none.
-    #[error("DBSSLMODE cannot be understood")]
-    SslMode(#[from] BadSslMode),
     /// Postgres can't be used as it is set.
     #[error("the index on PostgreSQL cannot be used (DB*)")]
     Postgres(#[from] PostgresError),
@@ -326,7 +322,7 @@ fn postgres_settings(engines: &Engines) -> Result<Option<PostgresSettings>, Port
     );
     Ok(Some(PostgresSettings {
         port: engines.db_port,
-        ssl_mode: engines.db_ssl_mode.parse()?,
+        ssl_mode: engines.db_ssl_mode,
         ca_file: engines.db_ca_file.clone(),
         connections_max: engines.db_connections_max,
         ..settings

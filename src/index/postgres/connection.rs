@@ -9,9 +9,10 @@ use postgres::{Client, Config, Statement};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::schema::{self, SchemaError};
-use super::settings::{PostgresSettings, SslMode};
+use super::settings::PostgresSettings;
 use super::tls::{self, TlsError};
 use crate::breaker::Open;
+use crate::config::env::SslMode;
 
 /// How the database's own views name us.
 const APPLICATION_NAME: &str = "artifactapi";

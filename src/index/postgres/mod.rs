@@ -13,14 +13,14 @@ mod connection;
 mod pool;
 mod row;
 mod schema;
-pub mod settings;
+mod settings;
 #[cfg(test)]
 pub(crate) mod tests;
 mod tls;
 
 pub use connection::PostgresError;
 pub use schema::SchemaError;
-pub use settings::{PostgresSettings, SslMode};
+pub use settings::PostgresSettings;
 pub use tls::TlsError;
 
 use crate::artifact::{ArtifactKey, Digest, Entry, RemoteName};

@@ -1,10 +1,10 @@
 //! What an operator sets of the index on PostgreSQL.
 
 use std::path::PathBuf;
-use std::str::FromStr;
 use std::time::Duration;
 
 use crate::config::Secret;
+use crate::config::env::SslMode;
 
 /// Where the database is and how patient to be with it.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -52,42 +52,6 @@ impl PostgresSettings {
             connections_max: 8,
             connect_timeout: Duration::from_secs(1),
             statement_timeout: Duration::from_secs(2),
-        }
-    }
-}
-
-/// How far to insist on TLS: libpq's names and meanings.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum SslMode {
-    /// Never.
-    Disable,
-    /// Where the server offers it; its certificate is not checked.
-    Prefer,
-    /// Always; its certificate is checked only where root certificates are named: then as by
-    /// `verify-ca`.
-    Require,
-    /// Always, with a certificate of a known authority, for whatever name.
-    VerifyCa,
-    /// Always, with a certificate of a known authority for this host.
-    VerifyFull,
-}
-
-/// Why a text is not an [`SslMode`].
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no TLS mode: use disable, prefer, require, verify-ca or verify-full")]
-pub struct BadSslMode(String);
-
-impl FromStr for SslMode {
-    type Err = BadSslMode;
-
-    fn from_str(text: &str) -> Result<Self, BadSslMode> {
-        match text {
-            "disable" => Ok(Self::Disable),
-            "prefer" => Ok(Self::Prefer),
-            "require" => Ok(Self::Require),
-            "verify-ca" => Ok(Self::VerifyCa),
-            "verify-full" => Ok(Self::VerifyFull),
-            _ => Err(BadSslMode(text.to_owned())),
         }
     }
 }

@@ -9,6 +9,7 @@ use super::*;
 use crate::artifact::{ArtifactPath, BlobKey, BlobVersion, Validators};
 use crate::chain::chain;
 use crate::config::Secret;
+use crate::config::env::SslMode;
 use crate::test_servers::{Private, eventually, shared, unique_name};
 
 /// A database of one test on a server, dropped with it.

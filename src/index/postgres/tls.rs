@@ -9,7 +9,7 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::settings::SslMode;
+use crate::config::env::SslMode;
 use crate::roots::{self, CaFileError};
 
 /// Why TLS can't be set up.
