@@ -5,7 +5,7 @@
 //! passed through because there is no room to stage, a fill waits for what takes it up to end.
 
 use std::ops::ControlFlow;
-use std::sync::{Arc, MutexGuard, TryLockError};
+use std::sync::{MutexGuard, TryLockError};
 use std::time::{Duration, Instant};
 
 use super::fetch::Task;
@@ -15,18 +15,12 @@ use super::{Cache, CacheError, FetchError, ROUNDS_MAX, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry};
 use crate::policy::Decision;
 use crate::staging::StagingError;
-use crate::upstream::UpstreamError;
 
 /// How often whoever asked for a fill hears of its progress.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 /// How often a fill is fetched that found no room to stage. Others are quicker now and then, and
 /// a length that was not announced can be too much for any wait.
 const ROOM_TRIES_MAX: usize = 4;
-
-/// How often one fill waits until upstream is asked again that has failed a few times, and for
-/// how long at most: a hiccup, not an outage.
-const BLOCK_WAITS_MAX: usize = 4;
-const BLOCK_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// What a fill is to bring about.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,16 +65,14 @@ impl Cache {
     ) -> Result<Filled, CacheError> {
         let (mut turn, mut tries, mut waits) = (None, 0, 0);
         loop {
-            let tried = self.try_fill(target, path, blob, wish, report)?;
+            let tried = self.try_fill(target, path, blob, wish, report);
             drop(turn.take());
             let wanted = match tried {
-                Tried::Ended(filled) => return Ok(filled),
-                Tried::NoRoom(wanted) => wanted,
-                Tried::Blocked(left, why) => {
+                Ok(Tried::Ended(filled)) => return Ok(filled),
+                Ok(Tried::NoRoom(wanted)) => wanted,
+                Err(error) => {
+                    let Some(left) = pause_after(&error, waits) else { return Err(error) };
                     waits += 1;
-                    if waits > BLOCK_WAITS_MAX || left > BLOCK_WAIT_MAX {
-                        return Err(CacheError::Fetch(why));
-                    }
                     if pause(left, report).is_break() {
                         return Ok(Filled::Cancelled);
                     }
@@ -169,9 +161,6 @@ impl Cache {
                     FetchError::Staging(StagingError::Full { wanted, .. }) => {
                         return Ok(Tried::NoRoom(reader.written() + wanted));
                     }
-                    FetchError::Upstream(UpstreamError::Blocked { retry_after, .. }) => {
-                        return Ok(Tried::Blocked(retry_after, why));
-                    }
                     _ => return Err(CacheError::Fetch(why)),
                 },
             }
@@ -211,13 +200,22 @@ enum Tried {
     Ended(Filled),
     /// There was no room to stage the file, of which so many bytes are known.
     NoRoom(u64),
-    /// Upstream is left alone for so long.
-    Blocked(Duration, Arc<FetchError>),
 }
 
 enum Due {
     Nothing(Entry),
     Task(Task),
+}
+
+/// How long to wait before the next try of a fill that failed so, after so many waits.
+fn pause_after(error: &CacheError, waits: usize) -> Option<Duration> {
+    match error {
+        CacheError::Fetch(why) => match &**why {
+            FetchError::Upstream(error) => error.pause(waits),
+            _ => None,
+        },
+        _ => None,
+    }
 }
 
 /// Lets time pass; a `Break` where the reporter wants no more.

@@ -203,6 +203,11 @@ pub trait UpstreamBody: Read + Send {
     fn is_framed(&self) -> bool;
 }
 
+/// How often a batch waits for the same file or listing until upstream is asked again that has
+/// failed a few times, and for how long at most: a hiccup, not an outage.
+const PAUSES_MAX: usize = 4;
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+
 /// Why an upstream gave nothing.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -288,6 +293,19 @@ impl UpstreamError {
         matches!(self, Self::Timeout { .. })
     }
 
+    /// How long a batch, which has time, waits before it asks again; `waits` is how often it has
+    /// done so. `None` where that is over, or no use.
+    pub fn pause(&self, waits: usize) -> Option<Duration> {
+        match self {
+            Self::Blocked { retry_after, .. }
+                if waits < PAUSES_MAX && *retry_after <= PAUSE_MAX =>
+            {
+                Some(*retry_after)
+            }
+            _ => None,
+        }
+    }
+
     /// When asking again makes sense, where upstream or we know it.
     pub fn retry_after(&self) -> Option<Duration> {
         match self {
@@ -305,6 +323,19 @@ mod tests {
     use super::*;
     use crate::config::Timeouts;
     use crate::formats::FORMATS;
+
+    #[test]
+    fn short_pauses_are_waited_out_and_not_for_ever() {
+        let check = |seconds, waits, is_waited_out: bool| {
+            let retry_after = Duration::from_secs(seconds);
+            let blocked = UpstreamError::Blocked { host: "h".to_owned(), retry_after };
+            assert_eq!(blocked.pause(waits), is_waited_out.then_some(retry_after), "{seconds} s");
+        };
+        check(1, 0, true);
+        check(10, 3, true);
+        check(1, 4, false);
+        check(11, 0, false);
+    }
 
     #[test]
     fn a_remote_without_a_base_url_is_an_error_and_one_with_mirrors_is_not() {

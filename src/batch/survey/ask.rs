@@ -15,10 +15,6 @@ use crate::upstream::{
 
 /// Bytes of one listing as it comes.
 const LISTING_BYTES_MAX: u64 = 1 << 30;
-/// A host that is left alone for no longer than this is waited for, and how often that is done
-/// for one listing: a folder that fails must not cost the ones behind it.
-const BLOCK_WAIT_MAX: Duration = Duration::from_secs(5);
-const BLOCK_WAITS_MAX: usize = 3;
 /// How often a wait looks whether the batch was cancelled.
 const WAIT_STEP: Duration = Duration::from_millis(100);
 
@@ -88,21 +84,18 @@ impl Survey<'_> {
         upstream: &dyn Upstream,
         path: &ArtifactPath,
     ) -> Result<Result<UpstreamReply, UpstreamError>, SurveyError> {
-        for _ in 0..BLOCK_WAITS_MAX {
-            match upstream.get(&UpstreamRequest { path, unless: None, part: None }) {
-                Err(UpstreamError::Blocked { retry_after, .. })
-                    if retry_after <= BLOCK_WAIT_MAX =>
-                {
-                    let end = Instant::now() + retry_after;
-                    while Instant::now() < end {
-                        self.check_bounds()?;
-                        std::thread::sleep(WAIT_STEP.min(end - Instant::now()));
-                    }
-                }
-                answered => return Ok(answered),
+        let mut waits = 0;
+        loop {
+            let answered = upstream.get(&UpstreamRequest { path, unless: None, part: None });
+            let pause = answered.as_ref().err().and_then(|error| error.pause(waits));
+            let Some(pause) = pause else { return Ok(answered) };
+            let end = Instant::now() + pause;
+            while let Some(left) = end.checked_duration_since(Instant::now()) {
+                self.check_bounds()?;
+                std::thread::sleep(WAIT_STEP.min(left));
             }
+            waits += 1;
         }
-        Ok(upstream.get(&UpstreamRequest { path, unless: None, part: None }))
     }
 
     /// Adds the listing's name to an error; one that a bound caused is an early end.
