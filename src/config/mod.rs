@@ -65,9 +65,14 @@ impl Remote {
         ArtifactKey { remote: self.name.clone(), path }
     }
 
+    /// Whether it is a local repository.
+    pub fn is_local(&self) -> bool {
+        matches!(self.kind, Kind::Local)
+    }
+
     /// Whether what is stored of it came from an upstream, rather than from uploads.
     pub fn has_upstream(&self) -> bool {
-        matches!(self.kind, Kind::Remote(_))
+        !self.is_local()
     }
 
     /// Whether a path may be fetched, or uploaded to a local repository.
@@ -75,10 +80,10 @@ impl Remote {
     /// A local repository without include patterns takes every path that is not excluded: what
     /// is in it was put there on purpose, whereas a remote's upstream has anything.
     pub fn allows(&self, path: &ArtifactPath) -> bool {
-        match self.kind {
-            Kind::Local if self.patterns.include().is_empty() => !self.patterns.excludes(path),
-            Kind::Local | Kind::Remote(_) => self.patterns.allow(self.format, path),
+        if self.is_local() && self.patterns.include().is_empty() {
+            return !self.patterns.excludes(path);
         }
+        self.patterns.allow(self.format, path)
     }
 }
 
@@ -101,6 +106,16 @@ pub enum Kind {
     Remote(Box<Origin>),
     /// From uploads.
     Local,
+}
+
+impl Kind {
+    /// The word of `type` in remotes.yaml.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Remote(_) => "remote",
+            Self::Local => "local",
+        }
+    }
 }
 
 /// The upstream of a remote and how to speak with it.

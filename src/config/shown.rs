@@ -30,7 +30,7 @@ impl Remote {
     pub(super) fn to_json(&self) -> Value {
         let lifetimes = &self.lifetimes;
         let mut shown = json!({
-            "type": match self.kind { Kind::Remote(_) => "remote", Kind::Local => "local" },
+            "type": self.kind.as_str(),
             "package": self.format.name(),
             "description": self.description,
             "include_patterns": self.patterns.include(),

@@ -30,7 +30,6 @@ use super::route::Route;
 use super::wire::{Reply, RequestHead};
 use crate::artifact::Digest;
 use crate::cache::Target;
-use crate::config::Kind;
 use crate::config::tokens::{Scope, Tokens};
 
 /// What a client without a right credential is asked for. Basic comes first: it is what
@@ -66,7 +65,7 @@ impl<'a> Need<'a> {
     /// What a request needs; `target` is the remote that the route names, if there is one.
     pub(super) fn of(route: &Route<'a>, method: &str, target: Option<&Target>) -> Self {
         let reads = matches!(method, "GET" | "HEAD");
-        let is_local = target.is_some_and(|target| matches!(target.remote.kind, Kind::Local));
+        let is_local = target.is_some_and(|target| target.remote.is_local());
         let (scope, remote) = match *route {
             Route::Health | Route::Live | Route::Ready => (None, None),
             Route::Root | Route::Metrics | Route::Stats | Route::Config | Route::Unknown => {

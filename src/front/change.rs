@@ -14,7 +14,6 @@ use crate::artifact::{ArtifactPath, Entry, Validators};
 use crate::body::Body;
 use crate::cache::{Cache, ChangeError, Purged, Target, Upload, Uploaded};
 use crate::chain::chain;
-use crate::config::Kind;
 use crate::staging::{Expect, SealError, SealedFile, StagingError};
 
 /// When to try again after something that is soon over.
@@ -29,7 +28,9 @@ pub(super) fn put(
     body: &mut dyn Read,
     body_bytes_max: u64,
 ) -> Result<Reply, Problem> {
-    let Kind::Local = target.remote.kind else { return Err(not_local(target)) };
+    if !target.remote.is_local() {
+        return Err(not_local(target));
+    }
     let announced = Announced::of(head)?;
     let expect = Expect { len: length(head)?, checksum: announced.checksum() };
     refuse_by_head(path, head)?;

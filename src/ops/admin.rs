@@ -7,7 +7,7 @@ use regex::Regex;
 use serde_json::{Value, json};
 
 use crate::cache::{Cache, Target};
-use crate::config::{Kind, Remotes};
+use crate::config::Remotes;
 use crate::index::{IndexError, Row, Scan};
 use crate::policy::{Decision, media_type, pattern};
 
@@ -23,12 +23,8 @@ pub fn root(remotes: &Remotes) -> Value {
         .by_name
         .values()
         .map(|remote| {
-            let kind = match remote.kind {
-                Kind::Remote(_) => "remote",
-                Kind::Local => "local",
-            };
             let value = json!({
-                "type": kind,
+                "type": remote.kind.as_str(),
                 "package": remote.format.name(),
                 "description": remote.description,
             });

@@ -13,7 +13,7 @@ use crate::artifact::RemoteName;
 use crate::cache::counters::ByRemote;
 use crate::cache::space::SpacePlan;
 use crate::cache::{Cache, Outcome};
-use crate::config::{Kind, Remote};
+use crate::config::Remote;
 use crate::index::{IndexError, Usage};
 
 /// The figures of every configured remote, of those that still have something stored, and
@@ -45,20 +45,15 @@ pub fn stats(cache: &Cache, metrics: &Metrics) -> Result<Value, IndexError> {
 fn bounded(plan: &SpacePlan, usage: &BTreeMap<RemoteName, Usage>) -> u64 {
     let counts = |name: &RemoteName| {
         let remote = plan.remotes.by_name.get(name);
-        remote.is_some_and(|remote| remote.has_upstream())
+        remote.is_some_and(|remote| !remote.is_local())
     };
     usage.iter().filter(|(name, _)| counts(name)).map(|(_, usage)| usage.bytes).sum()
 }
 
 /// What holds for a remote; one that is not configured keeps what it has.
 fn kept(remote: Option<&Remote>) -> Map<String, Value> {
-    let (kind, keeping) = match remote {
-        Some(remote) => match remote.kind {
-            Kind::Remote(_) => ("remote", Some(&remote.keeping)),
-            Kind::Local => ("local", None),
-        },
-        None => ("not configured", None),
-    };
+    let kind = remote.map_or("not configured", |remote| remote.kind.as_str());
+    let keeping = remote.filter(|remote| !remote.is_local()).map(|remote| &remote.keeping);
     let unused_for = keeping.and_then(|keeping| keeping.unused_for);
     let shown = [
         ("type", json!(kind)),

@@ -263,11 +263,11 @@ impl App {
     /// Refuses to make a remote of a local repository that has files: they would be evicted, and
     /// served as if they were upstream's.
     fn keep_uploads(&self, old: &Remotes, new: &Remotes) -> Result<(), StartError> {
-        let has_upstream = |remotes: &Remotes, name: &RemoteName| {
-            remotes.by_name.get(name).map(|remote| remote.has_upstream())
+        let is_local = |remotes: &Remotes, name: &RemoteName| {
+            remotes.by_name.get(name).map(|remote| remote.is_local())
         };
         let becomes_remote = |name: &&RemoteName| {
-            has_upstream(old, name) == Some(false) && has_upstream(new, name) == Some(true)
+            is_local(old, name) == Some(true) && is_local(new, name) == Some(false)
         };
         let mut become_remotes = new.by_name.keys().filter(becomes_remote).peekable();
         if become_remotes.peek().is_none() {
@@ -449,7 +449,7 @@ fn load_tokens(settings: &Settings, catalog: &Catalog) -> Result<Tokens, ConfigE
 /// What is wrong in remotes.yaml.
 pub fn fetchable(settings: &Settings) -> Result<BTreeSet<RemoteName>, ConfigErrors> {
     let remotes = load_remotes(settings)?.by_name;
-    let fetchable = remotes.into_iter().filter(|(_, remote)| remote.has_upstream());
+    let fetchable = remotes.into_iter().filter(|(_, remote)| !remote.is_local());
     Ok(fetchable.map(|(name, _)| name).collect())
 }
 
