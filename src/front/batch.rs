@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
-use super::route::{query_value, unknown_parameter};
+use super::route::{query_value, refuse_others, switch};
 use super::seats::{Seats, SizedSeats};
 use super::wire::Reply;
 use crate::batch::watch::Lines;
@@ -55,16 +55,17 @@ impl BatchApi {
         query: &str,
         body: &mut dyn Read,
     ) -> Result<Reply, Problem> {
-        refuse_others(query, &["wait"])?;
-        let wants_lines = match query_value(query, "wait").as_deref() {
-            None | Some("false") => false,
-            Some("true") => true,
-            Some(_) => return Err(Problem::new(400, "wait must be true or false")),
-        };
+        // Whoever writes `?dry_run=true` must not cache anything.
+        refuse_others(query, &["wait"]).map_err(|problem| {
+            let detail = format!("{}; the options of a batch stand in its JSON", problem.detail);
+            Problem { detail, ..problem }
+        })?;
+        let wants_lines = switch(query, "wait")?;
         let request = self.read(body)?;
         let seat = self.waiters.take();
         if wants_lines && seat.is_none() {
-            return Err(too_many("too many clients wait for batches: try again, or without wait"));
+            let detail = "too many clients wait for batches: try again, or without wait";
+            return Err(Problem::busy(detail));
         }
         let remotes = Remotes { targets: &catalog.targets, releases: &catalog.releases };
         let plan = Plan::of(request, remotes).map_err(|error| match error {
@@ -73,7 +74,7 @@ impl BatchApi {
                 Problem::new(400, error.to_string())
             }
         })?;
-        let job = self.batches.begin(plan).map_err(|busy| too_many(&busy.to_string()))?;
+        let job = self.batches.begin(plan).map_err(|busy| Problem::busy(busy.to_string()))?;
         match seat {
             Some(seat) if wants_lines => {
                 let body = Body::new(None, Box::new(Lines::of(job))).keeping(seat);
@@ -90,7 +91,7 @@ impl BatchApi {
     }
 
     fn read(&self, body: &mut dyn Read) -> Result<Request, Problem> {
-        let busy = || too_many("too many clients send batches: try again");
+        let busy = || Problem::busy("too many clients send batches: try again");
         let mut seat = self.bodies.take(false).ok_or_else(busy)?;
         let mut text = read_up_to(body, SMALL_BODY_BYTES)?;
         if text.len() as u64 == SMALL_BODY_BYTES {
@@ -150,16 +151,6 @@ impl BatchApi {
 fn ended(job: &Job) -> Reply {
     let status = if job.phase() == Phase::Failed { 502 } else { 200 };
     reply::json_text(status, job.report(Page { offset: 0, limit: PAGE_MAX }))
-}
-
-/// Options of a batch stand in its body: whoever writes `?dry_run=true` must not cache anything.
-fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some(detail) = unknown_parameter(query, known) else { return Ok(()) };
-    Err(Problem::new(400, format!("{detail}; the options of a batch stand in its JSON")))
-}
-
-fn too_many(detail: &str) -> Problem {
-    Problem { detail: detail.to_owned(), ..Problem::overload() }
 }
 
 fn read_up_to(body: &mut dyn Read, max: u64) -> Result<Vec<u8>, Problem> {

@@ -4,7 +4,7 @@
 //! client that waits for `100 Continue` need not send it.
 
 use std::io::{ErrorKind, Read};
-use std::time::{Duration, SystemTime};
+use std::time::SystemTime;
 
 use super::conditional::{Conditions, Verdict};
 use super::digests::Announced;
@@ -15,9 +15,6 @@ use crate::body::Body;
 use crate::cache::{Cache, ChangeError, Purged, Target, Upload, Uploaded};
 use crate::chain::chain;
 use crate::staging::{Expect, SealError, SealedFile, StagingError};
-
-/// When to try again after something that is soon over.
-const RETRY_AFTER: Duration = Duration::from_secs(1);
 
 /// Stores an upload under an allowed path of a local repository.
 pub(super) fn put(
@@ -171,7 +168,7 @@ impl From<ChangeError> for Problem {
             ChangeError::Staging(StagingError::Io { .. }) => 500,
             ChangeError::Busy | ChangeError::Store(_) | ChangeError::Index(_) => {
                 tracing::warn!(error = detail, "an artifact was not changed");
-                return Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) };
+                return Self::busy(detail);
             }
         };
         Self::new(status, detail)

@@ -43,7 +43,7 @@ use catalog::{Catalog, Catalogs};
 use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
-use route::Route;
+use route::{Route, query_value, refuse_others, switch};
 use seats::{Seats, SizedSeats};
 use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
@@ -222,22 +222,16 @@ impl Front {
         caller: &Caller,
     ) -> Result<(Reply, Answered), Problem> {
         let target = catalog.targets.get(remote).ok_or_else(|| unknown_remote(remote))?;
-        let refuse = |detail: String| Problem::new(400, detail);
         refuse_others(query, PURGE_PARAMETERS)?;
-        let value = |name| route::query_value(query, name);
-        let switch = |name| match value(name).as_deref() {
-            None | Some("false") => Ok(false),
-            Some("true") => Ok(true),
-            Some(_) => Err(refuse(format!("{name} must be true or false"))),
-        };
-        let given = |name| value(name).is_some_and(|value| !value.is_empty());
-        if !given("include_pattern") && !given("prefix") && !switch("all")? {
+        let given = |name| query_value(query, name).is_some_and(|value| !value.is_empty());
+        if !given("include_pattern") && !given("prefix") && !switch(query, "all")? {
             let detail = "name what is to go by include_pattern or prefix, or say all=true";
-            return Err(refuse(detail.to_owned()));
+            return Err(Problem::new(400, detail));
         }
         let page = page_of(query)?;
-        let mode = if switch("dry_run")? { Mode::DryRun } else { Mode::Remove };
-        let report = purge::purge(&self.cache, target, &page, mode).map_err(index_problem)?;
+        let mode = if switch(query, "dry_run")? { Mode::DryRun } else { Mode::Remove };
+        let report = purge::purge(&self.cache, target, &page, mode)
+            .map_err(|error| unanswered("cannot list artifacts", error))?;
         if mode == Mode::Remove {
             log_change("purged", caller, remote, query);
         }
@@ -249,15 +243,15 @@ impl Front {
         refuse_others(query, LIST_PARAMETERS)?;
         let page = page_of(query)?;
         let seat = self.reports.take(page.is_long()).ok_or_else(Problem::too_many_reports)?;
-        let list = admin::artifacts(&self.cache, target, &page).map_err(index_problem)?;
+        let list = admin::artifacts(&self.cache, target, &page)
+            .map_err(|error| unanswered("cannot list artifacts", error))?;
         Ok(reply::json_text(200, list).keeping(seat))
     }
 
     fn stats(&self) -> Result<Reply, Problem> {
-        stats::stats(&self.cache, &self.metrics).map(|stats| json(200, &stats)).map_err(|error| {
-            tracing::warn!(error = chain(&error), "cannot tell what is stored");
-            Problem::unanswered()
-        })
+        stats::stats(&self.cache, &self.metrics)
+            .map(|stats| json(200, &stats))
+            .map_err(|error| unanswered("cannot tell what is stored", error))
     }
 
     fn readiness(&self) -> Reply {
@@ -311,20 +305,15 @@ fn check_patterns(target: &Target, path: &ArtifactPath) -> Result<(), Problem> {
     Err(Problem::new(403, detail))
 }
 
-fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
-    let Some(detail) = route::unknown_parameter(query, known) else { return Ok(()) };
-    Err(Problem::new(400, detail))
-}
-
 fn page_of(query: &str) -> Result<admin::Page, Problem> {
-    let value = |name| route::query_value(query, name);
+    let value = |name| query_value(query, name);
     admin::Page::parse(value("include_pattern"), value("prefix"), value("limit"), value("cursor"))
         .map_err(|detail| Problem::new(400, detail))
 }
 
-fn index_problem(error: IndexError) -> Problem {
-    tracing::warn!(error = chain(&error), "cannot list artifacts");
-    Problem::unanswered()
+fn unanswered(what: &'static str, error: IndexError) -> Problem {
+    tracing::warn!(error = chain(&error), "{what}");
+    Problem::busy("the index does not answer: try again")
 }
 
 /// One line for everything that is changed on somebody's word.

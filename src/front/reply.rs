@@ -42,22 +42,19 @@ impl Problem {
         Self { allowed: Some(allowed), ..Self::new(405, detail) }
     }
 
-    /// There is no room: try again soon.
-    pub(super) fn overload() -> Self {
-        let detail = "the server is overloaded: try again";
+    /// It is not possible now: try again soon.
+    pub(super) fn busy(detail: impl Into<String>) -> Self {
         Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
     }
 
-    /// The index does not answer: try again soon.
-    pub(super) fn unanswered() -> Self {
-        let detail = "the index does not answer: try again";
-        Self { detail: detail.to_owned(), ..Self::overload() }
+    /// There is no room.
+    pub(super) fn overload() -> Self {
+        Self::busy("the server is overloaded: try again")
     }
 
-    /// Too many long answers are being made or sent: try again soon.
+    /// Too many long answers are being made or sent.
     pub(super) fn too_many_reports() -> Self {
-        let detail = "too many listings and reports are under way: try again";
-        Self { detail: detail.to_owned(), ..Self::overload() }
+        Self::busy("too many listings and reports are under way: try again")
     }
 
     /// As a reply.
@@ -89,9 +86,7 @@ impl From<&CacheError> for Problem {
             CacheError::Folder => Self::new(301, detail),
             // Trying again does not bring them back.
             CacheError::Lost(_) => Self::new(500, detail),
-            CacheError::Store(_) | CacheError::Unsettled => {
-                Self { retry_after: Some(RETRY_AFTER), ..Self::new(503, detail) }
-            }
+            CacheError::Store(_) | CacheError::Unsettled => Self::busy(detail),
             CacheError::Fetch(why) => {
                 let (status, retry_after) = status_of(why);
                 Self { retry_after, ..Self::new(status, detail) }

@@ -1,4 +1,6 @@
-//! Routes: what a target asks for, and which methods that takes.
+//! Routes: what a target asks for, and which methods that takes; the parameters of a query.
+
+use super::reply::Problem;
 
 /// What a target means.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -120,14 +122,23 @@ fn unknown_name(query: &str, known: &[&str]) -> Option<String> {
         .find(|name| !known.contains(&name.as_str()))
 }
 
-/// What is wrong with a query that has a parameter beside the known ones.
-pub(super) fn unknown_parameter(query: &str, known: &[&str]) -> Option<String> {
-    let name = unknown_name(query, known)?;
+/// Refuses a query that has a parameter beside the known ones.
+pub(super) fn refuse_others(query: &str, known: &[&str]) -> Result<(), Problem> {
+    let Some(name) = unknown_name(query, known) else { return Ok(()) };
     let known = match known {
         [] => "there are none".to_owned(),
         known => format!("use {}", known.join(", ")),
     };
-    Some(format!("{name:?} is not a parameter here: {known}"))
+    Err(Problem::new(400, format!("{name:?} is not a parameter here: {known}")))
+}
+
+/// A parameter that is `true` or `false`; a missing one is false.
+pub(super) fn switch(query: &str, name: &str) -> Result<bool, Problem> {
+    match query_value(query, name).as_deref() {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(Problem::new(400, format!("{name} must be true or false"))),
+    }
 }
 
 #[cfg(test)]
