@@ -15,6 +15,7 @@ use artifactapi::front::wire::raise_descriptor_limit;
 use artifactapi::ops::cli::{self, Cli, Command};
 use artifactapi::ops::upkeep::{Form, Report, Summary};
 use artifactapi::ops::{ask, token, warm};
+use artifactapi::wiring::doors;
 use artifactapi::wiring::ports::{self, Backends, OpenedPorts};
 use artifactapi::wiring::{self, App};
 use clap::Parser;
@@ -76,8 +77,12 @@ fn with_settings(run: impl FnOnce(Settings, Engines) -> ExitCode) -> ExitCode {
 }
 
 fn warm_up(settings: &Settings, what: &warm::Warm) -> ExitCode {
+    let server = match what.server.clone().map_or_else(|| doors::url(settings), Ok) {
+        Ok(server) => server,
+        Err(error) => return refuse(&error),
+    };
     let token = wiring::variable(warm::TOKEN_VARIABLE);
-    match warm::run(what, &settings.listen_addr, token.as_deref()) {
+    match warm::run(what, &server, token.as_deref()) {
         Ok(true) => ExitCode::SUCCESS,
         Ok(false) => ExitCode::FAILURE,
         Err(error) => refuse(&error),
@@ -85,7 +90,7 @@ fn warm_up(settings: &Settings, what: &warm::Warm) -> ExitCode {
 }
 
 fn health(settings: &Settings) -> ExitCode {
-    let door = match wiring::door(settings) {
+    let door = match doors::door(settings) {
         Ok(door) => door,
         Err(error) => return refuse(&error),
     };

@@ -77,7 +77,7 @@ fn ask(door: &Door, patience: Duration) -> Result<(), AskError> {
 }
 
 /// An address that listens for any host can't be connected to everywhere; loopback is part of it.
-pub(super) fn reachable(listening: SocketAddr) -> SocketAddr {
+fn reachable(listening: SocketAddr) -> SocketAddr {
     let host = match listening.ip() {
         IpAddr::V4(host) if host.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
         IpAddr::V6(host) if host.is_unspecified() => Ipv6Addr::LOCALHOST.into(),

@@ -31,11 +31,11 @@ use crate::front::wire::tiny::TinyListener;
 use crate::front::wire::{Bounds, Listener, Service};
 use crate::index::IndexError;
 use crate::ops::access_log::Refusals;
-use crate::ops::ask::Door;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
 
+pub mod doors;
 pub mod ports;
 pub mod unused;
 
@@ -391,32 +391,6 @@ pub fn variable(name: &str) -> Option<String> {
 /// Judges a file without using it, for `artifactapi check`.
 pub fn check(path: &std::path::Path, regex_size_max: usize) -> crate::config::problem::Report {
     file::check(path, &Around { regex_size_max, env: &variable })
-}
-
-/// Where `artifactapi health` finds the server that runs with these settings: the first TCP
-/// address or unix socket of `LISTEN_ADDR`.
-///
-/// # Errors
-/// [`DoorError`] where there is none that another process could know.
-pub fn door(settings: &Settings) -> Result<Door, DoorError> {
-    let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
-    let known = |address| match address {
-        ListenAddr::Tcp(address) => Some(Door::Tcp(address)),
-        ListenAddr::Unix(path) => Some(Door::Unix(path)),
-        ListenAddr::Inherited => None,
-    };
-    addresses.into_iter().find_map(known).ok_or(DoorError::Inherited)
-}
-
-/// Why a server can't be asked for its health.
-#[derive(Debug, thiserror::Error)]
-pub enum DoorError {
-    /// `LISTEN_ADDR` names something that is no address.
-    #[error("LISTEN_ADDR cannot be understood")]
-    ListenAddr(#[from] ListenAddrError),
-    /// Only the service manager knows where the server listens.
-    #[error("LISTEN_ADDR is systemd, which does not say where to ask; set it to the address")]
-    Inherited,
 }
 
 fn tokens_of(settings: &Settings) -> Option<Watched> {

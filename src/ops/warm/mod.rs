@@ -4,12 +4,10 @@
 //! lines of progress, and turns the end into an exit code, so that cron can tell.
 
 use std::io::{self, BufRead, IsTerminal, Read};
-use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
-use crate::ops::ask::reachable;
 use crate::upstream::own::{AskError, Server, post_json};
 
 mod show;
@@ -67,9 +65,6 @@ pub enum WarmError {
         /// Why.
         source: io::Error,
     },
-    /// Nobody says where the server is.
-    #[error("LISTEN_ADDR ({0}) has no address and port: give --server http://host:port")]
-    NoServer(String),
     /// The server does not answer.
     #[error(transparent)]
     Ask(#[from] AskError),
@@ -94,16 +89,12 @@ fn token_hint(status: u16) -> String {
     }
 }
 
-/// Has a server warm its cache. Says whether everything went well.
+/// Has the server at `url` warm its cache. Says whether everything went well.
 ///
 /// # Errors
 /// [`WarmError`].
-pub fn run(warm: &Warm, listen_addr: &str, token: Option<&str>) -> Result<bool, WarmError> {
-    let url = match &warm.server {
-        Some(server) => server.clone(),
-        None => address_of(listen_addr)?,
-    };
-    let server = Server { url: &url, ca_file: warm.ca_file.as_deref(), token };
+pub fn run(warm: &Warm, url: &str, token: Option<&str>) -> Result<bool, WarmError> {
+    let server = Server { url, ca_file: warm.ca_file.as_deref(), token };
     let body = request(warm)?.to_string();
     let mut answer = post_json(server, "/cache-artifact?wait=true", &body)?;
     if answer.status != 200 {
@@ -176,26 +167,9 @@ fn list(file: &Path) -> Result<Vec<String>, WarmError> {
     Ok(lines.filter(|line| !line.is_empty() && !line.starts_with('#')).map(str::to_owned).collect())
 }
 
-/// Where the server that listens on these addresses can be reached from this machine.
-fn address_of(listen: &str) -> Result<String, WarmError> {
-    let mut addresses = listen.split([',', ' ']);
-    let first = addresses.find_map(|address| address.parse::<SocketAddr>().ok());
-    let first = first.ok_or_else(|| WarmError::NoServer(listen.to_owned()))?;
-    Ok(format!("http://{}", reachable(first)))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn the_server_of_this_machine_is_found() {
-        let check = |listen: &str, url: &str| assert_eq!(address_of(listen).unwrap(), url);
-        check("0.0.0.0:8000", "http://127.0.0.1:8000");
-        check("[::]:80", "http://[::1]:80");
-        check("unix:/run/a.sock, 192.0.2.1:8000", "http://192.0.2.1:8000");
-        assert!(address_of("unix:/run/a.sock").is_err());
-    }
 
     #[test]
     fn only_an_end_without_failures_is_well() {
