@@ -122,12 +122,12 @@ impl FetchPool {
 
 /// What each thread does.
 fn run_jobs(fetcher: &Fetcher, queue: &Queue, pace: &Pace) {
-    let (mut seat, mut buffer) = (queue.seat(), Vec::new());
-    while let Some((job, urgency)) = seat.next() {
+    let (mut taker, mut buffer) = (queue.taker(), Vec::new());
+    while let Some((job, urgency)) = taker.next() {
         let run = || run_job(fetcher, job, &mut buffer);
         match urgency {
             Urgency::Client => pace.client(run),
-            Urgency::Batch => seat.rest_until(pace.batch(run)),
+            Urgency::Batch => taker.rest_until(pace.batch(run)),
         }
     }
 }

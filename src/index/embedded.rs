@@ -14,8 +14,8 @@
 //! Deliberately not here: who else uses `DATA_DIR` ([`lock_data_dir`] sees to that), and how
 //! a file system is synced (the caller of [`EmbeddedIndex::sync`] brings that).
 
+mod checkpoint;
 mod doubt;
-mod fold;
 mod lock;
 mod open;
 mod puts;
@@ -35,8 +35,8 @@ use std::thread::available_parallelism;
 
 use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
 
+use self::checkpoint::{Checkpointer, FOLD_ROWS, Tools};
 use self::doubt::{Doubts, span_of};
-use self::fold::{FOLD_ROWS, Folder, Tools};
 pub use self::lock::{DataDirLock, LockError, lock_data_dir};
 pub use self::open::OpenIndexError;
 use self::puts::Puts;
@@ -95,7 +95,7 @@ pub struct EmbeddedIndex {
     readers: Readers,
     // Exact, because nobody else writes to the file: `DATA_DIR` is locked.
     recent: Recent<ArtifactKey, Option<Entry>>,
-    folder: Folder,
+    checkpointer: Checkpointer,
     puts: Puts,
     writer: Arc<SharedWriter>,
     /// Whether the log says already that the file is not under its name any more.
@@ -153,10 +153,10 @@ impl EmbeddedIndex {
         };
         let writer = Arc::new(SharedWriter::new(writer));
         let (file, raw) = (opened.file, Arc::new(opened.raw));
-        let folder = Folder::start(Tools {
+        let checkpointer = Checkpointer::start(Tools {
             name: file.clone(),
             file: Arc::clone(&raw),
-            connection: opened.folder,
+            connection: opened.checkpointer,
             writer: Arc::clone(&writer),
         })
         .map_err(|source| OpenIndexError::Thread { file: file.clone(), source })?;
@@ -165,7 +165,7 @@ impl EmbeddedIndex {
             doubts: opened.doubts,
             readers: Readers::new(opened.readers),
             recent: Recent::new(RECENT_ROWS),
-            folder,
+            checkpointer,
             puts: Puts::default(),
             writer,
             is_gone: AtomicBool::new(false),
@@ -234,7 +234,7 @@ impl EmbeddedIndex {
         writer.unfolded += rows;
         if writer.unfolded >= FOLD_ROWS {
             writer.unfolded = 0;
-            self.folder.fold();
+            self.checkpointer.fold();
         }
     }
 

@@ -26,7 +26,7 @@ const BROKEN_MAX: usize = 64;
 
 /// The breaker of one upstream.
 #[derive(Debug, Default)]
-pub struct Breaker {
+pub struct UpstreamBreaker {
     /// Held for moments, and nothing else is locked meanwhile.
     state: Mutex<State>,
 }
@@ -105,14 +105,14 @@ impl State {
 #[derive(Debug)]
 #[must_use = "a pass that is dropped at once lets nobody ask"]
 pub struct Pass<'a> {
-    breaker: &'a Breaker,
+    breaker: &'a UpstreamBreaker,
     path: &'a ArtifactPath,
     /// Of the upstream, and of the path.
     is_probe: bool,
     is_path_probe: bool,
 }
 
-impl Breaker {
+impl UpstreamBreaker {
     /// Asks to pass.
     ///
     /// # Errors
@@ -214,7 +214,7 @@ mod tests {
     }
 
     fn check_of_one_path(steps: &[(u64, Step)], is_answer: bool) {
-        let (breaker, path) = (Breaker::default(), path("a"));
+        let (breaker, path) = (UpstreamBreaker::default(), path("a"));
         for (number, (second, step)) in steps.iter().enumerate() {
             match (breaker.enter(&path, at(*second)), step) {
                 (Ok(pass), Succeeds) => pass.succeeded(),
@@ -271,7 +271,7 @@ mod tests {
 
     #[test]
     fn answers_to_one_path_block_that_path_and_those_to_many_the_upstream() {
-        let (breaker, good) = (Breaker::default(), path("good"));
+        let (breaker, good) = (UpstreamBreaker::default(), path("good"));
         let answer = |text: &str, second: u64| {
             let path = path(text);
             let pass = breaker.enter(&path, at(second));
@@ -296,7 +296,7 @@ mod tests {
 
     #[test]
     fn a_probe_of_a_path_that_the_upstreams_pause_turns_away_is_given_back() {
-        let (breaker, broken) = (Breaker::default(), path("broken"));
+        let (breaker, broken) = (UpstreamBreaker::default(), path("broken"));
         for _ in 0..FAILURES_MAX {
             breaker.enter(&broken, at(0)).unwrap().failed(at(0), true);
         }
@@ -311,7 +311,7 @@ mod tests {
 
     #[test]
     fn as_many_paths_as_one_likes_take_little_memory() {
-        let breaker = Breaker::default();
+        let breaker = UpstreamBreaker::default();
         for number in 0..3 * BROKEN_MAX {
             let (path, second) = (path(&number.to_string()), 100 * number as u64);
             breaker.enter(&path, at(second)).unwrap().failed(at(second), true);
@@ -331,8 +331,8 @@ mod tests {
         ]);
     }
 
-    fn opened() -> Breaker {
-        let breaker = Breaker::default();
+    fn opened() -> UpstreamBreaker {
+        let breaker = UpstreamBreaker::default();
         for _ in 0..FAILURES_MAX {
             breaker.enter(&path("a"), at(0)).unwrap().failed(at(0), false);
         }
@@ -352,7 +352,7 @@ mod tests {
     #[test]
     fn failures_that_were_under_way_when_it_opened_do_not_lengthen_the_pause() {
         for is_answer in [false, true] {
-            let (breaker, path) = (Breaker::default(), path("a"));
+            let (breaker, path) = (UpstreamBreaker::default(), path("a"));
             let passes: Vec<_> = (0..20).map(|_| breaker.enter(&path, at(0)).unwrap()).collect();
             for pass in passes {
                 pass.failed(at(0), is_answer);

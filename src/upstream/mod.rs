@@ -205,8 +205,8 @@ pub trait UpstreamBody: Read + Send {
 
 /// How often a batch waits for the same file or listing until upstream is asked again that has
 /// failed a few times, and for how long at most: a hiccup, not an outage.
-const PAUSES_MAX: usize = 4;
-const PAUSE_MAX: Duration = Duration::from_secs(10);
+const BATCH_WAITS_MAX: usize = 4;
+const BATCH_WAIT_MAX: Duration = Duration::from_secs(10);
 
 /// Why an upstream gave nothing.
 #[derive(Debug, thiserror::Error)]
@@ -298,7 +298,7 @@ impl UpstreamError {
     pub fn pause(&self, waits: usize) -> Option<Duration> {
         match self {
             Self::Blocked { retry_after, .. }
-                if waits < PAUSES_MAX && *retry_after <= PAUSE_MAX =>
+                if waits < BATCH_WAITS_MAX && *retry_after <= BATCH_WAIT_MAX =>
             {
                 Some(*retry_after)
             }

@@ -17,7 +17,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::breaker::Breaker;
+use super::breaker::UpstreamBreaker;
 use super::{Upstream, UpstreamError, UpstreamReply, UpstreamRequest};
 use crate::clock::Clock;
 
@@ -66,7 +66,7 @@ pub struct Patient {
 struct Lane {
     host: String,
     upstream: Arc<dyn Upstream>,
-    breaker: Breaker,
+    breaker: UpstreamBreaker,
 }
 
 /// What is left to spend on one request.
@@ -94,7 +94,7 @@ impl Patient {
         clock: Clock,
         pause: Pause,
     ) -> Self {
-        let lane = |(host, upstream)| Lane { host, upstream, breaker: Breaker::default() };
+        let lane = |(host, upstream)| Lane { host, upstream, breaker: UpstreamBreaker::default() };
         Self { lanes: upstreams.into_iter().map(lane).collect(), retries_max, clock, pause }
     }
 

@@ -92,9 +92,9 @@ impl Queue {
         self.any.notify_all();
     }
 
-    /// A thread's seat at the queue.
-    pub(super) fn seat(&self) -> Seat<'_> {
-        Seat { queue: self, runs: None, rests_until: None }
+    /// A thread's way to the queue.
+    pub(super) fn taker(&self) -> Taker<'_> {
+        Taker { queue: self, runs: None, rests_until: None }
     }
 
     /// Sleeps until there may be something for who takes it, or until the rest is over.
@@ -143,9 +143,9 @@ impl Queue {
     }
 }
 
-/// A thread's seat at the queue: it runs one fetch after the other.
+/// A thread at the queue: it takes and runs one fetch after the other.
 #[derive(Debug)]
-pub(super) struct Seat<'a> {
+pub(super) struct Taker<'a> {
     queue: &'a Queue,
     // Whose fetch this thread was given last, until it says that it has ended.
     runs: Option<Arc<Remote>>,
@@ -153,7 +153,7 @@ pub(super) struct Seat<'a> {
     rests_until: Option<Instant>,
 }
 
-impl<'a> Seat<'a> {
+impl<'a> Taker<'a> {
     /// Says that the fetch before has ended, and waits for the next one; `None` once the queue
     /// is closed and no client's is left.
     pub(super) fn next(&mut self) -> Option<(Job, Urgency)> {
@@ -210,7 +210,7 @@ impl<'a> Seat<'a> {
     }
 }
 
-impl Drop for Seat<'_> {
+impl Drop for Taker<'_> {
     fn drop(&mut self) {
         let mut state = self.queue.state();
         self.end(&mut state.line);

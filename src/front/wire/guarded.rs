@@ -351,8 +351,8 @@ impl Shared {
         let kept =
             [Watch::Reply, Watch::Call, Watch::SilentCall].map(|watch| table.buffered(watch));
         match kept.iter().sum::<usize>() < self.guarded.put_down_bytes_max {
-            true => Room::Some,
-            false => Room::None,
+            true => Room::Left,
+            false => Room::Full,
         }
     }
 
@@ -384,8 +384,8 @@ impl Shared {
 /// Whether there is room for what is kept of replies that wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Room {
-    Some,
-    None,
+    Left,
+    Full,
 }
 
 /// A connection that can't be watched, out of the table. Its reply tells of its end when it is

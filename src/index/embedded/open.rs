@@ -23,7 +23,7 @@ const BUSY_TIMEOUT: Duration = Duration::from_secs(5);
 const WRITER_CACHE_KIB: i64 = 1_024;
 const READER_CACHE_KIB: i64 = 1_024;
 /// A commit folds the write-ahead log back itself when it has so many pages of 4 KiB, which is
-/// only where `fold.rs` does not keep up.
+/// only where `checkpoint.rs` does not keep up.
 pub(super) const LOG_PAGES_MAX: i64 = 16_384;
 /// What the log's file is cut to when it begins anew.
 const LOG_BYTES_KEPT: i64 = 16 << 20;
@@ -116,7 +116,7 @@ pub(super) struct Opened {
     pub(super) file: PathBuf,
     pub(super) writer: Connection,
     pub(super) readers: Vec<Connection>,
-    pub(super) folder: Connection,
+    pub(super) checkpointer: Connection,
     /// The file itself.
     pub(super) raw: File,
     pub(super) run: u64,
@@ -160,10 +160,10 @@ fn open_file(file: &Path, readers: usize) -> Result<Opened, OpenIndexError> {
         })
         .collect::<Result<_, _>>()
         .map_err(failed)?;
-    let folder = Connection::open_with_flags(file, read_write).map_err(failed)?;
+    let checkpointer = Connection::open_with_flags(file, read_write).map_err(failed)?;
     let raw = File::open(file)
         .map_err(|source| OpenIndexError::File { file: file.to_owned(), source })?;
-    Ok(Opened { file: file.to_owned(), writer, readers, folder, raw, run, doubts })
+    Ok(Opened { file: file.to_owned(), writer, readers, checkpointer, raw, run, doubts })
 }
 
 /// The version of the schema, 0 for a new file. Nothing is written before this has passed.

@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use rusqlite::Connection;
 
-use super::fold;
+use super::checkpoint;
 use super::reserve::{Reserve, is_full};
 
 /// The writer; `None` once closed. The lock guards the order of generations, which are drawn
@@ -63,8 +63,8 @@ impl Writer {
 
     fn fold_back(&mut self) {
         // On a full disk it fails where the index's file has to grow.
-        if let Err(error) = fold::pass(&self.connection)
-            && fold::may_lose(&error)
+        if let Err(error) = checkpoint::pass(&self.connection)
+            && checkpoint::may_lose(&error)
         {
             self.doubt();
         }

@@ -207,9 +207,9 @@ fn wait_of_workers(shared: &Shared, room: Room) -> Wait {
     let wait = Wait::at_most(TURN_TO_OTHERS_AFTER);
     match room {
         _ if shared.is_stopping() => Wait::TO_THE_END,
-        Room::Some => wait,
+        Room::Left => wait,
         // What a client leaves untaken may be much; what waits for a body is not.
-        Room::None => Wait { for_client: Duration::MAX, ..wait },
+        Room::Full => Wait { for_client: Duration::MAX, ..wait },
     }
 }
 
@@ -311,7 +311,7 @@ fn answer(
         // Nobody sends a body with these to any purpose, and it must not hold a worker while the
         // answer waits for upstream.
         may_drain: place == Place::Main && !matches!(head.method.as_str(), "GET" | "HEAD"),
-        has_room: room == Room::Some,
+        has_room: room == Room::Left,
         wait: match place {
             Place::Main => wait_of_workers(shared, room),
             Place::Fast | Place::Shed => Wait::TO_THE_END,

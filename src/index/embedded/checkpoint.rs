@@ -28,7 +28,7 @@ const REST_PAGES: i64 = 256;
 
 /// The thread that folds. It ends when this is dropped, which waits for it.
 #[derive(Debug)]
-pub(super) struct Folder {
+pub(super) struct Checkpointer {
     due: Option<Sender<()>>,
     thread: Option<JoinHandle<()>>,
 }
@@ -47,7 +47,7 @@ pub(super) struct Tools {
     pub(super) writer: Arc<SharedWriter>,
 }
 
-impl Folder {
+impl Checkpointer {
     /// Starts it.
     ///
     /// # Errors
@@ -68,7 +68,7 @@ impl Folder {
     }
 }
 
-impl Drop for Folder {
+impl Drop for Checkpointer {
     fn drop(&mut self) {
         self.due = None;
         if let Some(thread) = self.thread.take() {
