@@ -33,7 +33,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::available_parallelism;
 
-use rusqlite::{Connection, OptionalExtension, TransactionBehavior, params};
+use rusqlite::{Connection, OptionalExtension, ToSql, TransactionBehavior, params};
 
 use self::checkpoint::{Checkpointer, FOLD_ROWS, Tools};
 use self::doubt::{Doubts, span_of};
@@ -43,7 +43,8 @@ use self::puts::Puts;
 use self::readers::{Reader, Readers};
 use self::writer::{SharedWriter, Writer};
 use super::micros::{micros_of, time_of};
-use super::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
+use super::paging::{self, PAGE_ROWS, Page, Pages, Start, UsePlace};
+use super::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 use crate::artifact::{
     ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Entry, RemoteName, Validators,
 };
@@ -52,9 +53,6 @@ use crate::recent::Recent;
 /// Connections that read: as many as processors, but not fewer and not more than these. A read
 /// takes microseconds, so clients need none each; a few wait for the disk at times.
 const READERS: RangeInclusive<usize> = 4..=8;
-/// Rows that a scan holds in memory. Between pages it holds no connection, so that a slow
-/// visitor neither keeps readers out nor the write-ahead log from being folded back.
-const SCAN_PAGE_ROWS: usize = 256;
 /// Uses in one transaction: a put waits for no more than these.
 const TOUCH_BATCH: usize = 500;
 
@@ -301,98 +299,54 @@ impl EmbeddedIndex {
             .map_err(|Damage(reason)| IndexError::Corrupt { key: key.to_string(), reason })
     }
 
-    fn scan_remote(
+    /// The rows that a statement gives, each with what `place` reads of it and its path.
+    fn page<At>(
         &self,
+        operation: &'static str,
+        (sql, parameters): (&str, &[&dyn ToSql]),
         remote: &RemoteName,
-        query: &Scan,
-        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, IndexError> {
-        // The prefix itself is a path that begins with it; a path that was shown is not to be
-        // shown again.
-        let mut from = match &query.after {
-            Some(after) if after.as_str() >= query.prefix.as_str() => (SCAN_BEHIND, after.clone()),
-            _ => (SCAN_FROM, query.prefix.clone()),
+        place: impl Fn(&rusqlite::Row<'_>, String) -> rusqlite::Result<At>,
+    ) -> Result<Page<At>, IndexError> {
+        let read = |row: &rusqlite::Row<'_>| {
+            let path: String = row.get(13)?;
+            let shown = self.shown_row(remote, row).map_err(|Damage(reason)| IndexError::Corrupt {
+                key: format!("{remote}/{path}"),
+                reason,
+            });
+            Ok((place(row, path)?, shown))
         };
-        loop {
-            let page = self.scan_page(remote, from.0, &from.1)?;
-            let is_last = page.rows < SCAN_PAGE_ROWS;
-            for row in page.readable {
-                if !row.key.path.as_str().starts_with(&query.prefix) {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                if visit(row).is_break() {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            match page.last_path {
-                Some(last) if !is_last => from = (SCAN_BEHIND, last),
-                _ => return Ok(ControlFlow::Continue(())),
-            }
-        }
+        let reader = self.reader(operation)?;
+        let mut statement = reader.prepare_cached(sql).map_err(self.failed(operation))?;
+        let rows = statement.query_map(parameters, read).map_err(self.failed(operation))?;
+        rows.collect::<Result<_, _>>().map_err(self.failed(operation))
     }
+}
 
-    fn scan_page(
-        &self,
-        remote: &RemoteName,
-        sql: &'static str,
-        from: &str,
-    ) -> Result<Page, IndexError> {
-        const OPERATION: &str = "list rows";
-        let reader = self.reader(OPERATION)?;
-        let mut statement = reader.prepare_cached(sql).map_err(self.failed(OPERATION))?;
-        let mut rows = statement
-            .query(params![remote.as_str(), from, SCAN_PAGE_ROWS])
-            .map_err(self.failed(OPERATION))?;
-        let mut page = Page { readable: Vec::new(), rows: 0, last_path: None };
-        while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
-            page.rows += 1;
-            let path: String = row.get(13).map_err(self.failed(OPERATION))?;
-            match self.shown_row(remote, row) {
-                Ok(row) => page.readable.push(row),
-                // One row that was tampered with must not hide all that follow it.
-                Err(Damage(reason)) => {
-                    tracing::warn!(%remote, path, reason, "passing over a damaged row of the index");
-                }
-            }
-            page.last_path = Some(path);
-        }
-        Ok(page)
-    }
-
-    /// A page of rows by their last use, and the position of its last row if more may follow.
-    fn least_used_page(
-        &self,
-        remote: &RemoteName,
-        (recency, path): &Place,
-    ) -> Result<(Vec<Row>, Option<Place>), IndexError> {
-        const OPERATION: &str = "list rows by their last use";
-        let reader = self.reader(OPERATION)?;
-        let mut statement = reader.prepare_cached(LEAST_USED).map_err(self.failed(OPERATION))?;
-        let mut rows = statement
-            .query(params![remote.as_str(), recency, path, SCAN_PAGE_ROWS])
-            .map_err(self.failed(OPERATION))?;
-        let (mut readable, mut count, mut last) = (Vec::new(), 0, None);
-        while let Some(row) = rows.next().map_err(self.failed(OPERATION))? {
-            count += 1;
-            let path: String = row.get(13).map_err(self.failed(OPERATION))?;
-            match self.shown_row(remote, row) {
-                Ok(row) => readable.push(row),
-                Err(Damage(reason)) => {
-                    tracing::warn!(%remote, path, reason, "passing over a damaged row of the index");
-                }
-            }
-            last = Some((row.get(16).map_err(self.failed(OPERATION))?, path));
-        }
-        Ok((readable, last.filter(|_| count == SCAN_PAGE_ROWS)))
-    }
-
-    /// The first remote behind `name` that has rows: one step in the index, however many rows
-    /// lie between.
+/// Between pages it holds no connection, so that a slow visitor neither keeps readers out nor the
+/// write-ahead log from being folded back.
+impl Pages for EmbeddedIndex {
     fn remote_behind(&self, name: &str) -> Result<Option<String>, IndexError> {
         const OPERATION: &str = "list remotes";
         let reader = self.reader(OPERATION)?;
         let mut statement = reader.prepare_cached(NEXT_REMOTE).map_err(self.failed(OPERATION))?;
         statement.query_row([name], |row| row.get(0)).map_err(self.failed(OPERATION))
+    }
+
+    fn by_path(&self, remote: &RemoteName, start: &Start) -> Result<Page<String>, IndexError> {
+        let sql = if start.inclusive { SCAN_FROM } else { SCAN_BEHIND };
+        let asked = (sql, params![remote.as_str(), start.path, PAGE_ROWS]);
+        self.page("list rows", asked, remote, |_, path| Ok(path))
+    }
+
+    fn by_use(
+        &self,
+        remote: &RemoteName,
+        (recency, path): &UsePlace,
+    ) -> Result<Page<UsePlace>, IndexError> {
+        let asked = (LEAST_USED, params![remote.as_str(), recency, path, PAGE_ROWS]);
+        self.page("list rows by their last use", asked, remote, |row, path| {
+            Ok((row.get(16)?, path))
+        })
     }
 }
 
@@ -438,24 +392,7 @@ impl ArtifactIndex for EmbeddedIndex {
         query: &Scan,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        if let Some(remote) = &query.remote {
-            return self.scan_remote(remote, query, visit).map(|_broken_off| ());
-        }
-        let mut behind = String::new();
-        while let Some(name) = self.remote_behind(&behind)? {
-            match name.parse() {
-                Ok(remote) => {
-                    if self.scan_remote(&remote, query, visit)?.is_break() {
-                        break;
-                    }
-                }
-                Err(error) => {
-                    tracing::warn!(%error, "passing over damaged rows of the index");
-                }
-            }
-            behind = name;
-        }
-        Ok(())
+        paging::scan(self, query, visit)
     }
 
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
@@ -507,23 +444,7 @@ impl ArtifactIndex for EmbeddedIndex {
         query: &LeastUsed,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        // Before every row.
-        let mut behind = match &query.behind {
-            Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
-            None => (i64::MIN, String::new()),
-        };
-        loop {
-            let (page, next) = self.least_used_page(&query.remote, &behind)?;
-            for row in page {
-                if visit(row).is_break() {
-                    return Ok(());
-                }
-            }
-            match next {
-                Some(next) => behind = next,
-                None => return Ok(()),
-            }
-        }
+        paging::least_used(self, query, visit)
     }
 
     /// Syncs the write-ahead log. It holds every commit until all of it is folded back and the
@@ -560,17 +481,6 @@ impl ArtifactIndex for EmbeddedIndex {
         }
         Err(unavailable(OPERATION)(gone))
     }
-}
-
-/// A place in the order of the last use, as the file has it: microseconds and path.
-type Place = (i64, String);
-
-/// A page of a scan.
-struct Page {
-    readable: Vec<Row>,
-    /// How many rows it had, readable or not.
-    rows: usize,
-    last_path: Option<String>,
 }
 
 fn open_writer<'a>(

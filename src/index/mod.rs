@@ -18,6 +18,7 @@ pub mod embedded;
 #[cfg(test)]
 pub mod memory;
 mod micros;
+mod paging;
 pub mod postgres;
 
 /// Rows by artifact.

@@ -6,7 +6,6 @@
 //! is not noticed by callers that come after it. Nothing here is remembered between calls.
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::ops::ControlFlow;
 
 mod connection;
@@ -26,13 +25,12 @@ pub use tls::TlsError;
 use crate::artifact::{ArtifactKey, Digest, Entry, RemoteName};
 use crate::chain::chain;
 use crate::index::micros::micros_of;
-use crate::index::{ArtifactIndex, IndexError, LeastUsed, Position, Put, Row, Scan, Usage, Use};
+use crate::index::paging::{self, PAGE_ROWS, Page, Pages, Start, UsePlace, undamaged};
+use crate::index::{ArtifactIndex, IndexError, LeastUsed, Put, Row, Scan, Usage, Use};
 use connection::{Connection, Connector, Sql};
 use pool::{Attempt, Pool};
 use row::RowValues;
 
-/// Rows that a scan reads at a time.
-const PAGE_ROWS: i64 = 500;
 /// Uses that are added up in one statement.
 const TOUCH_ROWS_MAX: usize = 1000;
 /// Characters of a path in the index that scans follow; the schema says the same.
@@ -73,71 +71,41 @@ impl PostgresIndex {
             .call(work)
             .map_err(|error| IndexError::Unavailable { operation, source: Box::new(error) })
     }
+}
 
-    /// The remotes with a name behind `after`, the next one first.
-    fn next_remote(&self, after: String) -> Result<Option<String>, IndexError> {
+impl Pages for PostgresIndex {
+    fn remote_behind(&self, name: &str) -> Result<Option<String>, IndexError> {
+        let name = name.to_owned();
         self.call("scan", move |connection, _| {
             let (client, statement) = connection.with(Sql::NextRemote)?;
-            Ok(client.query_opt(&statement, &[&after])?.map(|row| row.get(0)))
+            Ok(client.query_opt(&statement, &[&name])?.map(|row| row.get(0)))
         })
     }
 
-    fn page(&self, remote: &str, start: &Start) -> Result<Vec<RowValues>, IndexError> {
-        let (remote, start) = (remote.to_owned(), start.clone());
-        self.call("scan", move |connection, _| {
+    fn by_path(&self, remote: &RemoteName, start: &Start) -> Result<Page<String>, IndexError> {
+        let (name, start) = (remote.as_str().to_owned(), start.clone());
+        let page = self.call("scan", move |connection, _| {
             let (client, statement) = connection.with(Sql::Page)?;
             let indexed: String = start.path.chars().take(SCAN_CHARACTERS).collect();
             let rows = client.query(
                 &statement,
-                &[&remote, &start.path, &indexed, &start.inclusive, &PAGE_ROWS],
+                &[&name, &start.path, &indexed, &start.inclusive, &i64::from(PAGE_ROWS)],
             )?;
-            rows.iter().map(|row| Ok(RowValues::read(row)?)).collect()
-        })
+            row::all(&rows)
+        })?;
+        Ok(page.into_iter().map(|row| (row.path.clone(), row.into_row(remote))).collect())
     }
 
-    fn scan_remote(
-        &self,
-        remote: &RemoteName,
-        query: &Scan,
-        visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, IndexError> {
-        let mut start = Start::of(query);
-        loop {
-            let page = self.page(remote.as_str(), &start)?;
-            let is_last = (page.len() as i64) < PAGE_ROWS;
-            if let Some(last) = page.last() {
-                start = Start { path: last.path.clone(), inclusive: false };
-            }
-            for values in page {
-                // Rows come in order: those with the prefix stand together.
-                if !values.path.starts_with(&query.prefix) {
-                    return Ok(ControlFlow::Continue(()));
-                }
-                let row = undamaged(values.into_row(remote));
-                if row.is_some_and(|row| visit(row).is_break()) {
-                    return Ok(ControlFlow::Break(()));
-                }
-            }
-            if is_last {
-                return Ok(ControlFlow::Continue(()));
-            }
-        }
-    }
-}
-
-/// Where a page begins.
-#[derive(Debug, Clone)]
-struct Start {
-    path: String,
-    inclusive: bool,
-}
-
-impl Start {
-    fn of(query: &Scan) -> Self {
-        match &query.after {
-            Some(after) if *after >= query.prefix => Self { path: after.clone(), inclusive: false },
-            _ => Self { path: query.prefix.clone(), inclusive: true },
-        }
+    fn by_use(&self, remote: &RemoteName, behind: &UsePlace) -> Result<Page<UsePlace>, IndexError> {
+        let (name, (recency, path)) = (remote.as_str().to_owned(), behind.clone());
+        let page = self.call("list by last use", move |connection, _| {
+            let (client, statement) = connection.with(Sql::LeastUsed)?;
+            let rows =
+                client.query(&statement, &[&name, &recency, &path, &i64::from(PAGE_ROWS)])?;
+            row::all(&rows)
+        })?;
+        let place = |row: &RowValues| (row.recency_us(), row.path.clone());
+        Ok(page.into_iter().map(|row| (place(&row), row.into_row(remote))).collect())
     }
 }
 
@@ -198,20 +166,7 @@ impl ArtifactIndex for PostgresIndex {
         query: &Scan,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        if let Some(remote) = &query.remote {
-            return self.scan_remote(remote, query, visit).map(|_| ());
-        }
-        // One remote after the other, each by its own walk along the index.
-        let mut after = String::new();
-        while let Some(name) = self.next_remote(after)? {
-            if let Some(remote) = undamaged(name.parse())
-                && self.scan_remote(&remote, query, visit)?.is_break()
-            {
-                return Ok(());
-            }
-            after = name;
-        }
-        Ok(())
+        paging::scan(self, query, visit)
     }
 
     fn touch(&self, uses: &[Use]) -> Result<(), IndexError> {
@@ -258,30 +213,7 @@ impl ArtifactIndex for PostgresIndex {
         query: &LeastUsed,
         visit: &mut dyn FnMut(Row) -> ControlFlow<()>,
     ) -> Result<(), IndexError> {
-        // Before every row.
-        let mut behind = match &query.behind {
-            Some(Position { recency, path }) => (micros_of(*recency), path.clone()),
-            None => (i64::MIN, String::new()),
-        };
-        loop {
-            let (remote, (recency, path)) = (query.remote.as_str().to_owned(), behind.clone());
-            let page = self.call("list by last use", move |connection, _| {
-                let (client, statement) = connection.with(Sql::LeastUsed)?;
-                let rows = client.query(&statement, &[&remote, &recency, &path, &PAGE_ROWS])?;
-                rows.iter().map(|row| Ok(RowValues::read(row)?)).collect::<Result<Vec<_>, _>>()
-            })?;
-            let is_last = (page.len() as i64) < PAGE_ROWS;
-            for values in page {
-                behind = (values.recency_us(), values.path.clone());
-                let row = undamaged(values.into_row(&query.remote));
-                if row.is_some_and(|row| visit(row).is_break()) {
-                    return Ok(());
-                }
-            }
-            if is_last {
-                return Ok(());
-            }
-        }
+        paging::least_used(self, query, visit)
     }
 
     /// Also whether it takes rows: a standby does not.
@@ -297,12 +229,6 @@ impl ArtifactIndex for PostgresIndex {
             }),
         }
     }
-}
-
-/// What was read; one row that was tampered with must not hide all that follow it.
-fn undamaged<T, E: fmt::Display>(read: Result<T, E>) -> Option<T> {
-    let damage = |error: &E| tracing::warn!(%error, "passing over a damaged row of the index");
-    read.inspect_err(damage).ok()
 }
 
 /// The primary key of an artifact's row.

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use postgres::types::ToSql;
 
+use super::connection::PostgresError;
 use crate::artifact::{
     ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, RemoteName, Validators,
 };
@@ -155,6 +156,11 @@ impl RowValues {
             entry: self.into_entry(remote)?,
         })
     }
+}
+
+/// Every row of an answer.
+pub(super) fn all(rows: &[postgres::Row]) -> Result<Vec<RowValues>, PostgresError> {
+    Ok(rows.iter().map(RowValues::read).collect::<Result<_, _>>()?)
 }
 
 /// Uses by artifact: one statement changes a row once.

@@ -179,7 +179,7 @@ fn a_row_written_again_is_never_taken_for_the_one_that_was_removed() {
 fn a_scan_goes_on_over_pages_remotes_and_prefixes_in_byte_order() {
     let database = Database::shared();
     let index = database.index();
-    let rows = PAGE_ROWS as usize * 2 + 7;
+    let rows = usize::from(PAGE_ROWS) * 2 + 7;
     database
         .client()
         .execute(
