@@ -25,7 +25,7 @@
 //!
 //! | floor | rooms | what they are |
 //! |---|---|---|
-//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`tcp`] [`roots`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are, how they are reached and whom to believe; threads that wait |
+//! | 0 | [`artifact`] [`body`] [`clock`] [`breaker`] [`chain`] [`recent`] [`names`] [`tcp`] [`roots`] [`seats`] [`waiting`] | names, paths, digests; bytes on their way out; the time; patience with servers; errors on one line; what was used last; where servers are, how they are reached and whom to believe; bounded numbers of what is held long; threads that wait |
 //! | 1 | [`config`] [`formats`] [`policy`] [`discovery`] | what is configured; what a path is; what to do; what listings say |
 //! | 2 | [`staging`] [`blob`] [`index`] [`coord`] [`upstream`] | ports with their backends |
 //! | 3 | [`cache`] | one request from judgement to bytes; flights and fetches |
@@ -82,6 +82,7 @@ pub mod ops;
 pub mod policy;
 pub mod recent;
 pub mod roots;
+pub mod seats;
 pub mod staging;
 pub mod tcp;
 #[cfg(test)]

@@ -16,6 +16,7 @@ const FLOORS: &[(&str, u32)] = &[
     ("chain", 0),
     ("recent", 0),
     ("roots", 0),
+    ("seats", 0),
     ("names", 0),
     ("tcp", 0),
     ("waiting", 0),

@@ -141,7 +141,11 @@ impl Fetcher {
         counters::of(&self.counters.fetches, &fetch.key.remote).inc();
         let is_doubted = fetch.class == Class::Head
             && self.ports.freshness.remaining(fetch.key, Mark::Doubted).is_some();
-        let unless = fetch.stored.as_ref().filter(|_| !is_doubted).and_then(condition_of);
+        let unless = fetch
+            .stored
+            .as_ref()
+            .filter(|stored| !is_doubted && !stored.unproven)
+            .and_then(condition_of);
         let request = UpstreamRequest { path: &fetch.key.path, unless, part: None };
         let (mut reply, mut fits) = (fetch.upstream.get(&request)?, None);
         if let (UpstreamReply::NotModified(head), Some(stored)) = (&reply, &fetch.stored) {
@@ -444,8 +448,12 @@ impl Fetcher {
             match self.ports.index.put(key, &entry, replaces) {
                 Ok(Put::Stored(generation)) => return Some(Entry { generation, ..entry }),
                 Ok(Put::Superseded(None)) => replaces = None,
-                Ok(Put::Superseded(Some(other))) if is_same_blob(&other, &entry) => {
-                    return Some(other);
+                Ok(Put::Superseded(Some(other))) if other.digest == entry.digest => {
+                    if other.blob != entry.blob || other.version == entry.version {
+                        return Some(other);
+                    }
+                    // The same bytes as another version, which has taken that one's place.
+                    replaces = Some(other.generation);
                 }
                 Ok(Put::Superseded(Some(other))) => {
                     tracing::warn!(artifact = %key, "two replicas stored different bytes; forgetting both");
@@ -548,11 +556,6 @@ fn lease_key(key: &ArtifactKey, place: usize) -> Option<ArtifactKey> {
     // A path too long for it goes without.
     let path = ArtifactPath::from_canonical(path).ok()?;
     Some(ArtifactKey { remote: key.remote.clone(), path })
-}
-
-/// Whether two rows mean the same bytes in the same object.
-fn is_same_blob(one: &Entry, other: &Entry) -> bool {
-    (&one.blob, &one.version, one.digest) == (&other.blob, &other.version, other.digest)
 }
 
 fn log_fetch(fetch: &Fetch<'_>, what: &'static str, bytes: u64, head_ms: u64, began: Instant) {

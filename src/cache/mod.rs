@@ -16,6 +16,7 @@ use crate::coord::{Freshness, Leases, Mark};
 use crate::formats::Class;
 use crate::index::{ArtifactIndex, IndexError, Row};
 use crate::policy::{self, Decision, Facts, Reach};
+use crate::seats::{Seat, Seats};
 use crate::staging::Staging;
 use crate::upstream::Upstream;
 
@@ -72,6 +73,9 @@ const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
 const STAND_IN_AFTER: Duration = Duration::from_secs(5);
 /// How long a request for a member waits for a fetch of it that began under an earlier head.
 const OUTDATED_WAIT_MAX: Duration = Duration::from_secs(5);
+/// How many of them are passed through at a time after that; the others go on waiting, since
+/// upstream would send each of them the whole file.
+const OUTDATED_PASSES_MAX: usize = 4;
 /// How long a request waits for a flight whose bytes are all there to be stored, before it
 /// reads along instead.
 const LANDING_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -162,6 +166,7 @@ pub struct Cache {
     // Whose turn it is among fills that found no room to stage: held while that one is fetched,
     // and only ever tried.
     room_turn: Mutex<()>,
+    outdated_passes: Seats,
     lease_ttl: Duration,
 }
 
@@ -207,6 +212,7 @@ impl Cache {
             claims: Claims::default(),
             no_room,
             room_turn: Mutex::default(),
+            outdated_passes: Seats::up_to(OUTDATED_PASSES_MAX),
             lease_ttl: bounds.lease_ttl,
         }
     }
@@ -344,7 +350,7 @@ impl Cache {
     }
 
     /// Waits for the landing of a flight that began under an earlier head, and seeks the member
-    /// again; passes it through where that takes too long.
+    /// again; passes it through where that takes too long and not many are passed through already.
     fn outlast(
         &self,
         target: &Target,
@@ -355,9 +361,15 @@ impl Cache {
         if boarding.reader.has_landed_within(left.min(patience)) {
             return self.seek_in(boarding.rounds_left, target, &boarding.key, patience);
         }
-        match Instant::now() >= boarding.until {
-            true => self.pass(target, boarding.key).map(Sought::Found),
-            false => Ok(Sought::Boarding(boarding)),
+        if Instant::now() < boarding.until {
+            return Ok(Sought::Boarding(boarding));
+        }
+        match self.outdated_passes.take() {
+            Some(seat) => self.pass(target, boarding.key, Some(seat)).map(Sought::Found),
+            None => {
+                let until = Instant::now() + OUTDATED_WAIT_MAX;
+                Ok(Sought::Boarding(Boarding { until, ..boarding }))
+            }
         }
     }
 
@@ -382,18 +394,26 @@ impl Cache {
             }
             OpenError::Store(error) => {
                 tracing::warn!(artifact = %key, error = chain(&error), "passing through: the store does not answer");
-                self.pass(target, key)
+                self.pass(target, key, None)
             }
             OpenError::Fetch(why) => self.after_failure(target, &key, why),
         };
         found.map(Sought::Found)
     }
 
-    /// Fetches without storing: when there is no room to stage, or the store does not answer.
-    fn pass(&self, target: &Target, key: ArtifactKey) -> Result<Found, CacheError> {
+    /// Fetches without storing: when there is no room to stage, or the store does not answer. The
+    /// seat is held until the client has its bytes.
+    fn pass(
+        &self,
+        target: &Target,
+        key: ArtifactKey,
+        seat: Option<Seat>,
+    ) -> Result<Found, CacheError> {
         let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
-        let (about, passing) = pass::start(upstream, &key.path, self.ports.clock.now())?;
+        let checksum = target.remote.format.digest_in(&key.path);
+        let (about, passing) =
+            pass::start(upstream, &key.path, checksum, seat, self.ports.clock.now())?;
         if !target.is_lasting(&key.path)
             && let Ok(Some(stored)) = self.ports.index.get(&key)
         {
@@ -621,7 +641,7 @@ impl Cache {
     }
 
     fn pass_or_stand_in(&self, target: &Target, key: &ArtifactKey) -> Result<Found, CacheError> {
-        match self.pass(target, key.clone()) {
+        match self.pass(target, key.clone(), None) {
             Err(CacheError::Fetch(why)) => self.after_failure(target, key, why),
             passed_or_absent => passed_or_absent,
         }

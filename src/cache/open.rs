@@ -45,12 +45,16 @@ impl Cache {
     }
 
     /// Opens a range that the artifact's flight will not reach soon ([`Bytes::is_far_ahead`]) at
-    /// upstream, while the flight goes on; `None` where upstream does not give it.
+    /// upstream, while the flight goes on; `None` where upstream does not give it, and where only
+    /// the flight can tell whether the bytes are right.
     pub fn open_ahead(&self, target: &Target, bytes: &Bytes, range: &Range<u64>) -> Option<Body> {
         let (From::Flight(_, head), Some(upstream)) = (&bytes.from, target.upstream.as_deref())
         else {
             return None;
         };
+        if target.remote.format.digest_in(&bytes.key.path).is_some() {
+            return None;
+        }
         counters::of(&self.counters.fetches, &bytes.key.remote).inc();
         pass::part(upstream, &bytes.key.path, head, range.start, Some(range.end))
     }

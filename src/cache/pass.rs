@@ -1,20 +1,24 @@
 //! Passing through: upstream's bytes to one client, without storing them.
 //!
 //! For what must not be stored, for when there is no room to stage, and for a range far ahead
-//! of a growing flight. It runs on the client's own worker.
+//! of a growing flight. It runs on the client's own worker. Where the name carries a checksum, the
+//! end of a whole file is held back until the bytes have shown to be right, as a flight does.
 
 use std::io::Read;
 use std::sync::Arc;
 use std::time::SystemTime;
+
+use sha2::{Digest as _, Sha256, Sha512};
 
 use super::fetch::{READ_BYTES, RESUMES_MAX};
 use super::flight::FlightHead;
 use super::found::client_validators;
 use super::versions::part_of;
 use super::{CacheError, FetchError, Representation};
-use crate::artifact::{ArtifactPath, Validators};
+use crate::artifact::{ArtifactPath, Checksum, Digest, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::chain::chain;
+use crate::seats::Seat;
 use crate::upstream::{Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest};
 
 /// An upstream's answer on its way to one client.
@@ -23,10 +27,13 @@ pub(super) struct Passing {
     path: ArtifactPath,
     len: Option<u64>,
     validators: Validators,
+    checksum: Option<Checksum>,
     answered_at: SystemTime,
     body: Box<dyn UpstreamBody>,
     read: u64,
     resumes: usize,
+    /// Given back with the body.
+    _seat: Option<Seat>,
 }
 
 impl std::fmt::Debug for Passing {
@@ -35,10 +42,12 @@ impl std::fmt::Debug for Passing {
     }
 }
 
-/// Asks upstream for the whole file, `now`.
+/// Asks upstream for the whole file, `now`, which must have this checksum.
 pub(super) fn start(
     upstream: &Arc<dyn Upstream>,
     path: &ArtifactPath,
+    checksum: Option<Checksum>,
+    seat: Option<Seat>,
     now: SystemTime,
 ) -> Result<(Representation, Passing), CacheError> {
     let failed = |error: UpstreamError| CacheError::Fetch(Arc::new(FetchError::Upstream(error)));
@@ -63,10 +72,12 @@ pub(super) fn start(
                 path: path.clone(),
                 len: head.len,
                 validators: head.validators,
+                checksum,
                 answered_at: now,
                 body,
                 read: 0,
                 resumes: 0,
+                _seat: seat,
             };
             Ok((about, passing))
         }
@@ -85,7 +96,11 @@ impl Passing {
                 return Err(cut(self.read, &error.to_string(), is_timeout));
             }
         }
-        Ok(reading(self, to.map(|to| to - from)))
+        let is_whole = from == 0 && to == self.len;
+        match self.checksum.filter(|_| is_whole) {
+            Some(expected) => Ok(Body::new(to, Box::new(Checked::new(self, expected)))),
+            None => Ok(reading(self, to.map(|to| to - from))),
+        }
     }
 
     /// The rest of a body that was cut, if upstream still has the same version of known length.
@@ -170,17 +185,90 @@ struct FromUpstream {
 
 impl Source for FromUpstream {
     fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
+        let read = read_some(&mut self.reader, &mut self.buffer)?;
+        Ok((read > 0).then(|| Piece::Bytes(&self.buffer[..read])))
+    }
+
+    fn buffered(&self) -> usize {
+        self.buffer.len()
+    }
+}
+
+fn read_some(reader: &mut dyn Read, buffer: &mut [u8]) -> Result<usize, BodyError> {
+    loop {
+        match reader.read(buffer) {
+            Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+            read => return read.map_err(|error| BodyError::Cut(error.to_string())),
+        }
+    }
+}
+
+/// A whole body whose last piece is given only where all of it has the checksum.
+struct Checked {
+    passing: Passing,
+    expected: Checksum,
+    hashing: Hashing,
+    /// What is given next, and how much of it.
+    held: (Vec<u8>, usize),
+    /// What is read.
+    buffer: Vec<u8>,
+}
+
+impl Checked {
+    fn new(passing: Passing, expected: Checksum) -> Self {
+        let hashing = match expected {
+            Checksum::Sha256(_) => Hashing::Sha256(Sha256::new()),
+            Checksum::Sha512(_) => Hashing::Sha512(Box::default()),
+        };
+        let [held, buffer] = [(); 2].map(|()| vec![0; READ_BYTES]);
+        Self { passing, expected, hashing, held: (held, 0), buffer }
+    }
+}
+
+impl Source for Checked {
+    fn next_piece(&mut self) -> Result<Option<Piece<'_>>, BodyError> {
         loop {
-            match self.reader.read(&mut self.buffer) {
-                Ok(0) => return Ok(None),
-                Ok(read) => return Ok(Some(Piece::Bytes(&self.buffer[..read]))),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
-                Err(error) => return Err(BodyError::Cut(error.to_string())),
+            let read = read_some(&mut self.passing, &mut self.buffer)?;
+            if read == 0 {
+                let found = self.hashing.so_far();
+                if found != self.expected {
+                    let why = format!("it has the checksum {found}, not {}", self.expected);
+                    return Err(BodyError::Cut(why));
+                }
+            }
+            self.hashing.add(&self.buffer[..read]);
+            std::mem::swap(&mut self.held.0, &mut self.buffer);
+            let given = std::mem::replace(&mut self.held.1, read);
+            match (given, read) {
+                (0, 0) => return Ok(None),
+                (0, _) => {}
+                (given, _) => return Ok(Some(Piece::Bytes(&self.buffer[..given]))),
             }
         }
     }
 
     fn buffered(&self) -> usize {
-        self.buffer.len()
+        self.held.0.len() + self.buffer.len()
+    }
+}
+
+enum Hashing {
+    Sha256(Sha256),
+    Sha512(Box<Sha512>),
+}
+
+impl Hashing {
+    fn add(&mut self, bytes: &[u8]) {
+        match self {
+            Self::Sha256(sha256) => sha256.update(bytes),
+            Self::Sha512(sha512) => sha512.update(bytes),
+        }
+    }
+
+    fn so_far(&self) -> Checksum {
+        match self {
+            Self::Sha256(sha256) => Checksum::Sha256(Digest(sha256.clone().finalize().into())),
+            Self::Sha512(sha512) => Checksum::Sha512(Sha512::clone(sha512).finalize().into()),
+        }
     }
 }

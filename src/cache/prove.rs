@@ -18,7 +18,8 @@ pub(super) enum Prepared {
     Proven(Entry),
     /// Nothing: the copy is not right, and there is nobody to ask for another.
     Unproven(FetchError),
-    /// To ask upstream, with the copy that is there.
+    /// To ask upstream, with the copy that is there. One that could not be proven is to be fetched
+    /// anew.
     Ask(Option<Entry>),
 }
 
@@ -41,6 +42,12 @@ impl Fetcher {
                         Some(proven) if wants_proof_only => Prepared::Proven(proven),
                         proven => Prepared::Ask(proven),
                     },
+                    // It may be readable again.
+                    Err(error) if has_upstream && !error.is_gone() => {
+                        let why = chain(&error);
+                        tracing::warn!(artifact = %key, error = why, "a stored file cannot be read to be proven whole; fetching it");
+                        Prepared::Ask(Some(entry))
+                    }
                     hashed if has_upstream => {
                         self.forget(key, &entry, hashed.err());
                         Prepared::Ask(None)

@@ -7,6 +7,7 @@ use std::thread;
 use std::time::{Duration, SystemTime};
 
 use super::sweep::Swept;
+use super::upkeep::tests::{MeddledBlobs, Meddling};
 use super::*;
 use crate::artifact::{Digest, Validators};
 use crate::blob::TierCounters;
@@ -682,6 +683,70 @@ fn what_was_only_hashed_is_a_hit() {
 }
 
 #[test]
+fn what_is_passed_through_does_not_look_whole_where_it_is_not_what_its_name_says() {
+    let right = bytes(3 * MIB);
+    let wrong = [&right[1..], b"x"].concat();
+    let path = format!("repodata/{}-primary.xml.gz", Digest::of(&right));
+    for (body, is_right) in [(&right, true), (&wrong, false)] {
+        for file in [File::of(body.clone()), File::of(body.clone()).chunked()] {
+            // There is no room to stage it.
+            let upstream = Scripted::new().file(&path, file.until_closed());
+            let world = World::with(upstream, "package: rpm", MIB as u64);
+            let found = world.cache.pass(&world.target, world.target.key(World::path(&path)), None);
+            let found = found.unwrap();
+            let opened = world.cache.open(&world.target, found.bytes, found.met.about.len, None);
+            let (mut body_given, mut given) = (opened.unwrap(), 0);
+            let end = loop {
+                match body_given.next_piece() {
+                    Ok(Some(piece)) => given += piece.len(),
+                    Ok(None) => break true,
+                    Err(_) => break false,
+                }
+            };
+            assert_eq!((end, given == body.len() as u64), (is_right, is_right));
+            assert!(given > MIB as u64, "only the last piece is held back");
+        }
+    }
+}
+
+#[test]
+fn a_range_of_what_only_its_flight_can_prove_waits_for_that() {
+    let body = bytes(8 * MIB);
+    let path = format!("repodata/{}-primary.xml.gz", Digest::of(&body));
+    let gate = Gate::at(2 * MIB as u64);
+    let file = File::of(body).etag("\"v1\"").held_by(&gate);
+    let world = World::with(Scripted::new().file(&path, file), "package: rpm", 1 << 30);
+    let found = world.find(&path).unwrap();
+    let range = 6 * MIB as u64..7 * MIB as u64;
+    assert!(found.bytes.is_far_ahead(range.start));
+    assert!(world.cache.open_ahead(&world.target, &found.bytes, &range).is_none());
+    drop(found);
+    gate.open();
+    world.settle();
+}
+
+#[test]
+fn what_cannot_be_read_to_be_proven_is_not_forgotten() {
+    let world = World::new(Scripted::new().file("a", File::of("a")));
+    world.check_settled("a", Outcome::Miss, "a");
+    let meddling = Arc::new(Meddling::default());
+    let blobs = MeddledBlobs(Arc::clone(&world.ports.blobs), Arc::clone(&meddling));
+    let cache = replica(&Ports { blobs: Arc::new(blobs), ..world.ports.clone() });
+    let entry = world.stored("a").unwrap();
+    let doubted = Entry { unproven: true, ..entry.clone() };
+    let key = ArtifactKey { remote: world.target.remote.name.clone(), path: World::path("a") };
+    world.ports.index.put(&key, &doubted, Some(entry.generation)).unwrap();
+    let is_away = |is_away| *meddling.store_is_away.lock().unwrap() = is_away;
+    is_away(true);
+    world.upstream.go_down();
+    assert!(get(&cache, &world.target, "a").is_err());
+    wait_until(|| cache.flight_count() == 0);
+    is_away(false);
+    let hit = get(&cache, &world.target, "a").unwrap();
+    assert_eq!(hit, (Outcome::Hit, b"a".to_vec()));
+}
+
+#[test]
 fn a_range_far_ahead_of_a_fill_does_not_wait_for_it() {
     let body = bytes(8 * MIB);
     let gate = Gate::at(1000);
@@ -751,6 +816,47 @@ fn a_member_whose_fetch_began_before_its_head_changed_belongs_to_the_old_head() 
     world.settle();
     world.check(member, Outcome::Hit, b"member 2");
     assert_eq!(world.upstream.count(member), 2);
+}
+
+#[test]
+fn a_herd_on_a_member_of_a_new_head_is_not_passed_through_one_by_one() {
+    let gate = Gate::at(4);
+    let upstream = Scripted::new()
+        .file(HEAD, File::of("head 1").etag("\"h1\""))
+        .file(MEMBER, File::of("member 1").etag("\"m1\"").held_by(&gate));
+    let world = World::with(upstream, "package: rpm", 1 << 30);
+    world.check_settled(HEAD, Outcome::Miss, "head 1");
+    let early = world.find(MEMBER).unwrap();
+    world.upstream.put(HEAD, File::of("head 2").etag("\"h2\""));
+    world.upstream.put(MEMBER, File::of("member 2").etag("\"m2\""));
+    world.clock.advance(Duration::from_secs(101));
+    world.check(HEAD, Outcome::Miss, b"head 2");
+    wait_until(|| world.stored(HEAD).is_some_and(|head| head.digest == Digest::of(b"head 2")));
+    let seek = || {
+        let sought = world.cache.seek(&world.target, &World::path(MEMBER), Duration::ZERO);
+        let Ok(Sought::Boarding(boarding)) = sought else { panic!("{sought:?}") };
+        // It has waited for long enough.
+        let boarding = Boarding { until: Instant::now(), ..boarding };
+        world.cache.board(&world.target, boarding, Duration::ZERO).unwrap()
+    };
+    let mut herd: Vec<Sought> = (0..3 * OUTDATED_PASSES_MAX).map(|_| seek()).collect();
+    let passed =
+        |herd: &[Sought]| herd.iter().filter(|sought| matches!(sought, Sought::Found(_))).count();
+    assert_eq!(passed(&herd), OUTDATED_PASSES_MAX);
+    assert_eq!(world.upstream.count(MEMBER), 1 + OUTDATED_PASSES_MAX);
+    // Whose bytes are all there makes room.
+    herd.retain(|sought| matches!(sought, Sought::Boarding(_)));
+    assert!(matches!(seek(), Sought::Found(_)));
+    gate.open();
+    drop(early);
+    wait_until(|| world.cache.flight_count() == 0);
+    for sought in herd {
+        let Sought::Boarding(boarding) = sought else { unreachable!("retained") };
+        let found = world.cache.board(&world.target, boarding, Duration::from_secs(20)).unwrap();
+        assert!(matches!(found, Sought::Found(_)), "{found:?}");
+    }
+    world.check_settled(MEMBER, Outcome::Hit, "member 2");
+    assert_eq!(world.upstream.count(MEMBER), 1 + OUTDATED_PASSES_MAX + 1 + 1);
 }
 
 /// A repository whose head and member are stored, and were confirmed a moment ago or earlier.
@@ -1138,6 +1244,28 @@ impl Leases for NoLeases {
     }
 
     fn release(&self, _: &ArtifactKey, _: &LeaseToken) {}
+}
+
+#[test]
+fn replicas_that_fetch_the_same_bytes_keep_them() {
+    let gate = Gate::at(1);
+    let world = World::new(Scripted::new().file("a", File::of("bytes").held_by(&gate)));
+    let ports = Ports { leases: Arc::new(NoLeases), ..world.ports.clone() };
+    let replicas = [replica(&ports), replica(&ports)];
+    thread::scope(|scope| {
+        for cache in &replicas {
+            scope.spawn(|| assert_eq!(get(cache, &world.target, "a").unwrap().1, b"bytes"));
+        }
+        wait_until(|| world.upstream.count("a") == 2);
+        gate.open();
+    });
+    for cache in &replicas {
+        wait_until(|| cache.flight_count() == 0);
+    }
+    // Each put an object of its own in place; the row means the one that is there.
+    let entry = world.stored("a").unwrap();
+    assert_eq!(world.ports.blobs.stat(&entry.blob).unwrap().unwrap().version, entry.version);
+    world.check("a", Outcome::Hit, b"bytes");
 }
 
 #[test]

@@ -78,12 +78,15 @@ enum Replacing {
 }
 
 /// What an upload is stored over.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Over {
     /// The generation of the row.
     row: Option<u64>,
     /// What lies under the key.
     bytes: Option<BlobVersion>,
+    /// Whether bytes that nobody knew of can only be what an upload left that ended before it wrote
+    /// its row.
+    may_clear: bool,
 }
 
 /// Whether a change may go on, given the validators of what stands there now, if anything does.
@@ -229,6 +232,7 @@ impl Cache {
             }
             _ => {}
         }
+        let over = |row, bytes| Over { row, bytes, may_clear: false };
         let over = match (&standing, &stored) {
             (Some(entry), _) => {
                 // Of altered bytes the row does not tell the version.
@@ -236,21 +240,26 @@ impl Cache {
                     true => self.version_of(entry)?,
                     false => Some(entry.version.clone()),
                 };
-                Over { row: Some(entry.generation), bytes }
+                over(Some(entry.generation), bytes)
             }
             (None, Some(entry)) if entry.digest == sealed.digest() => {
-                Over { row: Some(entry.generation), bytes: None }
+                over(Some(entry.generation), None)
             }
             (None, Some(entry)) => {
                 // Row first: beside other bytes it would say that these are not what was uploaded.
                 match self.ports.index.remove(&key, entry.generation).map_err(ChangeError::Index)? {
-                    true => Over::default(),
+                    true => over(None, None),
                     false => return Err(ChangeError::Busy),
                 }
             }
-            (None, None) => Over::default(),
+            (None, None) => Over { row: None, bytes: None, may_clear: true },
         };
-        let entry = self.publish(&hold, &key, (sealed, &upload), over, replacing)?;
+        let published = self.publish(&hold, &key, (sealed, &upload), over, replacing);
+        if let (Err(ChangeError::Busy), None, Some(lost)) = (&published, &standing, &stored) {
+            // The store has after all what it said it had not.
+            return Err(self.restored(&key, lost, sealed.digest())?);
+        }
+        let entry = published?;
         Ok(match standing {
             Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
@@ -267,9 +276,9 @@ impl Cache {
         replacing: Replacing,
     ) -> Result<Entry, ChangeError> {
         let about = about(key.clone(), sealed.digest(), upload, self.ports.clock.now());
-        let version = self.publish_bytes(hold, key, sealed, &about, over.bytes.as_ref())?;
-        let mut entry = about.clone().entry(BlobKey::of(key), version, sealed.len());
         let mut replaces = over.row;
+        let version = self.publish_bytes(hold, key, sealed, &about, over)?;
+        let mut entry = about.clone().entry(BlobKey::of(key), version, sealed.len());
         for _ in 0..PUTS_MAX {
             entry = self.record_upload(key, entry, replaces, replacing)?;
             self.ports.index.persist(key).map_err(ChangeError::Index)?;
@@ -283,8 +292,9 @@ impl Cache {
                 return Err(self.overtaken(key, entry.digest)?);
             }
             replaces = Some(entry.generation);
-            let there = self.version_of(&entry)?;
-            entry.version = self.publish_bytes(hold, key, sealed, &about, there.as_ref())?;
+            let bytes = self.version_of(&entry)?;
+            let over = Over { row: replaces, bytes, may_clear: false };
+            entry.version = self.publish_bytes(hold, key, sealed, &about, over)?;
         }
         Err(ChangeError::Busy)
     }
@@ -296,20 +306,23 @@ impl Cache {
         key: &ArtifactKey,
         sealed: &SealedFile,
         about: &About,
-        there: Option<&BlobVersion>,
+        over: Over,
     ) -> Result<BlobVersion, ChangeError> {
         let (blobs, blob) = (&self.ports.blobs, BlobKey::of(key));
         let published = hold.during(|| {
-            let version = match blobs.publish_over(&blob, there, sealed, about) {
-                // What an upload left that ended before it wrote its row.
-                Err(BlobError::Changed(_))
-                    if there.is_none() && self.is_left_removed(key, hold) =>
-                {
+            let version = match blobs.publish_over(&blob, over.bytes.as_ref(), sealed, about) {
+                Err(BlobError::Changed(_)) if over.may_clear && self.is_left_removed(key, hold) => {
                     blobs.publish_over(&blob, None, sealed, about)?
                 }
                 published => published?,
             };
-            blobs.persist(&blob).map(|()| version)
+            match blobs.persist(&blob) {
+                Ok(()) => Ok(version),
+                Err(error) => {
+                    self.give_up(&blob, &version);
+                    Err(error)
+                }
+            }
         });
         match published {
             Ok(version) => Ok(version),
@@ -317,6 +330,31 @@ impl Cache {
             // What may lie there is left: a removal could be done late, and take away what somebody
             // stores there meanwhile.
             Err(error) => Err(ChangeError::Store(error)),
+        }
+    }
+
+    /// Removes what could not be brought to the disk. The kernel tells once of what it could not
+    /// write: an upload that found these bytes here, and synced them again, would prove nothing.
+    fn give_up(&self, blob: &BlobKey, version: &BlobVersion) {
+        if let Err(error) = self.ports.blobs.remove_version(blob, version) {
+            tracing::warn!(%blob, error = chain(&error), "cannot remove what may not have reached the disk");
+        }
+    }
+
+    /// Writes the row of an artifact again that was thought to be missing; gives what to answer to
+    /// whom it was in the way.
+    fn restored(
+        &self,
+        key: &ArtifactKey,
+        lost: &Entry,
+        digest: Digest,
+    ) -> Result<ChangeError, ChangeError> {
+        if lost.digest == digest {
+            return Ok(ChangeError::Busy);
+        }
+        match self.ports.index.put(key, lost, None).map_err(ChangeError::Index)? {
+            Put::Stored(_) => Ok(ChangeError::Conflict(lost.digest)),
+            Put::Superseded(_) => Ok(ChangeError::Busy),
         }
     }
 

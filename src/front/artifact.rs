@@ -8,7 +8,6 @@ use super::conditional::{Conditions, Verdict};
 use super::multipart::{Boundary, multipart};
 use super::range::{self, Resolved};
 use super::reply::{Problem, describe, tell_source};
-use super::seats::Seats;
 use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError};
@@ -17,6 +16,7 @@ use crate::cache::{
 };
 use crate::ops::Answered;
 use crate::policy::media_type;
+use crate::seats::Seats;
 use crate::waiting::Awaited;
 
 /// How often one request opens an artifact that changes under its hands.

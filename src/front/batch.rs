@@ -12,13 +12,13 @@ use serde_json::{Value, json};
 use super::catalog::Catalog;
 use super::reply::{self, Problem};
 use super::route::{query_value, refuse_others, switch};
-use super::seats::{Seats, SizedSeats};
 use super::wire::Reply;
 use crate::batch::watch::Lines;
 use crate::batch::{
     Batches, Job, Page, Phase, Plan, PlanError, REQUEST_BYTES_MAX, Remotes, Request,
 };
 use crate::body::Body;
+use crate::seats::{Seats, SizedSeats};
 
 /// How long a request waits for its batch before it is told where to look.
 const DIRECT_WAIT_MAX: Duration = Duration::from_secs(30);

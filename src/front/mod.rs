@@ -18,6 +18,7 @@ use crate::ops::health::{Health, Readiness};
 use crate::ops::metrics::{self, Metrics};
 use crate::ops::purge::Mode;
 use crate::ops::{Answered, admin, purge, stats};
+use crate::seats::{Seats, SizedSeats};
 use crate::upstream::via;
 
 pub mod access;
@@ -34,7 +35,6 @@ pub mod pools;
 pub mod range;
 mod reply;
 mod route;
-pub mod seats;
 pub mod wire;
 
 use access::{Access, Caller, Need};
@@ -44,7 +44,6 @@ use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
 use route::{Route, query_value, refuse_others, switch};
-use seats::{Seats, SizedSeats};
 use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// The parameters of `GET /artifacts/{remote}`.

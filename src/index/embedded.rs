@@ -228,6 +228,13 @@ impl EmbeddedIndex {
     }
 
     /// Notes that rows were written, and has the log folded back when they are many.
+    /// What was not brought to the disk is not vouched for any more, nor is what comes after it.
+    fn sync_failed(&self) {
+        if let Some(writer) = self.writer.lock().as_mut() {
+            writer.doubt();
+        }
+    }
+
     fn wrote(&self, writer: &mut Writer, rows: usize) {
         writer.unfolded += rows;
         if writer.unfolded >= FOLD_ROWS {
@@ -457,10 +464,14 @@ impl ArtifactIndex for EmbeddedIndex {
         }
         let log = self.file.with_extension("sqlite-wal");
         let folder = self.file.parent().unwrap_or(&self.file);
-        [log.as_path(), folder]
-            .into_iter()
-            .try_for_each(|path| File::open(path)?.sync_all())
-            .map_err(unavailable(OPERATION))
+        for path in [log.as_path(), folder] {
+            let file = File::open(path).map_err(unavailable(OPERATION))?;
+            file.sync_all().map_err(|error| {
+                self.sync_failed();
+                unavailable(OPERATION)(error)
+            })?;
+        }
+        Ok(())
     }
 
     /// Also whether the file is still the one of its name: rows can be written to one that was

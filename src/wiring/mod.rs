@@ -22,7 +22,6 @@ use crate::front::access::{Access, Reads};
 use crate::front::batch::BatchApi;
 use crate::front::catalog::{Catalog, Catalogs};
 use crate::front::pools::Pools;
-use crate::front::seats::{Seats, SizedSeats};
 use crate::front::wire::guarded::{
     self, BindError, Guarded, GuardedBounds, ListenAddr, ListenAddrError, ProxyError,
     TrustedProxies,
@@ -33,6 +32,7 @@ use crate::index::IndexError;
 use crate::ops::access_log::Refusals;
 use crate::ops::health::Health;
 use crate::ops::metrics::Metrics;
+use crate::seats::{Seats, SizedSeats};
 use crate::upstream::{Limits, ProxyEnv, SetupError, connect, connect_releases};
 
 pub mod doors;

@@ -116,6 +116,17 @@ impl S3Error {
         matches!(self, Self::Refused { code, .. } if code == wanted)
     }
 
+    /// Whether it was not done, and will not be: after any other failure it may have been, or be
+    /// done late.
+    pub(super) fn is_refusal(&self) -> bool {
+        match self {
+            // An upload that is not known may be one that was completed.
+            Self::Refused { status, code, .. } => *status < 500 && code != "NoSuchUpload",
+            Self::NotAsked(_) | Self::Source(_) | Self::Request(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether it is worth asking again soon.
     fn is_passing(&self) -> bool {
         match self {
@@ -250,8 +261,9 @@ impl S3Client {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            // An answer tells that an unsafe request was not obeyed; its loss tells nothing.
-            let repeatable = call.repeat == Repeat::Safe || error.status().is_some();
+            // Who is too busy has not obeyed; behind any other failure somebody may have.
+            let repeatable =
+                call.repeat == Repeat::Safe || matches!(error.status(), Some(429 | 503));
             if attempt == ATTEMPTS_MAX || !error.is_passing() || !repeatable {
                 return Err(error);
             }

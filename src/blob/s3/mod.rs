@@ -45,6 +45,9 @@ const PROBE_KEY: &str = ".artifactapi-probe";
 /// What it writes.
 const PROBE_BYTES: &[u8] = b"artifactapi asks whether this bucket can be written and read\n";
 
+/// S3's word for an object that is not there. A 404 without it may be a proxy's, and proves nothing.
+const NO_SUCH_KEY: &str = "NoSuchKey";
+
 /// The store on S3.
 #[derive(Debug)]
 pub struct S3Store {
@@ -243,7 +246,7 @@ impl Inner {
     fn delete(&self, key: &BlobKey, conditions: HeaderMap) -> Result<(), S3Error> {
         let call = Call { headers: conditions, ..Call::new(Method::DELETE, Some(key.as_str())) };
         match self.client.call(&call).and_then(finish) {
-            Err(error) if error.status() == Some(404) && !error.is_code("NoSuchBucket") => Ok(()),
+            Err(error) if error.is_code(NO_SUCH_KEY) => Ok(()),
             outcome => outcome,
         }
     }
@@ -310,7 +313,7 @@ impl Inner {
         }
         match upload.complete(conditions) {
             // The answer was lost, perhaps behind success.
-            Err(error) if error.status().is_none() => match self.head(key) {
+            Err(error) if !error.is_refusal() => match self.head(key) {
                 Ok(Some(meta)) if is_of(&meta, sealed) => Ok(Some(meta.version.0)),
                 _ => Err(error),
             },
@@ -321,7 +324,9 @@ impl Inner {
     fn head(&self, key: &BlobKey) -> Result<Option<BlobMeta>, S3Error> {
         let response = match self.client.call(&Call::new(Method::HEAD, Some(key.as_str()))) {
             Ok(response) => response,
-            Err(error) if error.status() == Some(404) => return Ok(None),
+            Err(error) if error.status() == Some(404) => {
+                return self.confirm_absence(key).map(|()| None);
+            }
             Err(error) => return Err(error),
         };
         let headers = response.headers();
@@ -335,6 +340,18 @@ impl Inner {
         finish(response)?;
         meta.map(Some)
             .ok_or_else(|| S3Error::Nonsense("an object without ETag or length".to_owned()))
+    }
+
+    /// Asks whether an object is not there in a way that is answered in words: the answer to a HEAD
+    /// has none.
+    fn confirm_absence(&self, key: &BlobKey) -> Result<(), S3Error> {
+        let first_byte = HeaderMap::from_iter([(RANGE, HeaderValue::from_static("bytes=0-0"))]);
+        let call = Call { headers: first_byte, ..Call::new(Method::GET, Some(key.as_str())) };
+        match self.client.call(&call).and_then(finish) {
+            Err(error) if error.is_code(NO_SUCH_KEY) => Ok(()),
+            Err(error) => Err(error),
+            Ok(()) => Err(S3Error::Nonsense("an object is there and is not".to_owned())),
+        }
     }
 
     /// Begins to read a range, over 0 bytes, of one version.
@@ -351,7 +368,11 @@ impl Inner {
         call.headers.insert(IF_MATCH, if_match("open", key, version)?);
         let response = self.client.call(&call).map_err(|error| blob_error("open", key, error))?;
         check_range(key, &response, &range)?;
-        Ok(response.into_body().into_reader())
+        // A server that does not know the condition gives what is there.
+        match etag_of(response.headers()) {
+            Some(etag) if self::version(&etag) != *version => Err(BlobError::Changed(key.clone())),
+            _ => Ok(response.into_body().into_reader()),
+        }
     }
 
     fn page(&self, token: Option<&str>) -> Result<answer::ListBucketResult, S3Error> {
@@ -456,9 +477,7 @@ fn blob_error(operation: &'static str, key: &BlobKey, error: S3Error) -> BlobErr
     let full = ["QuotaExceeded", "XMinioStorageFull", "InsufficientStorage"];
     match &error {
         // A bucket that is gone is not a blob that is gone.
-        S3Error::Refused { status: 404, code, .. } if code != "NoSuchBucket" => {
-            BlobError::Missing(key.clone())
-        }
+        S3Error::Refused { code, .. } if code == NO_SUCH_KEY => BlobError::Missing(key.clone()),
         S3Error::Refused { status: 412, .. } => BlobError::Changed(key.clone()),
         S3Error::Refused { status: 416, .. } => {
             BlobError::Corrupt { key: key.clone(), reason: "it is shorter".to_owned() }

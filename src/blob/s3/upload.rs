@@ -1,7 +1,8 @@
 //! Files on their way in that are too large for one request.
 //!
 //! Parts go one after the other, each read from the sealed file at its offset, so that
-//! memory does not grow with the file. An upload that does not end well is aborted.
+//! memory does not grow with the file. An upload that does not end well is aborted, but for one
+//! whose completion S3 may still be at: there an abort could take away the parts of the object.
 
 use http::Method;
 use http::header::HeaderMap;
@@ -71,7 +72,16 @@ impl<'a> Upload<'a> {
 
     /// Makes the parts one object, where `conditions` hold; gives its ETag, where the answer names
     /// it.
+    ///
+    /// # Errors
+    /// [`S3Error`]; it may have been done, or still be under way, unless that is a refusal.
     pub(super) fn complete(mut self, conditions: &HeaderMap) -> Result<Option<String>, S3Error> {
+        let outcome = self.ask_to_complete(conditions);
+        self.ended = !outcome.as_ref().is_err_and(S3Error::is_refusal);
+        outcome
+    }
+
+    fn ask_to_complete(&self, conditions: &HeaderMap) -> Result<Option<String>, S3Error> {
         let request = answer::complete_request(&self.etags);
         let response = self.client.call(&Call {
             query: &[("uploadId", &self.id)],
@@ -85,7 +95,6 @@ impl<'a> Upload<'a> {
             let answer::Refusal { code, message } = refusal;
             return Err(S3Error::Refused { status: 200, code, message });
         }
-        self.ended = true;
         Ok(answer::completed_etag(&answer))
     }
 }

@@ -9,7 +9,7 @@
 //! are kept out; then the row is removed, and the blob after it. A reader that found the row
 //! before finds no blob, and fetches it again.
 
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BinaryHeap, HashSet};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
@@ -61,6 +61,8 @@ struct Memory {
     /// beginning, so this stays true until the pins change.
     pinned_up_to: BTreeMap<RemoteName, Position>,
     pinned_since: Instant,
+    /// What could not be taken out in this round, because another replica is at it, say.
+    passed_over: HashSet<ArtifactKey>,
     has_failed: bool,
 }
 
@@ -89,6 +91,7 @@ impl Keeper {
             plan_number: 0,
             pinned_up_to: BTreeMap::new(),
             pinned_since: Instant::now(),
+            passed_over: HashSet::new(),
             has_failed: false,
         };
         while self.space.await_round() {
@@ -110,6 +113,7 @@ impl Keeper {
 
     fn round(&self, memory: &mut Memory) -> Result<(), IndexError> {
         let plan = self.plan(memory);
+        memory.passed_over.clear();
         self.ask()?;
         let lapses = plan.cached().any(|remote| remote.keeping.unused_for.is_some());
         if !lapses && !plan.cached().any(|remote| plan.tightest(remote).is_some()) {
@@ -168,7 +172,7 @@ impl Keeper {
                 ControlFlow::Continue(())
             })?;
             let is_last = lapsed.len() < BATCH_MAX;
-            if self.take_out_all(lapsed, u64::MAX)?.artifacts == 0 || is_last {
+            if self.take_out_all(lapsed, u64::MAX, memory)?.artifacts == 0 || is_last {
                 return Ok(());
             }
         }
@@ -189,10 +193,10 @@ impl Keeper {
             }
             while left > 0 {
                 let oldest = self.oldest(remotes, memory, left)?;
-                let taken = self.take_out_all(oldest, left)?;
-                if taken.artifacts == 0 {
+                if oldest.is_empty() {
                     return Ok(());
                 }
+                let taken = self.take_out_all(oldest, left, memory)?;
                 left = left.saturating_sub(taken.bytes);
             }
         }
@@ -248,7 +252,9 @@ impl Keeper {
             }
             all_pinned = false;
             examined += 1;
-            if !is_pinned && !self.is_busy(&row.key) && visit(candidate(row)).is_break() {
+            let may_go = !is_pinned && !self.is_busy(&row.key);
+            if may_go && !memory.passed_over.contains(&row.key) && visit(candidate(row)).is_break()
+            {
                 return ControlFlow::Break(());
             }
             match examined < ROWS_EXAMINED_MAX {
@@ -263,7 +269,12 @@ impl Keeper {
     }
 
     /// Takes artifacts out, in order, until `bytes` are freed.
-    fn take_out_all(&self, chosen: Vec<Candidate>, bytes: u64) -> Result<Taken, IndexError> {
+    fn take_out_all(
+        &self,
+        chosen: Vec<Candidate>,
+        bytes: u64,
+        memory: &mut Memory,
+    ) -> Result<Taken, IndexError> {
         let mut taken = Taken::default();
         for candidate in chosen {
             if taken.bytes >= bytes {
@@ -272,6 +283,8 @@ impl Keeper {
             if self.take_out(&candidate)? {
                 taken.artifacts += 1;
                 taken.bytes += candidate.bytes;
+            } else {
+                memory.passed_over.insert(candidate.key);
             }
         }
         Ok(taken)

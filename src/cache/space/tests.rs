@@ -14,6 +14,7 @@ use crate::cache::tests::{bytes, get, memory_ports, replica, wait_until};
 use crate::cache::{Cache, CacheBounds, Outcome, Ports, Target};
 use crate::clock::Clock;
 use crate::config::file::{Around, parse};
+use crate::coord::Lease;
 use crate::index::{Put, Scan};
 use crate::staging::Expect;
 use crate::upstream::scripted::{File, Gate, Scripted};
@@ -349,6 +350,20 @@ fn what_is_being_fetched_stays() {
         gate.open();
         assert_eq!(refresh.join().unwrap(), (Outcome::Miss, b"new".to_vec()));
     });
+}
+
+#[test]
+fn what_another_replica_is_at_does_not_stand_in_the_way_of_what_may_go() {
+    let shelf = Shelf::new(kib(40), "description: x");
+    shelf.put("a", "oldest", 10 * KIB as u64);
+    shelf.clock.advance(Duration::from_secs(1));
+    shelf.put("a", "older", 20 * KIB as u64);
+    shelf.clock.advance(Duration::from_secs(1));
+    let held = Lease::take(&shelf.ports.leases, &key("a", "oldest"), Duration::from_secs(60));
+    assert!(matches!(held, Ok(Some(_))));
+    shelf.kept();
+    assert_eq!(shelf.get("new", &bytes(15 * KIB)), Outcome::Miss);
+    wait_until(|| shelf.stored() == ["a/new", "a/oldest"]);
 }
 
 #[test]

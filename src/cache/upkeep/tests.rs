@@ -27,7 +27,7 @@ pub(in crate::cache) struct Meddling {
     before_open: Mutex<Option<Hook>>,
     pub(in crate::cache) before_remove: Mutex<Option<Hook>>,
     before_write: Mutex<Option<Hook>>,
-    store_is_away: Mutex<bool>,
+    pub(in crate::cache) store_is_away: Mutex<bool>,
 }
 
 impl std::fmt::Debug for Meddling {

@@ -351,7 +351,9 @@ impl Worker<'_> {
     fn remove_blob(&self, entry: &Entry) -> Result<(), BlobError> {
         let blobs = &self.ports.blobs;
         match blobs.stat(&entry.blob)? {
-            Some(meta) if meta.version == entry.version => blobs.remove(&entry.blob),
+            Some(meta) if meta.version == entry.version => {
+                blobs.remove_version(&entry.blob, &entry.version)
+            }
             // It was replaced since: that one is not known to be wrong.
             _ => Ok(()),
         }

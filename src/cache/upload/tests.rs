@@ -28,6 +28,8 @@ struct Watched {
     index: MemoryIndex,
     calls: Mutex<Vec<&'static str>>,
     failing: Mutex<Option<&'static str>>,
+    /// Whether the next look at a blob finds none.
+    hiding: AtomicBool,
     /// What happens once in the middle of the next publish.
     meanwhile: Mutex<Option<Meanwhile>>,
 }
@@ -108,6 +110,9 @@ impl BlobStore for Blobs {
     }
 
     fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError> {
+        if self.0.hiding.swap(false, Ordering::SeqCst) {
+            return Ok(None);
+        }
         self.0.blobs.stat(key)
     }
 
@@ -528,6 +533,31 @@ fn what_stands_in_for_lost_bytes_can_be_uploaded_again_after_a_failure() {
     assert!(matches!(world.put(0, b"two"), Err(ChangeError::Index(_))));
     world.fail(None);
     assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
+    assert_eq!(world.get().unwrap(), b"two");
+}
+
+#[test]
+fn a_store_that_says_once_that_a_file_is_missing_takes_nothing_away() {
+    let world = World::new("description: x", 1, None);
+    world.put(0, b"one").unwrap();
+    world.watched.hiding.store(true, Ordering::SeqCst);
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Conflict(_))));
+    assert_eq!(world.get().unwrap(), b"one");
+    world.watched.hiding.store(true, Ordering::SeqCst);
+    assert!(world.put(0, b"one").is_ok(), "it is there");
+    assert_eq!(world.get().unwrap(), b"one");
+}
+
+#[test]
+fn bytes_that_did_not_reach_the_disk_are_not_taken_for_an_upload_that_did() {
+    let world = World::new("allow_overwrite: true", 1, None);
+    world.put(0, b"one").unwrap();
+    world.fail(Some("persist blob"));
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Store(_))));
+    world.fail(None);
+    world.calls();
+    world.put(0, b"two").unwrap();
+    assert!(world.calls().contains(&"publish"), "a second sync alone proves nothing");
     assert_eq!(world.get().unwrap(), b"two");
 }
 

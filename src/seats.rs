@@ -1,5 +1,5 @@
-//! Workers that requests may hold for as long as others like: a bounded number, so that the rest
-//! serves everybody else.
+//! What requests may hold for as long as others like, workers for one: a bounded number, so that the
+//! rest serves everybody else.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -20,12 +20,13 @@ impl Seats {
         Self::up_to((workers / 4).clamp(1, SEATS_MAX))
     }
 
-    fn up_to(max: usize) -> Self {
+    /// So many seats.
+    pub fn up_to(max: usize) -> Self {
         Self { taken: Arc::default(), max }
     }
 
     /// Takes one, if there is one.
-    pub(super) fn take(&self) -> Option<Seat> {
+    pub fn take(&self) -> Option<Seat> {
         let seat = Seat(Arc::clone(&self.taken));
         (seat.0.fetch_add(1, Ordering::SeqCst) < self.max).then_some(seat)
     }
@@ -53,20 +54,20 @@ impl SizedSeats {
     }
 
     /// Takes one, if there is one; `is_large` says what it is for.
-    pub(super) fn take(&self, is_large: bool) -> Option<SizedSeat> {
+    pub fn take(&self, is_large: bool) -> Option<SizedSeat> {
         let seat = SizedSeat { _any: self.any.take()?, large: None };
         if is_large { self.enlarge(seat) } else { Some(seat) }
     }
 
     /// Makes of a seat one for what is large, if there is one.
-    pub(super) fn enlarge(&self, seat: SizedSeat) -> Option<SizedSeat> {
+    pub fn enlarge(&self, seat: SizedSeat) -> Option<SizedSeat> {
         Some(SizedSeat { large: Some(self.large.take()?), ..seat })
     }
 }
 
 /// A seat for something of a size; given back when dropped.
 #[derive(Debug)]
-pub(super) struct SizedSeat {
+pub struct SizedSeat {
     _any: Seat,
     #[expect(dead_code, reason = "it is only held")]
     large: Option<Seat>,
@@ -74,7 +75,7 @@ pub(super) struct SizedSeat {
 
 /// A seat; given back when dropped.
 #[derive(Debug)]
-pub(super) struct Seat(Arc<AtomicUsize>);
+pub struct Seat(Arc<AtomicUsize>);
 
 impl Drop for Seat {
     fn drop(&mut self) {
