@@ -158,7 +158,7 @@ impl Staging {
     }
 
     /// What the file system has left for us; `None` where it does not say.
-    fn free_bytes(&self) -> Option<u64> {
+    pub fn free_bytes(&self) -> Option<u64> {
         let disk = rustix::fs::statvfs(&self.inner.folder).ok()?;
         Some(disk.f_bavail.saturating_mul(disk.f_frsize))
     }

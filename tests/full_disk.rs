@@ -113,6 +113,18 @@ fn hits_are_served_misses_pass_and_uploads_are_refused() {
 }
 
 #[test]
+fn the_least_recently_used_go_where_something_else_takes_the_room() {
+    let floor = 1 << 20;
+    let full = Full::new(|setup| setup.env("CACHE_MIN_FREE_BYTES", floor));
+    eventually("there is room again", || full.server.disk().free_bytes() >= floor);
+    let left = stored(&full.server);
+    assert!(left.len() < FILES && left.len() > FILES / 4, "no more than it takes: {left:?}");
+    full.expect(FILES - 1, "cache");
+    full.expect(0, "remote");
+    full.expect(0, "cache");
+}
+
+#[test]
 fn a_file_that_the_disk_has_no_room_for_is_passed_through_whole() {
     let (upstream, large) = (Upstream::start(), noise(98, 20 << 20));
     upstream.serve("/large", Answer::file(&large));

@@ -63,7 +63,7 @@ impl World {
         let target = Target { remote, upstream: Some(Arc::new(upstream.clone())) };
         let cache = replica(&ports);
         let remotes = Arc::new(remotes);
-        cache.space().govern(space::SpacePlan { bytes_max: None, remotes });
+        cache.space().govern(space::SpacePlan { remotes, ..Default::default() });
         Self { cache, clock, upstream, target: Arc::new(target), staging, ports, _folder: folder }
     }
 
@@ -652,7 +652,7 @@ fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
             1 << 30,
         );
         let remotes = world.cache.space().plan().remotes;
-        world.cache.space().govern(space::SpacePlan { bytes_max, remotes });
+        world.cache.space().govern(space::SpacePlan { bytes_max, remotes, ..Default::default() });
         for (path, at_once, settled) in
             [("large", false, false), ("unannounced", true, false), ("small", true, true)]
         {

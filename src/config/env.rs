@@ -95,6 +95,8 @@ settings! {
             "Disk space for files on their way in.";
         cache_bytes_max: Option<u64> = "CACHE_MAX_BYTES", "", Kind::Bytes { min: 1, max: 1 << 60 },
             "The most that stored artifacts take up together; the least recently used go first. None is without limit. Local repositories are not counted.";
+        free_bytes_min: Option<u64> = "CACHE_MIN_FREE_BYTES", "", Kind::Bytes { min: 1, max: 1 << 60 },
+            "What the file system of DATA_DIR keeps free: the least recently used artifacts go where it has less. Looked at every 10 seconds; without effect on files in S3. None is not looked at.";
         head_bytes_max: usize = "HEAD_BYTES_MAX", "32Ki", Kind::Bytes { min: 1 << 10, max: 1 << 20 },
             "Bytes of a request's head; more is answered 431.";
         url_bytes_max: usize = "URL_BYTES_MAX", "8Ki", Kind::Bytes { min: 256, max: 1 << 20 },

@@ -133,8 +133,11 @@ impl App {
     ///
     /// # Errors
     /// [`StartError`]; nothing is left running then.
-    pub fn start(settings: Settings, engines: &Engines) -> Result<Self, StartError> {
+    pub fn start(mut settings: Settings, engines: &Engines) -> Result<Self, StartError> {
         let clock = Clock::system();
+        if engines.minio_endpoint.is_some() && settings.free_bytes_min.take().is_some() {
+            tracing::warn!("CACHE_MIN_FREE_BYTES has no effect: the files are in S3");
+        }
         let addresses = ListenAddr::parse_list(&settings.listen_addr)?;
         let trusted_proxies = settings.trusted_proxies.parse()?;
         let proxies = ProxyEnv::from_vars(variable).map_err(StartError::Proxy)?;
@@ -525,7 +528,11 @@ fn cache_bounds(settings: &Settings) -> CacheBounds {
 }
 
 fn space_plan(settings: &Settings, catalog: &Catalog) -> SpacePlan {
-    SpacePlan { bytes_max: settings.cache_bytes_max, remotes: Arc::clone(&catalog.remotes) }
+    SpacePlan {
+        bytes_max: settings.cache_bytes_max,
+        free_bytes_min: settings.free_bytes_min,
+        remotes: Arc::clone(&catalog.remotes),
+    }
 }
 
 /// Opens the listener of `HTTP_FRONT`, and says where it listens.

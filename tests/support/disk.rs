@@ -76,6 +76,12 @@ impl Disk {
         fs::remove_file(self.filler()).expect("it was filled");
     }
 
+    /// What it has left, in bytes.
+    pub(crate) fn free_bytes(&self) -> u64 {
+        let disk = rustix::fs::statvfs(self.path()).expect("it is mounted");
+        disk.f_bavail * disk.f_frsize
+    }
+
     fn filler(&self) -> PathBuf {
         self.path().join("filler")
     }

@@ -14,7 +14,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime};
 
-use super::{Space, SpacePlan};
+use super::{ASK_INTERVAL, Space, SpacePlan};
 use crate::artifact::{ArtifactKey, BlobKey, RemoteName};
 use crate::cache::Ports;
 use crate::cache::counters::{self, Counters};
@@ -61,6 +61,8 @@ struct Memory {
     /// beginning, so this stays true until the pins change.
     pinned_up_to: BTreeMap<RemoteName, Position>,
     pinned_since: Instant,
+    /// When the file system was asked what it has free.
+    free_asked: Option<Instant>,
     /// What could not be taken out in this round, because another replica is at it, say.
     passed_over: HashSet<ArtifactKey>,
     has_failed: bool,
@@ -91,6 +93,7 @@ impl Keeper {
             plan_number: 0,
             pinned_up_to: BTreeMap::new(),
             pinned_since: Instant::now(),
+            free_asked: None,
             passed_over: HashSet::new(),
             has_failed: false,
         };
@@ -115,8 +118,9 @@ impl Keeper {
         let plan = self.plan(memory);
         memory.passed_over.clear();
         self.ask()?;
+        let lacking = self.lacking(&plan, memory);
         let lapses = plan.cached().any(|remote| remote.keeping.unused_for.is_some());
-        if !lapses && !plan.cached().any(|remote| plan.tightest(remote).is_some()) {
+        if !lapses && lacking == 0 && !plan.cached().any(|remote| plan.tightest(remote).is_some()) {
             return Ok(());
         }
         self.uses.flush(&*self.ports.index);
@@ -126,11 +130,28 @@ impl Keeper {
         for remote in plan.cached().filter(|remote| remote.keeping.max_bytes.is_some()) {
             self.shrink(&[Arc::clone(remote)], memory, &|space| space.surplus_of(remote))?;
         }
+        let all: Vec<Arc<Remote>> = plan.cached().cloned().collect();
         if plan.bytes_max.is_some() {
-            let all: Vec<Arc<Remote>> = plan.cached().cloned().collect();
             self.shrink(&all, memory, &Space::surplus_of_all)?;
         }
+        if lacking > 0 && !self.take_out_oldest(&all, memory, lacking)? {
+            tracing::warn!(
+                lacking,
+                "the file system of DATA_DIR has less room than CACHE_MIN_FREE_BYTES, and nothing more may be evicted"
+            );
+        }
         Ok(())
+    }
+
+    /// How many bytes the file system lacks. What went may count as free only later, so it is asked
+    /// no more often than [`ASK_INTERVAL`].
+    fn lacking(&self, plan: &SpacePlan, memory: &mut Memory) -> u64 {
+        let Some(min) = plan.free_bytes_min else { return 0 };
+        if memory.free_asked.is_some_and(|asked| asked.elapsed() < ASK_INTERVAL) {
+            return 0;
+        }
+        memory.free_asked = Some(Instant::now());
+        self.ports.staging.free_bytes().map_or(0, |free| min.saturating_sub(free))
     }
 
     fn plan(&self, memory: &mut Memory) -> SpacePlan {
@@ -187,19 +208,31 @@ impl Keeper {
     ) -> Result<(), IndexError> {
         // Asked again when it is gone: meanwhile more may be waiting for room.
         loop {
-            let mut left = surplus(&self.space);
-            if left == 0 {
+            let bytes = surplus(&self.space);
+            if bytes == 0 || !self.take_out_oldest(remotes, memory, bytes)? {
                 return Ok(());
             }
-            while left > 0 {
-                let oldest = self.oldest(remotes, memory, left)?;
-                if oldest.is_empty() {
-                    return Ok(());
-                }
-                let taken = self.take_out_all(oldest, left, memory)?;
-                left = left.saturating_sub(taken.bytes);
-            }
         }
+    }
+
+    /// Takes out the least recent of these remotes until `bytes` are gone; `false` where nothing more
+    /// may go before that.
+    fn take_out_oldest(
+        &self,
+        remotes: &[Arc<Remote>],
+        memory: &mut Memory,
+        bytes: u64,
+    ) -> Result<bool, IndexError> {
+        let mut left = bytes;
+        while left > 0 {
+            let oldest = self.oldest(remotes, memory, left)?;
+            if oldest.is_empty() {
+                return Ok(false);
+            }
+            let taken = self.take_out_all(oldest, left, memory)?;
+            left = left.saturating_sub(taken.bytes);
+        }
+        Ok(true)
     }
 
     /// The least recent artifacts of all these remotes: as many as free `bytes`, or a batch.

@@ -42,6 +42,8 @@ const ROUNDS_WAITED_MAX: u64 = 2;
 pub struct SpacePlan {
     /// The most that all remotes' stored artifacts take up together, in bytes.
     pub bytes_max: Option<u64>,
+    /// What the file system of the blobs keeps free, in bytes, whoever fills it.
+    pub free_bytes_min: Option<u64>,
     /// The remotes, with bounds of their own.
     pub remotes: Arc<Remotes>,
 }

@@ -57,7 +57,8 @@ impl Shelf {
 
     /// Puts the bounds in force, which makes the keeper look.
     fn call(&self) {
-        let plan = SpacePlan { bytes_max: self.bytes_max, remotes: Arc::clone(&self.remotes) };
+        let (bytes_max, remotes) = (self.bytes_max, Arc::clone(&self.remotes));
+        let plan = SpacePlan { bytes_max, remotes, ..SpacePlan::default() };
         self.cache.space().govern(plan);
     }
 
