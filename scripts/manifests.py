@@ -375,7 +375,7 @@ MISTAKES = (
     ("artifactapi.yaml", "- name: LOG_LEVEL", "- name: LOGLEVEL", "README does not know the variable LOGLEVEL"),
     ("artifactapi.yaml", "port: http\n            periodSeconds: 5", "port: web\n            periodSeconds: 5", "there is no port web"),
     ("artifactapi.yaml", "path: /health/ready", "path: /health/live", "readinessProbe does not ask"),
-    ("artifactapi.yaml", "terminationGracePeriodSeconds: 45", "terminationGracePeriodSeconds: 35", "is killed before"),
+    ("artifactapi.yaml", "terminationGracePeriodSeconds: 140", "terminationGracePeriodSeconds: 35", "is killed before"),
     ("artifactapi.yaml", "sizeLimit: 20Gi", "sizeLimit: 16Gi", "no room for STAGING_BYTES_MAX"),
     ("artifactapi.yaml", "memory: 512Mi", "memory: 1Gi", "its resources are"),
     ("artifactapi.yaml", "ADMIN_TOKEN, optional: true", "ADMIN_TOKEN", "has no ADMIN_TOKEN"),

@@ -1,5 +1,7 @@
 //! What a first request and a later one get: bytes, headers, conditions.
 
+use std::process::Command;
+
 use crate::support::client::Ask;
 use crate::support::remotes::Remote;
 use crate::support::server::Setup;
@@ -416,6 +418,35 @@ fn an_offline_remote_serves_what_it_has_and_asks_nobody() {
     server.get("/api/files/a").expect(200, b"bytes");
     let missing = server.get("/api/files/b");
     assert!((400..600).contains(&missing.status()), "{missing:?}");
+    assert_eq!(upstream.total(), asked);
+}
+
+#[test]
+fn a_copied_cache_serves_on_a_machine_without_a_network() {
+    let upstream = Upstream::start();
+    upstream.serve("/dists/a/InRelease", Answer::file(b"index"));
+    upstream.serve("/pool/t/t_1_amd64.deb", Answer::file(b"package"));
+    let remote = || Remote::at(&upstream).always_revalidated().package("deb").include(&["."]);
+    let files = [("dists/a/InRelease", b"index".as_slice()), ("pool/t/t_1_amd64.deb", b"package")];
+    let mut filled = Setup::files(remote()).start();
+    for (path, bytes) in files {
+        filled.get(&format!("/api/files/{path}")).expect(200, bytes);
+    }
+    filled.signal(rustix::process::Signal::TERM);
+    assert!(filled.wait_exit().success());
+    let asked = upstream.total();
+    let mut lab = Setup::files(remote()).env("OFFLINE", true).start();
+    lab.kill();
+    std::fs::remove_dir_all(lab.data_dir()).expect("nobody uses it");
+    let copied = Command::new("cp").arg("-a").args([filled.data_dir(), lab.data_dir()]).status();
+    assert!(copied.expect("cp is there").success());
+    lab.start_again();
+    for (path, bytes) in files {
+        let hit = lab.get(&format!("/api/files/{path}"));
+        hit.expect(200, bytes);
+        hit.expect_header("x-artifact-source", "cache");
+    }
+    lab.get("/api/files/pool/t/t_2_amd64.deb").expect_error(404);
     assert_eq!(upstream.total(), asked);
 }
 

@@ -135,6 +135,8 @@ settings! {
             "Redirects of an upstream that are followed.";
         retries_max: u32 = "RETRIES_MAX", "2", Kind::Count { min: 0, max: 10 },
             "Further tries of a fetch that failed, over all base URLs together.";
+        offline: bool = "OFFLINE", "false", Kind::Switch,
+            "Never ask any upstream, as `offline: true` of each remote: for a machine without a network, whose cache was filled elsewhere.";
         anonymous_read: bool = "ANONYMOUS_READ", "true", Kind::Switch,
             "Whether everybody may read; otherwise reading needs a token with the scope read.";
         tokens_file: Option<PathBuf> = "TOKENS_FILE", "", Kind::Path,

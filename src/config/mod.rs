@@ -36,6 +36,22 @@ pub struct Remotes {
     pub by_name: BTreeMap<RemoteName, Arc<Remote>>,
 }
 
+impl Remotes {
+    /// The same, none of which may ask its upstream.
+    ///
+    /// # Panics
+    /// Where somebody else has one of them already.
+    pub fn offline(mut self) -> Self {
+        for remote in self.by_name.values_mut() {
+            let remote = Arc::get_mut(remote).expect("they have just been read");
+            if let Kind::Remote(origin) = &mut remote.kind {
+                origin.offline = true;
+            }
+        }
+        self
+    }
+}
+
 /// One remote.
 #[derive(Debug)]
 pub struct Remote {

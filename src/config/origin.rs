@@ -43,7 +43,7 @@ pub(super) const TIMEOUT_KEYS: &[Key] = &[
         name: "connect",
         kind: WAIT,
         default: "10",
-        about: "For the connection, with name lookup and TLS.",
+        about: "For the connection with TLS, and once more for the lookup of the name.",
     },
     Key {
         name: "first_byte",

@@ -465,7 +465,7 @@ fn load_remotes(settings: &Settings) -> Result<Remotes, ConfigErrors> {
     for warning in &warnings {
         warn(warning);
     }
-    Ok(remotes)
+    Ok(if settings.offline { remotes.offline() } else { remotes })
 }
 
 fn warn(warning: &Problem) {
