@@ -13,6 +13,7 @@ use super::{Cache, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry};
 use crate::chain::chain;
 use crate::coord::{Lease, Mark};
+use crate::index::IndexError;
 
 /// How long a purge waits for a fetch of the artifact, or for another purge.
 const FLIGHT_WAIT_MAX: Duration = Duration::from_secs(1);
@@ -44,56 +45,77 @@ impl Cache {
         precondition: Precondition<'_>,
     ) -> Result<Purged, ChangeError> {
         let key = target.key(path.clone());
-        let is_local = target.reach() == Reach::Local;
-        // A blob that is removed here must not be the one that an upload has just published.
-        let hold = if is_local { Some(self.hold(&key).ok_or(ChangeError::Busy)?) } else { None };
-        // Nor one that a fetch has: held until the end, none begins.
-        let alone = if is_local { None } else { self.fetch_nothing(&key) };
-        let marks = &self.ports.freshness;
-        let was_absent = !is_local && marks.remaining(&key, Mark::Absent).is_some();
-        if !is_local {
-            marks.clear(&key, Mark::Absent);
+        match target.reach() {
+            Reach::Local => self.remove_upload(&key, precondition),
+            Reach::Online | Reach::Offline => self.purge_cached(&key, precondition),
         }
+    }
+
+    fn purge_cached(
+        &self,
+        key: &ArtifactKey,
+        precondition: Precondition<'_>,
+    ) -> Result<Purged, ChangeError> {
+        // A blob that is removed here must not be the one that a fetch has just published: held
+        // until the end, none begins.
+        let alone = self.fetch_nothing(key);
+        let marks = &self.ports.freshness;
+        let was_absent = marks.remaining(key, Mark::Absent).is_some();
+        marks.clear(key, Mark::Absent);
+        let row = || self.ports.index.get(key);
+        let Some(entry) = self.remove_row(key, &row, precondition)? else {
+            return Ok(if was_absent { Purged::Forgotten } else { Purged::Absent });
+        };
+        // Otherwise it is about to be replaced, or else a sweep removes it.
+        if alone.is_some()
+            && let Err(error) = self.ports.blobs.remove(&entry.blob)
+        {
+            self.counters.blob_errors.inc();
+            tracing::warn!(artifact = %key, error = chain(&error), "a purged artifact's blob is still in the store");
+        }
+        Ok(Purged::Removed(entry))
+    }
+
+    fn remove_upload(
+        &self,
+        key: &ArtifactKey,
+        precondition: Precondition<'_>,
+    ) -> Result<Purged, ChangeError> {
+        // A blob that is removed here must not be the one that an upload has just published.
+        let hold = self.hold(key).ok_or(ChangeError::Busy)?;
+        let row = || self.ports.index.recorded(key);
+        let Some(entry) = self.remove_row(key, &row, precondition)? else {
+            let was_left = self.remove_left(key, &hold, precondition)?;
+            return Ok(if was_left { Purged::Forgotten } else { Purged::Absent });
+        };
+        self.ports.index.persist(key).map_err(ChangeError::Index)?;
+        if !hold.is_sole() && self.has_row(key)? {
+            return Ok(Purged::Removed(entry));
+        }
+        // What is still there would come back by `reindex`, or while the index is away.
+        let removed = self.ports.blobs.remove_version(&entry.blob, &entry.version);
+        removed.map_err(ChangeError::Store)?;
+        // Another version may lie there: the bytes were not those that the row meant.
+        self.remove_left(key, &hold, &|_| true)?;
+        Ok(Purged::Removed(entry))
+    }
+
+    /// Removes the row of an artifact where the client's conditions hold of it; gives what it was.
+    fn remove_row(
+        &self,
+        key: &ArtifactKey,
+        row: &dyn Fn() -> Result<Option<Entry>, IndexError>,
+        precondition: Precondition<'_>,
+    ) -> Result<Option<Entry>, ChangeError> {
         for _ in 0..ROUNDS_MAX {
-            let row = match is_local {
-                true => self.ports.index.recorded(&key),
-                false => self.ports.index.get(&key),
-            };
-            let Some(entry) = row.map_err(ChangeError::Index)? else {
-                return Ok(match &hold {
-                    Some(hold) if self.remove_left(&key, hold, precondition)? => Purged::Forgotten,
-                    _ if was_absent => Purged::Forgotten,
-                    _ => Purged::Absent,
-                });
-            };
+            let Some(entry) = row().map_err(ChangeError::Index)? else { return Ok(None) };
             let validators = client_validators(&entry.validators, Some(entry.digest));
             if !precondition(Some(&validators)) {
                 return Err(ChangeError::Precondition);
             }
-            if !self.ports.index.remove(&key, entry.generation).map_err(ChangeError::Index)? {
-                continue;
+            if self.ports.index.remove(key, entry.generation).map_err(ChangeError::Index)? {
+                return Ok(Some(entry));
             }
-            if let Some(hold) = &hold {
-                self.ports.index.persist(&key).map_err(ChangeError::Index)?;
-                if !hold.is_sole() && self.has_row(&key)? {
-                    return Ok(Purged::Removed(entry));
-                }
-            }
-            if !is_local && alone.is_none() {
-                // It is about to be replaced, or else a sweep removes it.
-                return Ok(Purged::Removed(entry));
-            }
-            if let Some(hold) = &hold {
-                // What is still there would come back by `reindex`, or while the index is away.
-                let removed = self.ports.blobs.remove_version(&entry.blob, &entry.version);
-                removed.map_err(ChangeError::Store)?;
-                // Another version may lie there: the bytes were not those that the row meant.
-                self.remove_left(&key, hold, &|_| true)?;
-            } else if let Err(error) = self.ports.blobs.remove(&entry.blob) {
-                self.counters.blob_errors.inc();
-                tracing::warn!(artifact = %key, error = chain(&error), "a purged artifact's blob is still in the store");
-            }
-            return Ok(Purged::Removed(entry));
         }
         Err(ChangeError::Busy)
     }

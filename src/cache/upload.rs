@@ -77,13 +77,25 @@ enum Replacing {
     Refused,
 }
 
-/// What an upload is stored over.
-#[derive(Debug)]
+/// What an upload meets under its name.
+enum Look {
+    /// The same content.
+    Same(Entry),
+    /// What it is to be stored over.
+    Over(Over),
+}
+
+/// What an upload is stored over: nothing, by default.
+#[derive(Debug, Default)]
 struct Over {
     /// The generation of the row.
     row: Option<u64>,
     /// What lies under the key.
     bytes: Option<BlobVersion>,
+    /// The digest of what the name had.
+    earlier: Option<Digest>,
+    /// The row, removed already, of what the store says is missing.
+    missing: Option<Entry>,
     /// Whether bytes that nobody knew of can only be what an upload left that ended before it wrote
     /// its row.
     may_clear: bool,
@@ -210,61 +222,75 @@ impl Cache {
         if !(upload.precondition)(validators.as_ref()) {
             return Err(ChangeError::Precondition);
         }
-        let standing = match stored.clone() {
-            Some(entry) => match self.in_step(target, &key, entry.clone())? {
-                Standing::Fits(entry) => Some(entry),
-                // A row whose blob is lost holds nothing that could be kept or replaced.
-                Standing::Lost(Loss::Missing) => None,
-                // The name still means what was uploaded, which this may bring back.
-                Standing::Lost(Loss::Altered) => Some(Entry { unproven: true, ..entry }),
-            },
-            None => None,
+        let over = match self.look(target, &key, stored, sealed.digest(), replacing)? {
+            Look::Same(entry) => return Ok(Uploaded::Same(entry)),
+            Look::Over(over) => over,
         };
-        match &standing {
-            Some(entry) if entry.digest == sealed.digest() && !entry.unproven => {
-                // It may have been stored by an upload whose answer was never sent.
-                self.ports.blobs.persist(&entry.blob).map_err(ChangeError::Store)?;
-                self.ports.index.persist(&key).map_err(ChangeError::Index)?;
-                return Ok(Uploaded::Same(entry.clone()));
-            }
-            Some(entry) if entry.digest != sealed.digest() && replacing == Replacing::Refused => {
-                return Err(ChangeError::Conflict(entry.digest));
-            }
-            _ => {}
-        }
-        let over = |row, bytes| Over { row, bytes, may_clear: false };
-        let over = match (&standing, &stored) {
-            (Some(entry), _) => {
-                // Of altered bytes the row does not tell the version.
-                let bytes = match entry.unproven {
-                    true => self.version_of(entry)?,
-                    false => Some(entry.version.clone()),
-                };
-                over(Some(entry.generation), bytes)
-            }
-            (None, Some(entry)) if entry.digest == sealed.digest() => {
-                over(Some(entry.generation), None)
-            }
-            (None, Some(entry)) => {
-                // Row first: beside other bytes it would say that these are not what was uploaded.
-                match self.ports.index.remove(&key, entry.generation).map_err(ChangeError::Index)? {
-                    true => over(None, None),
-                    false => return Err(ChangeError::Busy),
-                }
-            }
-            (None, None) => Over { row: None, bytes: None, may_clear: true },
-        };
+        let (earlier, missing) = (over.earlier, over.missing.clone());
         let published = self.publish(&hold, &key, (sealed, &upload), over, replacing);
-        if let (Err(ChangeError::Busy), None, Some(lost)) = (&published, &standing, &stored) {
+        if let (Err(ChangeError::Busy), Some(entry)) = (&published, &missing) {
             // The store has after all what it said it had not.
-            return Err(self.restored(&key, lost, sealed.digest())?);
+            return Err(self.restored(&key, entry)?);
         }
         let entry = published?;
-        Ok(match standing {
-            Some(earlier) if earlier.digest == entry.digest => Uploaded::Same(entry),
+        Ok(match earlier {
+            Some(earlier) if earlier == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
             None => Uploaded::Created(entry),
         })
+    }
+
+    /// Looks what an upload of this digest meets under its name, whose row is given.
+    fn look(
+        &self,
+        target: &Target,
+        key: &ArtifactKey,
+        stored: Option<Entry>,
+        digest: Digest,
+        replacing: Replacing,
+    ) -> Result<Look, ChangeError> {
+        let Some(stored) = stored else {
+            return Ok(Look::Over(Over { may_clear: true, ..Over::default() }));
+        };
+        // The name still means what was uploaded, also where the bytes were altered since.
+        let (entry, is_altered) = match self.in_step(target, key, stored.clone())? {
+            Standing::Fits(entry) => (entry, false),
+            Standing::Lost(Loss::Altered) => (stored, true),
+            Standing::Lost(Loss::Missing) => return self.over_missing(key, stored, digest),
+        };
+        if entry.digest != digest && replacing == Replacing::Refused {
+            return Err(ChangeError::Conflict(entry.digest));
+        }
+        if entry.digest == digest && !is_altered && !entry.unproven {
+            // It may have been stored by an upload whose answer was never sent.
+            self.ports.blobs.persist(&entry.blob).map_err(ChangeError::Store)?;
+            self.ports.index.persist(key).map_err(ChangeError::Index)?;
+            return Ok(Look::Same(entry));
+        }
+        // Of altered bytes the row does not tell the version.
+        let bytes = match is_altered || entry.unproven {
+            true => self.version_of(&entry)?,
+            false => Some(entry.version),
+        };
+        let (row, earlier) = (Some(entry.generation), Some(entry.digest));
+        Ok(Look::Over(Over { row, bytes, earlier, ..Over::default() }))
+    }
+
+    /// A row whose blob is missing holds nothing that could be kept or replaced.
+    fn over_missing(
+        &self,
+        key: &ArtifactKey,
+        stored: Entry,
+        digest: Digest,
+    ) -> Result<Look, ChangeError> {
+        if stored.digest == digest {
+            return Ok(Look::Over(Over { row: Some(stored.generation), ..Over::default() }));
+        }
+        // Row first: beside other bytes it would say that these are not what was uploaded.
+        match self.ports.index.remove(key, stored.generation).map_err(ChangeError::Index)? {
+            true => Ok(Look::Over(Over { missing: Some(stored), ..Over::default() })),
+            false => Err(ChangeError::Busy),
+        }
     }
 
     fn publish(
@@ -293,7 +319,7 @@ impl Cache {
             }
             replaces = Some(entry.generation);
             let bytes = self.version_of(&entry)?;
-            let over = Over { row: replaces, bytes, may_clear: false };
+            let over = Over { row: replaces, bytes, ..Over::default() };
             entry.version = self.publish_bytes(hold, key, sealed, &about, over)?;
         }
         Err(ChangeError::Busy)
@@ -341,19 +367,11 @@ impl Cache {
         }
     }
 
-    /// Writes the row of an artifact again that was thought to be missing; gives what to answer to
-    /// whom it was in the way.
-    fn restored(
-        &self,
-        key: &ArtifactKey,
-        lost: &Entry,
-        digest: Digest,
-    ) -> Result<ChangeError, ChangeError> {
-        if lost.digest == digest {
-            return Ok(ChangeError::Busy);
-        }
-        match self.ports.index.put(key, lost, None).map_err(ChangeError::Index)? {
-            Put::Stored(_) => Ok(ChangeError::Conflict(lost.digest)),
+    /// Writes the row again of what was thought to be missing; gives what to answer to whom it was
+    /// in the way.
+    fn restored(&self, key: &ArtifactKey, entry: &Entry) -> Result<ChangeError, ChangeError> {
+        match self.ports.index.put(key, entry, None).map_err(ChangeError::Index)? {
+            Put::Stored(_) => Ok(ChangeError::Conflict(entry.digest)),
             Put::Superseded(_) => Ok(ChangeError::Busy),
         }
     }
