@@ -1,30 +1,21 @@
 //! Threads of a pool that wait for what other threads do.
 //!
-//! Whoever counts threads wants to know which of them only wait: another can run meanwhile. And
-//! whoever waits for long wants to know whether anybody still wants the outcome. Both are of
-//! the thread, not of the call, so they stand beside it: a pool and a listener say with
-//! [`on_this_thread`] what they know, and [`wait`] is put around what blocks.
+//! Whoever counts threads wants to know which of them only wait: another can run meanwhile. That is
+//! of the thread, not of the call, so it stands beside it: a pool says with [`on_this_thread`] that
+//! it counts, and [`wait`] is put around what blocks.
 //!
 //! Whoever would wait for longer than is worth a thread has itself called instead: [`Awaited`].
 
 use std::any::Any;
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::time::Duration;
 
-/// How long to wait before asking again whether it is in vain.
-pub const LOOK_EVERY: Duration = Duration::from_millis(250);
-
-/// What is known about a thread that may wait.
+/// Whom it matters that a thread waits.
 pub trait Waits {
     /// It begins to wait.
-    fn begins(&self) {}
+    fn begins(&self);
     /// It has waited.
-    fn has_ended(&self) {}
-    /// Whether nobody wants any more what it waits for.
-    fn is_in_vain(&self) -> bool {
-        false
-    }
+    fn has_ended(&self);
 }
 
 /// Called once what was waited for may have come: on the thread that brings it, which must not
@@ -81,11 +72,6 @@ fn tell(what: fn(&dyn Waits)) {
     KNOWN.with_borrow(|known| known.iter().for_each(|waits| what(&**waits)));
 }
 
-/// Whether nobody wants any more what this thread waits for.
-pub fn is_in_vain() -> bool {
-    KNOWN.with_borrow(|known| known.iter().any(|waits| waits.is_in_vain()))
-}
-
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
@@ -96,7 +82,6 @@ mod tests {
     #[derive(Default)]
     struct Counted {
         waiting: Cell<i32>,
-        is_in_vain: Cell<bool>,
     }
 
     impl Waits for Counted {
@@ -107,10 +92,6 @@ mod tests {
         fn has_ended(&self) {
             self.waiting.set(self.waiting.get() - 1);
         }
-
-        fn is_in_vain(&self) -> bool {
-            self.is_in_vain.get()
-        }
     }
 
     #[test]
@@ -119,10 +100,7 @@ mod tests {
         let _outer = on_this_thread(Rc::clone(&outer) as _);
         let inner_known = on_this_thread(Rc::clone(&inner) as _);
         assert_eq!(wait(|| (outer.waiting.get(), inner.waiting.get())), (1, 1));
-        inner.is_in_vain.set(true);
-        assert!(is_in_vain());
         drop(inner_known);
-        assert!(!is_in_vain());
         assert_eq!(wait(|| (outer.waiting.get(), inner.waiting.get())), (1, 0));
         assert_eq!(outer.waiting.get(), 0);
     }

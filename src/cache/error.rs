@@ -73,9 +73,6 @@ pub enum FetchError {
     /// Too many fetches wait already.
     #[error("too many fetches are waiting")]
     Overloaded,
-    /// Nobody wants the answer any more, and others need the thread that waits for it.
-    #[error("the client has gone")]
-    InVain,
     /// Upstream's answer did not begin in time.
     #[error("upstream's answer did not begin within {0:?}")]
     Late(Duration),
@@ -120,7 +117,6 @@ impl FetchError {
             Self::Cut { .. } | Self::Sealing(_) | Self::Overloaded | Self::Late(_) => true,
             Self::Staging(_) | Self::Unproven(_) | Self::Abandoned => true,
             Self::Lost(_) | Self::Damaged => true,
-            Self::InVain => false,
         }
     }
 }

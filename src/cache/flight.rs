@@ -284,7 +284,6 @@ impl FlightReader {
     /// run out before.
     pub fn head(&self, deadline: Instant, patience: Duration) -> Option<Begun> {
         let patience = Patience::new(patience);
-        let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
             let left = deadline.saturating_duration_since(Instant::now());
@@ -304,10 +303,7 @@ impl FlightReader {
                 return None;
             }
             state.await_bytes(1);
-            state = match self.wait(state, left.min(patience.left()), &mut look) {
-                Some(state) => state,
-                None => return Some(Begun::Ended(End::Failed(Arc::new(FetchError::InVain)))),
-            };
+            state = self.wait(state, left.min(patience.left()));
         }
     }
 
@@ -366,7 +362,6 @@ impl FlightReader {
 
     fn landing_within(&self, patience: Duration) -> Option<End> {
         let patience = Patience::new(patience);
-        let mut look = Look::later();
         let mut state = lock(&self.flight.state);
         loop {
             let left = patience.left();
@@ -375,10 +370,7 @@ impl FlightReader {
                 None if left.is_zero() => return None,
                 None => {}
             }
-            state = match self.wait(state, left, &mut look) {
-                Some(state) => state,
-                None => return Some(End::Failed(Arc::new(FetchError::InVain))),
-            };
+            state = self.wait(state, left);
         }
     }
 
@@ -389,8 +381,7 @@ impl FlightReader {
         state.whole || announced.is_some_and(|len| state.written >= len)
     }
 
-    /// Waits until the flight has landed, at most for `patience`; says whether it has, or
-    /// whether the wait is in vain.
+    /// Waits until the flight has landed, at most for `patience`; says whether it has.
     pub fn has_landed_within(&self, patience: Duration) -> bool {
         self.landing_within(patience).is_some()
     }
@@ -435,7 +426,6 @@ impl FlightReader {
             return Ok(Some(state.readable()));
         }
         let (gathered_at, patience) = (Instant::now() + gather, Patience::new(patience));
-        let mut look = Look::later();
         loop {
             let (readable, gather) =
                 (state.readable(), gathered_at.saturating_duration_since(Instant::now()));
@@ -455,48 +445,21 @@ impl FlightReader {
             }
             state.await_bytes(wanted);
             let left = if gather.is_zero() { patience.left() } else { gather };
-            state = self.wait(state, left, &mut look).ok_or(FetchError::InVain)?;
+            state = self.wait(state, left);
         }
     }
 
-    /// Waits for a change, at most for `left` and until the next look, or looks if that is due;
-    /// `None` where the last look said that it is in vain. So the caller, who holds the state
-    /// against what it waits for before each call, is given what came before a look or during it.
+    /// Waits for a change, at most for `left`.
     fn wait<'a>(
         &'a self,
         mut state: MutexGuard<'a, State>,
         left: Duration,
-        look: &mut Look,
-    ) -> Option<MutexGuard<'a, State>> {
-        if look.is_in_vain {
-            return None;
-        }
-        let now = Instant::now();
-        if now < look.due {
-            state.waiting += 1;
-            let wait = || self.flight.changed.wait_timeout(state, left.min(look.due - now));
-            let mut state =
-                waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner).0;
-            state.waiting -= 1;
-            return Some(state);
-        }
-        // Nobody who writes is to wait for this look.
-        drop(state);
-        *look = Look { is_in_vain: waiting::is_in_vain(), ..Look::later() };
-        Some(lock(&self.flight.state))
-    }
-}
-
-/// When a reader that waits looks whether that is in vain, however often it is woken meanwhile,
-/// and what it saw last.
-struct Look {
-    due: Instant,
-    is_in_vain: bool,
-}
-
-impl Look {
-    fn later() -> Self {
-        Self { due: Instant::now() + waiting::LOOK_EVERY, is_in_vain: false }
+    ) -> MutexGuard<'a, State> {
+        state.waiting += 1;
+        let wait = || self.flight.changed.wait_timeout(state, left);
+        let mut state = waiting::wait(wait).unwrap_or_else(std::sync::PoisonError::into_inner).0;
+        state.waiting -= 1;
+        state
     }
 }
 

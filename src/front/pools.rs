@@ -114,11 +114,6 @@ impl Pools {
         self.main.queue.tick(now)
     }
 
-    /// Whether requests wait and no worker is left for them.
-    pub fn is_short(&self) -> bool {
-        self.main.queue.is_short()
-    }
-
     /// Ends what [`Pools::look_out`] began.
     pub fn stop_looking(&self) {
         self.main.queue.stop_looking();
@@ -372,11 +367,8 @@ mod tests {
         let release =
             with_waiting_jobs(&pools, WORKERS, |gate| waiting::wait(|| gate.recv().unwrap()));
         all_are_busy(&pools, WORKERS);
-        assert!(pools.submit(Lane::Main, Box::new(|| ())).is_ok());
-        assert!(pools.is_short());
         (0..WORKERS).for_each(|_| release.send(()).unwrap());
         assert!(pools.drain(PATIENCE));
-        assert!(!pools.is_short());
     }
 
     /// Finds something that is no job a number of times, and then a job.

@@ -112,8 +112,6 @@ fn status_of(why: &FetchError) -> (u16, Option<Duration>) {
         | FetchError::Damaged => (500, None),
         FetchError::Staging(StagingError::TooLong(_)) => (502, None),
         FetchError::Cut { .. } | FetchError::Sealing(_) | FetchError::Abandoned => (502, None),
-        // Nobody reads it.
-        FetchError::InVain => (503, None),
         FetchError::Overloaded | FetchError::Unproven(_) => (503, Some(RETRY_AFTER)),
     }
 }

@@ -239,12 +239,6 @@ impl Queue {
         true
     }
 
-    /// Whether jobs wait and no thread is left for them, nor on its way.
-    pub(super) fn is_short(&self) -> bool {
-        let waiting = self.lock();
-        waiting.jobs() > waiting.waking && waiting.asleep() == 0 && !waiting.is_looking
-    }
-
     pub(super) fn close(&self) {
         self.lock().is_closed = true;
         self.wake.notify_all();
@@ -297,21 +291,5 @@ impl Waits for PoolThread {
     fn has_ended(&self) {
         self.queue.told.fetch_sub(1, Ordering::SeqCst);
         self.queue.begins(self.number);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_queue_is_not_short_while_a_thread_is_on_its_way_to_each_job() {
-        let queue = Queue::new(1, 8);
-        // The one thread sleeps, and takes its time to wake.
-        queue.lock().sleepers = 1;
-        assert!(queue.push(Box::new(|| ())).is_ok());
-        assert!(!queue.is_short());
-        assert!(queue.push(Box::new(|| ())).is_ok());
-        assert!(queue.is_short());
     }
 }

@@ -5,7 +5,6 @@
 //! hand-over.
 
 use std::cell::{Cell, RefCell};
-use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -16,13 +15,12 @@ use super::connection::{Conn, Next, Ready};
 use super::head::{BodyFraming, Parsed};
 use super::refusal::Refusal;
 use super::reply::{Asked, Ending, Writer};
-use super::stream::{Pace, Peer, Stream};
+use super::stream::Pace;
 use super::table::Watch;
 use super::transfer::Wait;
 use super::{DRAIN_BYTES_MAX, Room, Shared};
-use crate::front::pools::{Job, Pools};
+use crate::front::pools::Job;
 use crate::front::wire::{Lane, Request};
-use crate::waiting::{self, Known, Waits};
 
 /// Requests of one connection that a worker answers in a row while other jobs wait.
 const IN_A_ROW_MAX: usize = 16;
@@ -217,7 +215,6 @@ fn wait_of_workers(shared: &Shared, room: Room) -> Wait {
 fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
     let Conn { stream, unfinished, .. } = conn;
     unfinished.end_wait();
-    let _known = Client::make_known(shared, stream);
     let mut wait = wait_of_workers(shared, shared.room());
     if shared.pools.queued() > 0 && !shared.is_stopping() {
         // It has had its turn already: a herd that is called at once must not hold the workers
@@ -238,33 +235,6 @@ fn go_on(shared: &Shared, conn: &mut Conn, gather: &mut Vec<u8>) -> After {
         (None, None) => return After::Drop,
     };
     ending.into()
-}
-
-/// Who waits for a reply.
-struct Client {
-    stream: Stream,
-    pools: Arc<Pools>,
-}
-
-impl Client {
-    /// Lets this thread's waits know the client until the guard is dropped, which must be
-    /// before the connection is another's: it keeps the socket open.
-    fn make_known(shared: &Shared, stream: &Stream) -> Known {
-        let client = Self { stream: stream.again(), pools: Arc::clone(&shared.pools) };
-        waiting::on_this_thread(Rc::new(client))
-    }
-}
-
-impl Waits for Client {
-    /// A client that has closed its side may still read, and is waited for as long as there are
-    /// workers to spare.
-    fn is_in_vain(&self) -> bool {
-        match self.stream.peer() {
-            Peer::Here => false,
-            Peer::Silent => self.pools.is_short(),
-            Peer::Gone => true,
-        }
-    }
 }
 
 /// What to do with a connection behind a reply.
@@ -335,7 +305,6 @@ fn answer(
     });
     let bytes_max = shared.bounds.body_bytes_max;
     let Conn { stream, input, unfinished, .. } = conn;
-    let _known = Client::make_known(shared, stream);
     let mut body = BodyReader::new(stream, input, &unread, framing, bytes_max, pace(read_stall));
     let stopping = &shared.stopping;
     let mut writer =

@@ -5,7 +5,6 @@
 use std::io::{self, IoSlice};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -14,18 +13,7 @@ use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags, Shutdown};
 
 /// A connected, non-blocking stream socket.
 #[derive(Debug)]
-pub(super) struct Stream(Arc<OwnedFd>);
-
-/// What is known of the other end.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) enum Peer {
-    /// It is there, as far as anybody can know.
-    Here,
-    /// It sends nothing any more. Most clients that do so have gone; some still read.
-    Silent,
-    /// It has gone.
-    Gone,
-}
+pub(super) struct Stream(OwnedFd);
 
 impl AsFd for Stream {
     fn as_fd(&self) -> BorrowedFd<'_> {
@@ -36,22 +24,7 @@ impl AsFd for Stream {
 impl Stream {
     /// Wraps a socket that was accepted with `SOCK_NONBLOCK`.
     pub(super) fn new(fd: OwnedFd) -> Self {
-        Self(Arc::new(fd))
-    }
-
-    /// The same socket once more, which is closed when both are dropped.
-    pub(super) fn again(&self) -> Self {
-        Self(Arc::clone(&self.0))
-    }
-
-    /// Looks whether somebody is still at the other end.
-    pub(super) fn peer(&self) -> Peer {
-        let mut polled = [PollFd::new(&self.0, PollFlags::RDHUP)];
-        match poll(&mut polled, Some(&Timespec { tv_sec: 0, tv_nsec: 0 })) {
-            Ok(_) if polled[0].revents().intersects(PollFlags::HUP | PollFlags::ERR) => Peer::Gone,
-            Ok(_) if polled[0].revents().contains(PollFlags::RDHUP) => Peer::Silent,
-            Ok(_) | Err(_) => Peer::Here,
-        }
+        Self(fd)
     }
 
     /// Appends what has arrived, at most `MOST` bytes, without waiting; 0 is the end. `into`

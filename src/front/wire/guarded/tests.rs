@@ -441,25 +441,6 @@ fn a_reply_that_goes_on_is_left_to_the_workers_though_their_queue_is_full() {
 }
 
 #[test]
-fn whoever_waits_for_a_client_that_has_gone_learns_of_it() {
-    let gate = Gate::new();
-    let server = start(Shelf::with_gate(&gate), bounds());
-    for (size, is_put_down) in [(100_000, false), (9_000_000, true)] {
-        let mut client = Client::connect(server.address);
-        client.send(&format!("GET /wait-unknown/{size} HTTP/1.0\r\n\r\n"));
-        within("it is begun", || gate.untold() == 1);
-        if is_put_down {
-            within("it is put down", || server.pools.busy() == 0);
-        }
-        client.stream().read_exact(&mut vec![0; size]).unwrap();
-        within("it waits for more", || server.pools.busy() == 1);
-        rustix::net::sockopt::set_socket_linger(client.stream(), Some(Duration::ZERO)).unwrap();
-        drop(client);
-        within("the wait has ended", || gate.untold() == 0 && server.pools.busy() == 0);
-    }
-}
-
-#[test]
 fn replies_are_put_down_again_only_while_there_is_room_for_what_they_keep() {
     let gate = Gate::new();
     let guarded = GuardedBounds { put_down_bytes_max: 10_000, ..GuardedBounds::default() };

@@ -67,18 +67,6 @@ impl Gate {
         std::mem::take(&mut self.refused.lock().unwrap())
     }
 
-    /// Waits for the opening; `false` where nobody wants it any more.
-    fn wait_while_wanted(&self) -> bool {
-        let mut is_open = self.is_open.lock().unwrap();
-        while !*is_open {
-            if waiting::is_in_vain() {
-                return false;
-            }
-            is_open = self.changed.wait_timeout(is_open, Duration::from_millis(5)).unwrap().0;
-        }
-        true
-    }
-
     fn pass(&self) {
         let is_open = self.is_open.lock().unwrap();
         drop(self.changed.wait_timeout_while(is_open, PATIENCE, |is_open| !*is_open).unwrap());
@@ -246,10 +234,10 @@ impl Source for Pieces {
         if len == 0 {
             return match &self.end {
                 End::Whole => Ok(None),
-                End::Wait(gate) => match waiting::wait(|| gate.wait_while_wanted()) {
-                    true => Ok(None),
-                    false => Err(BodyError::Cut("nobody wants it".into())),
-                },
+                End::Wait(gate) => {
+                    waiting::wait(|| gate.pass());
+                    Ok(None)
+                }
                 End::Cut => Err(BodyError::Cut("on purpose".into())),
                 End::Panic => panic!("on purpose"),
             };
