@@ -86,11 +86,6 @@ impl Remote {
         matches!(self.kind, Kind::Local)
     }
 
-    /// Whether what is stored of it came from an upstream, rather than from uploads.
-    pub fn has_upstream(&self) -> bool {
-        !self.is_local()
-    }
-
     /// Whether a path may be fetched, or uploaded to a local repository.
     ///
     /// A local repository without include patterns takes every path that is not excluded: what

@@ -43,11 +43,7 @@ pub fn stats(cache: &Cache, metrics: &Metrics) -> Result<Value, IndexError> {
 
 /// What counts for the bound of the whole cache.
 fn bounded(plan: &SpacePlan, usage: &BTreeMap<RemoteName, Usage>) -> u64 {
-    let counts = |name: &RemoteName| {
-        let remote = plan.remotes.by_name.get(name);
-        remote.is_some_and(|remote| !remote.is_local())
-    };
-    usage.iter().filter(|(name, _)| counts(name)).map(|(_, usage)| usage.bytes).sum()
+    usage.iter().filter(|(name, _)| plan.has_cached(name)).map(|(_, usage)| usage.bytes).sum()
 }
 
 /// What holds for a remote; one that is not configured keeps what it has.

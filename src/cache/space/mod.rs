@@ -51,12 +51,12 @@ pub struct SpacePlan {
 impl SpacePlan {
     /// The remotes whose artifacts may go: not the local repositories.
     fn cached(&self) -> impl Iterator<Item = &Arc<Remote>> {
-        self.remotes.by_name.values().filter(|remote| remote.has_upstream())
+        self.remotes.by_name.values().filter(|remote| !remote.is_local())
     }
 
     /// Whether a remote of this name is configured and no local repository.
-    pub(super) fn has_cached(&self, name: &RemoteName) -> bool {
-        self.remotes.by_name.get(name).is_some_and(|remote| remote.has_upstream())
+    pub fn has_cached(&self, name: &RemoteName) -> bool {
+        self.remotes.by_name.get(name).is_some_and(|remote| !remote.is_local())
     }
 
     /// The smallest bound that a file of this remote must fit in.
