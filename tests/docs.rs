@@ -51,7 +51,8 @@ fn metrics() -> String {
     metrics.set_config_refused("remotes", false);
     let failing = BTreeMap::from([(remote.clone(), 0)]);
     let usage = BTreeMap::from([(remote, Usage::default())]);
-    let text = metrics.render(&Now { usage, failing, ..Now::default() });
+    let answering = vec![("index", true)];
+    let text = metrics.render(&Now { usage, failing, answering, ..Now::default() });
     let mut table = "| metric | what |\n|---|---|\n".to_owned();
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, help) = line.split_once(' ').expect("each has words");
@@ -62,6 +63,15 @@ fn metrics() -> String {
     table
 }
 
+/// The table of the values that the label `outcome` has.
+fn outcomes() -> String {
+    let row = |answered: &Answered| {
+        format!("| `{}` | {} |\n", answered.as_str(), answered.meaning().trim_end_matches('.'))
+    };
+    let head = "| outcome | what |\n|---|---|\n".to_owned();
+    head + &Answered::ALL.iter().map(row).collect::<String>()
+}
+
 #[test]
 fn readme_has_the_tables_of_the_code() {
     let readme = std::fs::read_to_string(README).expect("there is a README");
@@ -70,6 +80,7 @@ fn readme_has_the_tables_of_the_code() {
     right = with_section(&right, "settings", &key::markdown(SETTINGS));
     right = with_section(&right, "formats", &formats::markdown());
     right = with_section(&right, "metrics", &metrics());
+    right = with_section(&right, "outcomes", &outcomes());
     if std::env::var_os("UPDATE_DOCS").is_some() {
         std::fs::write(README, &right).expect("README can be written");
     }

@@ -34,8 +34,8 @@ impl Waits {
     }
 }
 
-/// The counters of one cache.
-#[derive(Debug, Default)]
+/// The counters of one cache; a clone counts the same.
+#[derive(Debug, Clone, Default)]
 pub struct Counters {
     /// Fetches that asked upstream, by remote.
     pub fetches: ByRemote,

@@ -1,12 +1,15 @@
 //! Metrics in the Prometheus text format.
+//!
+//! Each metric is named once, in the table that shows it: a scrape builds its registry from what
+//! is counted and what is measured at that moment, and throws it away.
 
 use std::collections::BTreeMap;
-use std::sync::Mutex;
 
+use prometheus_client::encoding::text;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
-use prometheus_client::metrics::gauge::Gauge;
-use prometheus_client::registry::{Registry, Unit};
+use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::registry::{Metric, Registry, Unit};
 
 use super::Answered;
 use crate::artifact::RemoteName;
@@ -15,27 +18,18 @@ use crate::cache::counters::Counters;
 use crate::index::Usage;
 
 type Labelled = Family<Vec<(&'static str, String)>, Counter>;
-/// Gauges of remotes that have something stored.
-type ByRemoteNow = Family<Vec<(&'static str, String)>, Gauge>;
-
-/// Gauges that are 0 or 1.
-type Switches = Family<Vec<(&'static str, &'static str)>, Gauge>;
+/// Gauges by one label, whose values are bounded.
+type By = Family<[(&'static str, String); 1], Gauge>;
 
 /// The metrics of the program.
 #[derive(Debug)]
 pub struct Metrics {
-    // Guards the registry, which is only read after the start, and the gauges while they are set
-    // and read; nothing else is taken meanwhile.
-    registry: Mutex<Registry>,
+    cache: Counters,
+    tiers: Tiers,
     requests: Labelled,
     bytes: Labelled,
     refusals: Labelled,
-    gauges: Gauges,
-    cache_bytes: ByRemoteNow,
-    cache_artifacts: ByRemoteNow,
-    upstreams_failing: ByRemoteNow,
-    backend_up: Switches,
-    config_refused: Switches,
+    config_refused: By,
 }
 
 /// What is measured at the moment of asking.
@@ -61,132 +55,16 @@ pub struct Now {
     pub answering: Vec<(&'static str, bool)>,
 }
 
-#[derive(Debug, Default)]
-struct Gauges {
-    flights: Gauge,
-    fetches_queued: Gauge,
-    busy_workers: Gauge,
-    queued: Gauge,
-    waiting: Gauge,
-    staging_bytes: Gauge,
-}
-
 impl Metrics {
-    /// Names the cache's counters, those of tiers before the store, and those of the front.
+    /// Shows the cache's counters and those of tiers before the store, beside those of the front.
     pub fn new(cache: &Counters, tiers: &Tiers) -> Self {
-        let mut registry = Registry::with_prefix("artifactapi");
-        let (requests, bytes, gauges) =
-            (Labelled::default(), Labelled::default(), Gauges::default());
-        registry.register("requests", "Requests by remote and outcome", requests.clone());
-        registry.register_with_unit(
-            "sent",
-            "Bytes of bodies sent to clients, by remote and outcome",
-            Unit::Bytes,
-            bytes.clone(),
-        );
-        let refusals = Labelled::default();
-        registry.register(
-            "refusals",
-            "Answers of the listener itself to what never became a request, by status",
-            refusals.clone(),
-        );
-        let c = cache;
-        registry.register("fetches", "Fetches that asked upstream, by remote", c.fetches.clone());
-        registry.register(
-            "fetch_failures",
-            "Fetches that failed, by remote",
-            c.fetch_failures.clone(),
-        );
-        registry.register_with_unit(
-            "fetched",
-            "Bytes that came from upstream, by remote",
-            Unit::Bytes,
-            c.fetched_bytes.clone(),
-        );
-        registry.register_with_unit(
-            "upstream_head",
-            "Waits for the head of upstream's answer, tries again and redirects included, by remote",
-            Unit::Seconds,
-            c.upstream_head.0.clone(),
-        );
-        for (name, help, family) in [
-            ("evicted", "Artifacts taken out to keep a bound, by remote", &c.evicted),
-            ("without_room", "Whole bodies that found no room, by remote", &c.without_room),
-        ] {
-            registry.register(name, help, family.clone());
-        }
-        registry.register_with_unit(
-            "evicted",
-            "Bytes of artifacts taken out to keep a bound, by remote",
-            Unit::Bytes,
-            c.evicted_bytes.clone(),
-        );
-        let (cache_bytes, cache_artifacts) = (ByRemoteNow::default(), ByRemoteNow::default());
-        for (name, help, family) in [
-            ("cache_bytes", "Bytes of stored artifacts, by remote", &cache_bytes),
-            ("cache_artifacts", "Stored artifacts, by remote", &cache_artifacts),
-        ] {
-            registry.register(name, help, family.clone());
-        }
-        let upstreams_failing = ByRemoteNow::default();
-        registry.register(
-            "upstreams_failing",
-            "Base URLs that keep failing and are asked only now and then, by remote",
-            upstreams_failing.clone(),
-        );
-        let (backend_up, config_refused) = (Switches::default(), Switches::default());
-        for (name, help, family) in [
-            ("backend_up", "1 if it answers, as in /health, by backend", &backend_up),
-            (
-                "config_refused",
-                "1 if the newest version of the file cannot be used, and the one before is in force",
-                &config_refused,
-            ),
-        ] {
-            registry.register(name, help, family.clone());
-        }
-        for (name, help, counter) in [
-            ("fetches_resumed", "Cut bodies that went on with a Range request", &c.resumed),
-            ("unstored", "Whole bodies that were not stored", &c.unstored),
-            ("healed", "Entries forgotten because their blob was gone", &c.healed),
-            ("index_errors", "Questions the index did not answer", &c.index_errors),
-            ("blob_errors", "Questions the store did not answer", &c.blob_errors),
-            ("orphans_removed", "Blobs without a row that a sweep removed", &c.orphans_removed),
-            ("uses_dropped", "Uses that were not recorded", &c.uses_dropped),
-        ] {
-            registry.register(name, help, counter.clone());
-        }
-        for (name, help, family) in [
-            ("tier_hits", "Reads that a tier before the store served, by tier", &tiers.hits),
-            ("tier_misses", "Reads that went to the store behind, by tier", &tiers.misses),
-            ("tier_fills", "Blobs that were brought into a tier, by tier", &tiers.fills),
-            ("tier_failures", "Blobs that a tier could not take or give", &tiers.failures),
-            ("tier_evictions", "Blobs that made room for others, by tier", &tiers.evictions),
-        ] {
-            registry.register(name, help, family.clone());
-        }
-        registry.register("tier_bytes", "Bytes in a tier now, by tier", tiers.bytes.clone());
-        for (name, help, gauge) in [
-            ("flights", "Fetches in the air", &gauges.flights),
-            ("fetches_queued", "Fetches that wait for a thread", &gauges.fetches_queued),
-            ("busy_workers", "Workers that are serving", &gauges.busy_workers),
-            ("queued", "Requests that wait for a worker", &gauges.queued),
-            ("waiting", "Requests that wait for upstream, without a worker", &gauges.waiting),
-            ("staging_bytes", "Bytes reserved in staging", &gauges.staging_bytes),
-        ] {
-            registry.register(name, help, gauge.clone());
-        }
         Self {
-            registry: Mutex::new(registry),
-            requests,
-            bytes,
-            refusals,
-            gauges,
-            cache_bytes,
-            cache_artifacts,
-            upstreams_failing,
-            backend_up,
-            config_refused,
+            cache: cache.clone(),
+            tiers: tiers.clone(),
+            requests: Labelled::default(),
+            bytes: Labelled::default(),
+            refusals: Labelled::default(),
+            config_refused: By::default(),
         }
     }
 
@@ -218,44 +96,158 @@ impl Metrics {
 
     /// Says whether the newest version of a configuration file could be used.
     pub fn set_config_refused(&self, file: &'static str, is_refused: bool) {
-        self.config_refused.get_or_create(&vec![("file", file)]).set(i64::from(is_refused));
+        set(&self.config_refused, "file", file, u64::from(is_refused));
     }
 
     /// The text for a scrape.
     pub fn render(&self, now: &Now) -> String {
-        // Held to the end: of two scrapes at once, none sees what the other puts in place.
-        let registry = self.registry.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let set = |gauge: &Gauge, value: u64| {
-            gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
-        };
-        let set_of = |family: &ByRemoteNow, remote: &RemoteName, value: u64| {
-            set(&family.get_or_create_owned(&vec![("remote", remote.to_string())]), value);
-        };
-        // A remote that is gone is not shown with what it had.
-        self.cache_bytes.clear();
-        self.cache_artifacts.clear();
-        for (remote, usage) in &now.usage {
-            set_of(&self.cache_bytes, remote, usage.bytes);
-            set_of(&self.cache_artifacts, remote, usage.artifacts);
-        }
-        self.upstreams_failing.clear();
-        for (remote, count) in &now.failing {
-            set_of(&self.upstreams_failing, remote, *count as u64);
-        }
-        for (backend, answers) in &now.answering {
-            self.backend_up.get_or_create(&vec![("backend", backend)]).set(i64::from(*answers));
-        }
-        set(&self.gauges.flights, now.flights as u64);
-        set(&self.gauges.fetches_queued, now.fetches_queued as u64);
-        set(&self.gauges.busy_workers, now.busy_workers as u64);
-        set(&self.gauges.queued, now.queued as u64);
-        set(&self.gauges.waiting, now.waiting as u64);
-        set(&self.gauges.staging_bytes, now.staging_bytes);
+        let mut registry = Registry::with_prefix("artifactapi");
+        self.show_traffic(&mut registry);
+        self.show_cache(&mut registry, now);
+        self.show_tiers(&mut registry);
+        show_load(&mut registry, now);
         let mut text = String::new();
-        prometheus_client::encoding::text::encode(&mut text, &registry)
-            .expect("writing to a String does not fail");
+        text::encode(&mut text, &registry).expect("writing to a String does not fail");
         text
     }
+
+    fn show_traffic(&self, to: &mut Registry) {
+        let c = &self.cache;
+        show(to, [("requests", "Requests by remote and outcome", &self.requests)]);
+        let sent = "Bytes of bodies sent to clients, by remote and outcome";
+        show_in(to, Unit::Bytes, [("sent", sent, &self.bytes)]);
+        let refusals = "Answers of the listener itself to what never became a request, by status";
+        show(to, [("refusals", refusals, &self.refusals)]);
+        show(
+            to,
+            [
+                ("fetches", "Fetches that asked upstream, by remote", &c.fetches),
+                ("fetch_failures", "Fetches that failed, by remote", &c.fetch_failures),
+            ],
+        );
+        let fetched = "Bytes that came from upstream, by remote";
+        show_in(to, Unit::Bytes, [("fetched", fetched, &c.fetched_bytes)]);
+        let head = "Waits for the head of upstream's answer, tries again and redirects included, by remote";
+        show_in(to, Unit::Seconds, [("upstream_head", head, &c.upstream_head.0)]);
+    }
+
+    fn show_cache(&self, to: &mut Registry, now: &Now) {
+        let c = &self.cache;
+        show(
+            to,
+            [
+                ("evicted", "Artifacts taken out to keep a bound, by remote", &c.evicted),
+                ("without_room", "Whole bodies that found no room, by remote", &c.without_room),
+            ],
+        );
+        let evicted = "Bytes of artifacts taken out to keep a bound, by remote";
+        show_in(to, Unit::Bytes, [("evicted", evicted, &c.evicted_bytes)]);
+        let stored = |figure: fn(&Usage) -> u64| {
+            by("remote", now.usage.iter().map(|(remote, usage)| (remote.as_str(), figure(usage))))
+        };
+        let failing = now.failing.iter().map(|(remote, count)| (remote.as_str(), wide(*count)));
+        let up = now.answering.iter().map(|(backend, answers)| (*backend, u64::from(*answers)));
+        show(
+            to,
+            [
+                (
+                    "cache_bytes",
+                    "Bytes of stored artifacts, by remote",
+                    &stored(|usage| usage.bytes),
+                ),
+                (
+                    "cache_artifacts",
+                    "Stored artifacts, by remote",
+                    &stored(|usage| usage.artifacts),
+                ),
+                (
+                    "upstreams_failing",
+                    "Base URLs that keep failing and are asked only now and then, by remote",
+                    &by("remote", failing),
+                ),
+                ("backend_up", "1 if it answers, as in /health, by backend", &by("backend", up)),
+                (
+                    "config_refused",
+                    "1 if the newest version of the file cannot be used, and the one before is in force",
+                    &self.config_refused,
+                ),
+            ],
+        );
+        show(
+            to,
+            [
+                ("fetches_resumed", "Cut bodies that went on with a Range request", &c.resumed),
+                ("unstored", "Whole bodies that were not stored", &c.unstored),
+                ("healed", "Entries forgotten because their blob was gone", &c.healed),
+                ("index_errors", "Questions the index did not answer", &c.index_errors),
+                ("blob_errors", "Questions the store did not answer", &c.blob_errors),
+                ("orphans_removed", "Blobs without a row that a sweep removed", &c.orphans_removed),
+                ("uses_dropped", "Uses that were not recorded", &c.uses_dropped),
+            ],
+        );
+    }
+
+    fn show_tiers(&self, to: &mut Registry) {
+        let t = &self.tiers;
+        show(
+            to,
+            [
+                ("tier_hits", "Reads that a tier before the store served, by tier", &t.hits),
+                ("tier_misses", "Reads that went to the store behind, by tier", &t.misses),
+                ("tier_fills", "Blobs that were brought into a tier, by tier", &t.fills),
+                ("tier_failures", "Blobs that a tier could not take or give", &t.failures),
+                ("tier_evictions", "Blobs that made room for others, by tier", &t.evictions),
+            ],
+        );
+        show(to, [("tier_bytes", "Bytes in a tier now, by tier", &t.bytes)]);
+    }
+}
+
+fn show_load(to: &mut Registry, now: &Now) {
+    for (name, help, value) in [
+        ("flights", "Fetches in the air", wide(now.flights)),
+        ("fetches_queued", "Fetches that wait for a thread", wide(now.fetches_queued)),
+        ("busy_workers", "Workers that are serving", wide(now.busy_workers)),
+        ("queued", "Requests that wait for a worker", wide(now.queued)),
+        ("waiting", "Requests that wait for upstream, without a worker", wide(now.waiting)),
+        ("staging_bytes", "Bytes reserved in staging", now.staging_bytes),
+    ] {
+        to.register(name, help, ConstGauge::new(value));
+    }
+}
+
+/// Shows metrics of a kind: the name of each, what it tells, and what it is. A family says nothing
+/// before it has a value.
+fn show<M: Metric + Clone, const N: usize>(to: &mut Registry, table: [(&str, &str, &M); N]) {
+    for (name, help, metric) in table {
+        to.register(name, help, metric.clone());
+    }
+}
+
+/// The same for metrics in a unit, which becomes the end of their names.
+fn show_in<M: Metric + Clone, const N: usize>(
+    to: &mut Registry,
+    unit: Unit,
+    table: [(&str, &str, &M); N],
+) {
+    for (name, help, metric) in table {
+        to.register_with_unit(name, help, unit.clone(), metric.clone());
+    }
+}
+
+/// Gauges of this moment by a label.
+fn by<'a>(label: &'static str, values: impl Iterator<Item = (&'a str, u64)>) -> By {
+    let family = By::default();
+    values.for_each(|(of, value)| set(&family, label, of, value));
+    family
+}
+
+fn set(family: &By, label: &'static str, of: &str, value: u64) {
+    family.get_or_create(&[(label, of.to_owned())]).set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+fn wide(count: usize) -> u64 {
+    u64::try_from(count).unwrap_or(u64::MAX)
 }
 
 fn labels(remote: &str, answered: Answered) -> Vec<(&'static str, String)> {
