@@ -430,6 +430,8 @@ fn a_small_upload_in_chunks_needs_little_room() {
     let large = server.ask(&put_chunked("b", &noise(1, 1_100_000)));
     large.expect_error(507);
     assert!(large.text().contains("STAGING_BYTES_MAX"), "{}", large.text());
+    let failed = "artifactapi_requests_total{remote=\"own\",outcome=\"failed\"}";
+    eventually("it is no refusal", || server.metric(failed) == 1.0);
 }
 
 #[test]

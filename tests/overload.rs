@@ -273,6 +273,8 @@ fn a_remote_whose_upstream_never_answers_leaves_threads_and_places_to_the_others
     let refused = server.ask(&Ask::get("/api/silent/one-more"));
     refused.expect_error(503);
     assert!(refused.header("retry-after").is_some(), "{:?}", refused.head);
+    let shed = "artifactapi_requests_total{remote=\"silent\",outcome=\"shed\"}";
+    eventually("it is counted", || server.metric(shed) == 1.0);
     for n in 0..20 {
         upstream.serve(&format!("/{n}"), Answer::file(b"bytes"));
         server.ask(&Ask::get(&format!("/api/files/{n}"))).expect(200, b"bytes");

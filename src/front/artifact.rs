@@ -12,7 +12,8 @@ use super::wire::{Reply, RequestHead};
 use crate::artifact::ArtifactPath;
 use crate::body::{Body, BodyError};
 use crate::cache::{
-    Boarding, Bytes, Cache, CacheError, Coming, Found, OpenError, Representation, Sought, Target,
+    Boarding, Bytes, Cache, CacheError, Coming, FetchError, Found, OpenError, Representation,
+    Sought, Target,
 };
 use crate::ops::Answered;
 use crate::policy::media_type;
@@ -113,6 +114,9 @@ impl Search {
                 (reply.header("Location", folder_beside(&self.path)), Answered::Absent)
             }
             CacheError::Absent | CacheError::Offline => (reply, Answered::Absent),
+            CacheError::Fetch(why) if matches!(**why, FetchError::Overloaded) => {
+                (reply, Answered::Shed)
+            }
             _ => (reply, Answered::Failed),
         };
         Progress::Answered(reply, answered)

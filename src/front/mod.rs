@@ -178,8 +178,10 @@ impl Front {
                 Err(Problem::new(404, "there is nothing here: GET / lists the endpoints"))
             }
         };
-        let (reply, answered) =
-            answer.unwrap_or_else(|problem| (problem.reply(), Answered::Refused));
+        let (reply, answered) = answer.unwrap_or_else(|problem| {
+            let answered = if problem.status < 500 { Answered::Refused } else { Answered::Failed };
+            (problem.reply(), answered)
+        });
         Step::Answered(audience.mark(reply), answered)
     }
 
