@@ -52,6 +52,15 @@ pub struct Expect {
     pub checksum: Option<Checksum>,
 }
 
+/// How much a file system holds.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Disk {
+    /// Bytes that are left for us.
+    pub free_bytes: u64,
+    /// Bytes that it has.
+    pub size_bytes: u64,
+}
+
 /// Why bytes can't be staged.
 #[derive(Debug, thiserror::Error)]
 pub enum StagingError {
@@ -136,7 +145,7 @@ impl Staging {
     /// system's.
     pub fn begin(&self, expect: Expect) -> Result<StagedFile, StagingError> {
         let len = expect.len.unwrap_or(0);
-        if len >= ASKED_ABOUT_BYTES_MIN && self.free_bytes().is_some_and(|free| free < len) {
+        if len >= ASKED_ABOUT_BYTES_MIN && self.disk().is_some_and(|disk| disk.free_bytes < len) {
             return Err(self.full(len));
         }
         let reservation = Reservation { staging: self.clone(), bytes: AtomicU64::new(0) };
@@ -157,10 +166,11 @@ impl Staging {
         })
     }
 
-    /// What the file system has left for us; `None` where it does not say.
-    pub fn free_bytes(&self) -> Option<u64> {
+    /// The file system that staged files lie on; `None` where it does not say.
+    pub fn disk(&self) -> Option<Disk> {
         let disk = rustix::fs::statvfs(&self.inner.folder).ok()?;
-        Some(disk.f_bavail.saturating_mul(disk.f_frsize))
+        let bytes = |blocks: u64| blocks.saturating_mul(disk.f_frsize);
+        Some(Disk { free_bytes: bytes(disk.f_bavail), size_bytes: bytes(disk.f_blocks) })
     }
 
     /// Creates a file, in a new folder where somebody took the folder away.

@@ -216,6 +216,12 @@ fn metrics_count_requests_by_remote_and_outcome() {
     for part in ["requests", "bytes", "fetches", "flights", "busy_workers", "queued", "staging"] {
         assert!(text.contains(part), "no {part} in {text}");
     }
+    for bound in ["workers", "connections_max", "staging_bytes_max", "disk_size_bytes"] {
+        assert!(server.metric(&format!("artifactapi_{bound}")) > 0.0, "no {bound} in {text}");
+    }
+    eventually("only who asks is connected", || server.metric("artifactapi_connections") == 1.0);
+    let hits = "artifactapi_reply_start_seconds_count{outcome=\"hit\"}";
+    assert_eq!(server.metric(hits), 2.0);
     // A name that a client makes up never becomes a label.
     server.get("/api/made-up-by-a-client/a").expect_error(404);
     assert!(!server.get("/metrics").text().contains("made-up"));

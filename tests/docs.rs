@@ -13,6 +13,7 @@ use artifactapi::formats;
 use artifactapi::index::Usage;
 use artifactapi::ops::Answered;
 use artifactapi::ops::metrics::{Metrics, Now};
+use artifactapi::staging::Disk;
 
 use crate::support::server::PROGRAM;
 
@@ -46,19 +47,30 @@ fn metrics() -> String {
     counters.upstream_head.observe(&remote, Duration::ZERO);
     tiers.of("memory").hits.inc();
     let metrics = Metrics::new(&counters, &tiers);
-    metrics.count("alpine", Answered::Own, 1);
+    metrics.count("alpine", Answered::Own, 1, Duration::ZERO);
     metrics.count_refusal(400);
     metrics.set_config_refused("remotes", false);
-    let failing = BTreeMap::from([(remote.clone(), 0)]);
-    let usage = BTreeMap::from([(remote, Usage::default())]);
-    let answering = vec![("index", true)];
-    let text = metrics.render(&Now { usage, failing, answering, ..Now::default() });
+    let text = metrics.render(&Now {
+        usage: BTreeMap::from([(remote.clone(), Usage::default())]),
+        usage_max: BTreeMap::from([(remote.clone(), 0)]),
+        failing: BTreeMap::from([(remote, 0)]),
+        answering: vec![("index", true)],
+        connections: Some(0),
+        connections_max: Some(0),
+        disk: Some(Disk::default()),
+        bounded_bytes_max: Some(0),
+        ..Now::default()
+    });
     let mut table = "| metric | what |\n|---|---|\n".to_owned();
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, help) = line.split_once(' ').expect("each has words");
-        let is_counter = text.contains(&format!("# TYPE {name} counter"));
-        let total = if is_counter { "_total" } else { "" };
-        table += &format!("| `{name}{total}` | {} |\n", help.trim_end_matches('.'));
+        let is_a = |kind: &str| text.contains(&format!("# TYPE {name} {kind}\n"));
+        let end = match () {
+            () if is_a("counter") => "_total",
+            () if is_a("info") => "_info",
+            () => "",
+        };
+        table += &format!("| `{name}{end}` | {} |\n", help.trim_end_matches('.'));
     }
     table
 }

@@ -108,7 +108,7 @@ impl Exchange {
             .map(|target| target.remote.name.clone());
         move |sent: Sent| {
             let remote = remote.as_ref().map(RemoteName::as_str);
-            metrics.count(remote.unwrap_or_default(), answered, sent.body_bytes);
+            metrics.count(remote.unwrap_or_default(), answered, sent.body_bytes, waited);
             access_log::write(&Line {
                 method: &head.method,
                 target: &head.target,

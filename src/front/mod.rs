@@ -5,7 +5,7 @@
 //! line and one count.
 
 use std::io::Read;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Instant;
 
 use crate::artifact::{ArtifactPath, BadPath};
@@ -44,7 +44,7 @@ use exchange::{Audience, Exchange, Step};
 use pools::Pools;
 use reply::{NO_STORE, Problem, json};
 use route::{Route, query_value, refuse_others, switch};
-use wire::{Lane, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
+use wire::{Lane, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Service};
 
 /// The parameters of `GET /artifacts/{remote}`.
 const LIST_PARAMETERS: &[&str] = &["include_pattern", "prefix", "limit", "cursor"];
@@ -73,6 +73,8 @@ pub struct Front {
     pub settings: serde_json::Value,
     /// The pools that serve, for the gauges.
     pub pools: Arc<Pools>,
+    /// The listener that it stands above, for the gauges, as soon as there is one.
+    pub listener: OnceLock<Weak<dyn Listener>>,
     /// Who may do what.
     pub access: Arc<Access>,
     /// The log of what never became a request.
@@ -266,16 +268,18 @@ impl Front {
         let failing = catalog.targets.values().filter_map(|target| {
             Some((target.remote.name.clone(), target.upstream.as_ref()?.failing()))
         });
+        let listener = self.listener.get().and_then(Weak::upgrade);
+        let connections = listener.and_then(|listener| listener.connections());
         let text = self.metrics.render(&metrics::Now {
-            flights: self.cache.flight_count(),
-            fetches_queued: self.cache.fetches_queued(),
+            workers: self.pools.workers(),
             busy_workers: self.pools.busy(),
             queued: self.pools.queued(),
             waiting: self.pools.outside(),
-            staging_bytes: self.cache.ports().staging.reserved_bytes(),
-            usage: self.cache.space().usage(),
+            connections: connections.map(|connections| connections.open),
+            connections_max: connections.map(|connections| connections.max),
             failing: failing.collect(),
             answering: self.health.answering(),
+            ..metrics::Now::of(&self.cache)
         });
         Reply::new(200, Body::from_bytes(text))
             .header("Content-Type", metrics::CONTENT_TYPE)

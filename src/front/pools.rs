@@ -119,6 +119,11 @@ impl Pools {
         self.main.queue.stop_looking();
     }
 
+    /// Workers, whether they serve or not.
+    pub fn workers(&self) -> usize {
+        self.main.threads
+    }
+
     /// Workers that are serving now.
     pub fn busy(&self) -> usize {
         self.main.running.load(Ordering::Relaxed)
@@ -163,7 +168,8 @@ struct Pool {
     // look between the two.
     pending: Arc<AtomicUsize>,
     running: Arc<AtomicUsize>,
-    _threads: ThreadPool,
+    threads: usize,
+    _pool: ThreadPool,
 }
 
 impl Pool {
@@ -180,7 +186,7 @@ impl Pool {
                 (Arc::clone(&queue), Arc::clone(&pending), Arc::clone(&running));
             pool.execute(move || run_jobs(worker, &queue, &pending, &running));
         }
-        Self { queue, pending, running, _threads: pool }
+        Self { queue, pending, running, threads, _pool: pool }
     }
 
     fn submit(&self, job: Job) -> Result<(), Job> {

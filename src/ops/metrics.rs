@@ -4,20 +4,30 @@
 //! is counted and what is measured at that moment, and throws it away.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
-use prometheus_client::encoding::text;
+use prometheus_client::encoding::{EncodeLabelSet, LabelSetEncoder, text};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::{ConstGauge, Gauge};
+use prometheus_client::metrics::histogram::Histogram;
+use prometheus_client::metrics::info::Info;
 use prometheus_client::registry::{Metric, Registry, Unit};
 
-use super::Answered;
+use super::{Answered, process, stats};
 use crate::artifact::RemoteName;
 use crate::blob::Tiers;
+use crate::cache::Cache;
 use crate::cache::counters::Counters;
 use crate::index::Usage;
+use crate::staging::Disk;
 
-type Labelled = Family<Vec<(&'static str, String)>, Counter>;
+/// Bounds of waits for a reply in seconds: a hit, and a fetch that ran into its timeout.
+const WAITS: [f64; 10] = [0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0, 10.0, 60.0];
+
+/// Counters of requests.
+type Ended = Family<Ending, Counter>;
 /// Gauges by one label, whose values are bounded.
 type By = Family<[(&'static str, String); 1], Gauge>;
 
@@ -26,10 +36,37 @@ type By = Family<[(&'static str, String); 1], Gauge>;
 pub struct Metrics {
     cache: Counters,
     tiers: Tiers,
-    requests: Labelled,
-    bytes: Labelled,
-    refusals: Labelled,
+    requests: Ended,
+    bytes: Ended,
+    reply_start: Family<How, Histogram, fn() -> Histogram>,
+    refusals: Family<[(&'static str, String); 1], Counter>,
     config_refused: By,
+    started: Option<f64>,
+}
+
+/// How a request ended, and whose it was: labels.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Ending {
+    // The name of a configured remote, or empty: clients could make up any number.
+    remote: String,
+    how: How,
+}
+
+/// How a request ended: a label.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct How(Answered);
+
+impl EncodeLabelSet for Ending {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        [("remote", self.remote.as_str())].encode(encoder)?;
+        self.how.encode(encoder)
+    }
+}
+
+impl EncodeLabelSet for How {
+    fn encode(&self, encoder: &mut LabelSetEncoder<'_>) -> fmt::Result {
+        [("outcome", self.0.as_str())].encode(encoder)
+    }
 }
 
 /// What is measured at the moment of asking.
@@ -39,20 +76,61 @@ pub struct Now {
     pub flights: usize,
     /// Fetches that wait for a thread.
     pub fetches_queued: usize,
+    /// Workers.
+    pub workers: usize,
     /// Workers that are serving.
     pub busy_workers: usize,
     /// Requests that wait for a worker.
     pub queued: usize,
     /// Requests that wait for upstream without a worker.
     pub waiting: usize,
+    /// Connections of clients, where they are counted.
+    pub connections: Option<usize>,
+    /// The most there may be of those.
+    pub connections_max: Option<usize>,
     /// Bytes reserved in staging.
     pub staging_bytes: u64,
+    /// The most there may be of those.
+    pub staging_bytes_max: u64,
+    /// The file system of the data folder.
+    pub disk: Option<Disk>,
     /// What is stored of each remote that has something stored.
     pub usage: BTreeMap<RemoteName, Usage>,
+    /// The most bytes that a remote may have stored, of those that have a bound of their own.
+    pub usage_max: BTreeMap<RemoteName, u64>,
+    /// Bytes that count for the bound of all remotes together.
+    pub bounded_bytes: u64,
+    /// That bound.
+    pub bounded_bytes_max: Option<u64>,
     /// Base URLs that keep failing, of each remote that has an upstream.
     pub failing: BTreeMap<RemoteName, usize>,
     /// The backends that were asked already, and whether each answers.
     pub answering: Vec<(&'static str, bool)>,
+}
+
+impl Now {
+    /// What is measured of a cache.
+    pub fn of(cache: &Cache) -> Self {
+        let staging = &cache.ports().staging;
+        let (usage, plan) = (cache.space().usage(), cache.space().plan());
+        let own_bounds = plan
+            .remotes
+            .by_name
+            .values()
+            .filter_map(|remote| Some((remote.name.clone(), remote.keeping.max_bytes?)));
+        Self {
+            flights: cache.flight_count(),
+            fetches_queued: cache.fetches_queued(),
+            staging_bytes: staging.reserved_bytes(),
+            staging_bytes_max: staging.bytes_max(),
+            disk: staging.disk(),
+            usage_max: own_bounds.collect(),
+            bounded_bytes: stats::bounded(&plan, &usage),
+            bounded_bytes_max: plan.bytes_max,
+            usage,
+            ..Self::default()
+        }
+    }
 }
 
 impl Metrics {
@@ -61,35 +139,39 @@ impl Metrics {
         Self {
             cache: cache.clone(),
             tiers: tiers.clone(),
-            requests: Labelled::default(),
-            bytes: Labelled::default(),
-            refusals: Labelled::default(),
+            requests: Family::default(),
+            bytes: Family::default(),
+            reply_start: Family::new_with_constructor(|| Histogram::new(WAITS)),
+            refusals: Family::default(),
             config_refused: By::default(),
+            started: process::started(),
         }
     }
 
-    /// Counts a request; `remote` is the name of a configured remote, or empty.
-    pub fn count(&self, remote: &str, answered: Answered, body_bytes: u64) {
-        let labels = labels(remote, answered);
-        self.requests.get_or_create(&labels).inc();
-        self.bytes.get_or_create(&labels).inc_by(body_bytes);
+    /// Counts a request; `remote` is the name of a configured remote, or empty. Its reply began
+    /// after it had `waited` so long.
+    pub fn count(&self, remote: &str, answered: Answered, body_bytes: u64, waited: Duration) {
+        let ending = ending(remote, answered);
+        self.requests.get_or_create(&ending).inc();
+        self.bytes.get_or_create(&ending).inc_by(body_bytes);
+        self.reply_start.get_or_create(&ending.how).observe(waited.as_secs_f64());
     }
 
     /// Counts an answer that the listener gave by itself; its statuses are a fixed few.
     pub fn count_refusal(&self, status: u16) {
-        self.refusals.get_or_create(&vec![("status", status.to_string())]).inc();
+        self.refusals.get_or_create(&[("status", status.to_string())]).inc();
     }
 
     /// How many requests of a remote ended like this since the start.
     pub fn requests(&self, remote: &str, answered: Answered) -> u64 {
-        self.requests.get(&labels(remote, answered)).map_or(0, |counter| counter.get())
+        self.requests.get(&ending(remote, answered)).map_or(0, |counter| counter.get())
     }
 
     /// How many bytes of a remote's artifacts were sent to clients since the start; not those of
     /// listings, reports and errors.
     pub fn served_bytes(&self, remote: &str) -> u64 {
         let sent = Answered::SERVED.iter().filter_map(|answered| {
-            self.bytes.get(&labels(remote, *answered)).map(|counter| counter.get())
+            self.bytes.get(&ending(remote, *answered)).map(|counter| counter.get())
         });
         sent.sum()
     }
@@ -106,8 +188,19 @@ impl Metrics {
         self.show_cache(&mut registry, now);
         self.show_tiers(&mut registry);
         show_load(&mut registry, now);
+        show_space(&mut registry, now);
+        registry.register(
+            "build",
+            "1, by version",
+            Info::new([("version", env!("CARGO_PKG_VERSION"))]),
+        );
+        // All programs have the same names for these, without a prefix.
+        let mut of_process = Registry::default();
+        process::show(&mut of_process, self.started);
         let mut text = String::new();
-        text::encode(&mut text, &registry).expect("writing to a String does not fail");
+        text::encode_registry(&mut text, &registry)
+            .and_then(|()| text::encode(&mut text, &of_process))
+            .expect("writing to a String does not fail");
         text
     }
 
@@ -116,6 +209,9 @@ impl Metrics {
         show(to, [("requests", "Requests by remote and outcome", &self.requests)]);
         let sent = "Bytes of bodies sent to clients, by remote and outcome";
         show_in(to, Unit::Bytes, [("sent", sent, &self.bytes)]);
+        let start =
+            "Times from a worker's taking a request to the beginning of its reply, by outcome";
+        show_in(to, Unit::Seconds, [("reply_start", start, &self.reply_start)]);
         let refusals = "Answers of the listener itself to what never became a request, by status";
         show(to, [("refusals", refusals, &self.refusals)]);
         show(
@@ -154,6 +250,14 @@ impl Metrics {
                     "cache_bytes",
                     "Bytes of stored artifacts, by remote",
                     &stored(|usage| usage.bytes),
+                ),
+                (
+                    "cache_bytes_max",
+                    "The most bytes of stored artifacts, by remote that has cache.max_bytes",
+                    &by(
+                        "remote",
+                        now.usage_max.iter().map(|(remote, max)| (remote.as_str(), *max)),
+                    ),
                 ),
                 (
                     "cache_artifacts",
@@ -207,12 +311,41 @@ fn show_load(to: &mut Registry, now: &Now) {
     for (name, help, value) in [
         ("flights", "Fetches in the air", wide(now.flights)),
         ("fetches_queued", "Fetches that wait for a thread", wide(now.fetches_queued)),
+        ("workers", "Workers", wide(now.workers)),
         ("busy_workers", "Workers that are serving", wide(now.busy_workers)),
         ("queued", "Requests that wait for a worker", wide(now.queued)),
         ("waiting", "Requests that wait for upstream, without a worker", wide(now.waiting)),
-        ("staging_bytes", "Bytes reserved in staging", now.staging_bytes),
     ] {
         to.register(name, help, ConstGauge::new(value));
+    }
+    for (name, help, value) in [
+        ("connections", "Connections of clients (guarded listener)", now.connections),
+        ("connections_max", "The most connections of clients", now.connections_max),
+    ] {
+        value.inspect(|value| to.register(name, help, ConstGauge::new(wide(*value))));
+    }
+}
+
+fn show_space(to: &mut Registry, now: &Now) {
+    let (staged, staged_max) = (Some(now.staging_bytes), Some(now.staging_bytes_max));
+    let (free, size) = now.disk.map(|disk| (disk.free_bytes, disk.size_bytes)).unzip();
+    for (name, help, value) in [
+        ("staging_bytes", "Bytes reserved in staging", staged),
+        ("staging_bytes_max", "The most bytes reserved in staging", staged_max),
+        (
+            "cache_bounded_bytes",
+            "Bytes of stored artifacts that count for CACHE_MAX_BYTES",
+            Some(now.bounded_bytes),
+        ),
+        (
+            "cache_bounded_bytes_max",
+            "CACHE_MAX_BYTES; absent where that is unbounded",
+            now.bounded_bytes_max,
+        ),
+        ("disk_free_bytes", "Bytes that are left on the file system of DATA_DIR", free),
+        ("disk_size_bytes", "Bytes that the file system of DATA_DIR has", size),
+    ] {
+        value.inspect(|value| to.register(name, help, ConstGauge::new(*value)));
     }
 }
 
@@ -250,8 +383,8 @@ fn wide(count: usize) -> u64 {
     u64::try_from(count).unwrap_or(u64::MAX)
 }
 
-fn labels(remote: &str, answered: Answered) -> Vec<(&'static str, String)> {
-    vec![("remote", remote.to_owned()), ("outcome", answered.as_str().to_owned())]
+fn ending(remote: &str, answered: Answered) -> Ending {
+    Ending { remote: remote.to_owned(), how: How(answered) }
 }
 
 /// The media type of [`Metrics::render`].
@@ -268,10 +401,11 @@ mod tests {
         tiers.of("memory").hits.inc();
         tiers.of("memory").bytes.set(9);
         let metrics = Metrics::new(&Counters::default(), &tiers);
-        metrics.count("alpine", Answered::Cache(Outcome::Hit), 10);
-        metrics.count("alpine", Answered::Cache(Outcome::Hit), 5);
-        metrics.count("alpine", Answered::Own, 306);
-        metrics.count("alpine", Answered::Absent, 40);
+        let waited = Duration::from_millis(2);
+        metrics.count("alpine", Answered::Cache(Outcome::Hit), 10, waited);
+        metrics.count("alpine", Answered::Cache(Outcome::Hit), 5, waited * 10);
+        metrics.count("alpine", Answered::Own, 306, waited);
+        metrics.count("alpine", Answered::Absent, 40, waited);
         metrics.count_refusal(431);
         let counted = |outcome| metrics.requests("alpine", Answered::Cache(outcome));
         assert_eq!((counted(Outcome::Hit), counted(Outcome::Miss)), (2, 0));
@@ -287,6 +421,8 @@ mod tests {
         for line in [
             "artifactapi_requests_total{remote=\"alpine\",outcome=\"hit\"} 2",
             "artifactapi_sent_bytes_total{remote=\"alpine\",outcome=\"hit\"} 15",
+            "artifactapi_reply_start_seconds_bucket{le=\"0.003\",outcome=\"hit\"} 1",
+            "artifactapi_reply_start_seconds_count{outcome=\"hit\"} 2",
             "artifactapi_refusals_total{status=\"431\"} 1",
             "artifactapi_flights 2",
             "artifactapi_cache_bytes{remote=\"alpine\"} 7",
@@ -300,5 +436,65 @@ mod tests {
         ] {
             assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");
         }
+    }
+
+    #[test]
+    fn bounds_stand_beside_what_they_bound_and_are_absent_where_there_are_none() {
+        let metrics = Metrics::new(&Counters::default(), &Tiers::default());
+        let unbounded = metrics.render(&Now::default());
+        let named = |text: &str, name: &str| text.contains(&format!("\nartifactapi_{name} "));
+        for name in ["cache_bounded_bytes_max", "connections", "connections_max", "disk_free_bytes"]
+        {
+            assert!(!named(&unbounded, name), "{name} in {unbounded}");
+        }
+        let alpine: RemoteName = "alpine".parse().unwrap();
+        let text = metrics.render(&Now {
+            connections: Some(3),
+            connections_max: Some(4),
+            staging_bytes_max: 5,
+            disk: Some(Disk { free_bytes: 6, size_bytes: 7 }),
+            usage_max: BTreeMap::from([(alpine, 8)]),
+            bounded_bytes: 9,
+            bounded_bytes_max: Some(10),
+            workers: 11,
+            ..Now::default()
+        });
+        let version = env!("CARGO_PKG_VERSION");
+        for line in [
+            "connections 3",
+            "connections_max 4",
+            "staging_bytes_max 5",
+            "disk_free_bytes 6",
+            "disk_size_bytes 7",
+            "cache_bytes_max{remote=\"alpine\"} 8",
+            "cache_bounded_bytes 9",
+            "cache_bounded_bytes_max 10",
+            "workers 11",
+            &format!("build_info{{version=\"{version}\"}} 1"),
+        ] {
+            let line = format!("artifactapi_{line}");
+            assert!(text.lines().any(|l| l == line), "no line {line:?} in:\n{text}");
+        }
+    }
+
+    /// OpenMetrics: one family of a name, and its unit at the end of the name.
+    #[test]
+    fn each_family_is_there_once_and_named_by_its_unit() {
+        let text = Metrics::new(&Counters::default(), &Tiers::default()).render(&Now::default());
+        let mut names = std::collections::BTreeSet::new();
+        for line in text.lines() {
+            let mut words = line.split(' ');
+            match [words.next(), words.next(), words.next(), words.next()] {
+                [Some("#"), Some("TYPE"), Some(name), _] => {
+                    assert!(names.insert(name), "{name} is there twice");
+                }
+                [Some("#"), Some("UNIT"), Some(name), Some(unit)] => {
+                    assert!(name.ends_with(&format!("_{unit}")), "{line}");
+                }
+                _ => {}
+            }
+        }
+        assert!(names.contains("process_cpu_seconds"), "{text}");
+        assert!(text.ends_with("\n# EOF\n") && text.matches("# EOF").count() == 1, "{text}");
     }
 }

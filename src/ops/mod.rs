@@ -8,6 +8,7 @@ pub mod ask;
 pub mod cli;
 pub mod health;
 pub mod metrics;
+mod process;
 pub mod purge;
 pub mod stats;
 pub mod token;

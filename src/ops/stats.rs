@@ -42,7 +42,7 @@ pub fn stats(cache: &Cache, metrics: &Metrics) -> Result<Value, IndexError> {
 }
 
 /// What counts for the bound of the whole cache.
-fn bounded(plan: &SpacePlan, usage: &BTreeMap<RemoteName, Usage>) -> u64 {
+pub(super) fn bounded(plan: &SpacePlan, usage: &BTreeMap<RemoteName, Usage>) -> u64 {
     usage.iter().filter(|(name, _)| plan.has_cached(name)).map(|(_, usage)| usage.bytes).sum()
 }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 use crate::artifact::RemoteName;
@@ -111,7 +111,7 @@ pub enum StartError {
 #[derive(Debug)]
 pub struct App {
     settings: Settings,
-    listener: Box<dyn Listener>,
+    listener: Arc<dyn Listener>,
     addresses: String,
     pools: Arc<Pools>,
     cache: Arc<Cache>,
@@ -170,12 +170,17 @@ impl App {
             metrics: Arc::clone(&metrics),
             settings: serde_json::json!([settings.to_json(), engines.to_json()]),
             pools: Arc::clone(&pools),
+            listener: OnceLock::new(),
             refusals: Refusals::default(),
             access: Arc::clone(&access),
             body_bytes_max: settings.body_bytes_max,
         };
-        let (service, queue) = (Arc::new(front), Arc::clone(&pools));
+        let front = Arc::new(front);
+        let (service, queue) = (Arc::clone(&front), Arc::clone(&pools));
         let (listener, addresses) = listen(addresses, trusted_proxies, &settings, service, queue)?;
+        // Weak, because the listener has the front.
+        let watched_by_front = front.listener.set(Arc::downgrade(&listener));
+        debug_assert!(watched_by_front.is_ok(), "nobody else sets it");
         Ok(Self {
             settings,
             listener,
@@ -542,7 +547,7 @@ fn listen(
     settings: &Settings,
     service: Arc<dyn Service>,
     pools: Arc<Pools>,
-) -> Result<(Box<dyn Listener>, String), StartError> {
+) -> Result<(Arc<dyn Listener>, String), StartError> {
     match settings.http_front {
         HttpFront::Guarded => {
             let unix = addresses.iter().filter(|it| matches!(it, ListenAddr::Unix(_)));
@@ -556,7 +561,7 @@ fn listen(
             let listener = Guarded::bind(settings, pools, service)?;
             let chosen = listener.addresses().iter().map(SocketAddr::to_string);
             let named: Vec<_> = chosen.chain(unix).collect();
-            Ok((Box::new(listener), named.join(", ")))
+            Ok((Arc::new(listener), named.join(", ")))
         }
         HttpFront::TinyHttp => {
             let [ListenAddr::Tcp(address)] = addresses[..] else {
@@ -566,7 +571,7 @@ fn listen(
             let bounds = front_bounds(settings);
             let listener = TinyListener::bind(address, service, pools, bounds).map_err(failed)?;
             let chosen = listener.address().map_err(failed)?.to_string();
-            Ok((Box::new(listener), chosen))
+            Ok((Arc::new(listener), chosen))
         }
     }
 }

@@ -151,7 +151,7 @@ impl Keeper {
             return 0;
         }
         memory.free_asked = Some(Instant::now());
-        self.ports.staging.free_bytes().map_or(0, |free| min.saturating_sub(free))
+        self.ports.staging.disk().map_or(0, |disk| min.saturating_sub(disk.free_bytes))
     }
 
     fn plan(&self, memory: &mut Memory) -> SpacePlan {

@@ -29,7 +29,7 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, epoll, eventfd};
 use rustix::io::Errno;
 
-use super::{Bounds, Listener, Refused, Service, descriptors};
+use super::{Bounds, Connections, Listener, Refused, Service, descriptors};
 use crate::front::pools::Pools;
 
 mod address;
@@ -197,6 +197,11 @@ impl Listener for Guarded {
     fn stop(&self) {
         self.shared.stopping.store(true, Ordering::SeqCst);
         self.shared.wake_watcher();
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        let census = &self.shared.census;
+        Some(Connections { open: census.len(), max: census.max() })
     }
 }
 

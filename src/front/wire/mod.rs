@@ -186,6 +186,15 @@ pub trait Service: Send + Sync {
     fn refused(&self, refused: &Refused);
 }
 
+/// How many connections there are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Connections {
+    /// Now.
+    pub open: usize,
+    /// At most.
+    pub max: usize,
+}
+
 /// A listener that runs until it is stopped.
 pub trait Listener: std::fmt::Debug + Send + Sync {
     /// Accepts and serves until [`Listener::stop`]; returns when accepting has ended.
@@ -195,4 +204,6 @@ pub trait Listener: std::fmt::Debug + Send + Sync {
     fn run(&self) -> io::Result<()>;
     /// Makes `run` return soon; requests in flight go on.
     fn stop(&self);
+    /// The connections of clients; `None` where nobody counts them.
+    fn connections(&self) -> Option<Connections>;
 }

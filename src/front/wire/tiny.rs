@@ -21,8 +21,8 @@ use socket2::{Domain, Protocol, Socket, TcpKeepalive, Type};
 use tiny_http::{HTTPVersion, Server};
 
 use super::{
-    Bounds, Broken, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent, Service,
-    Then, Told,
+    Bounds, Broken, Connections, Listener, Refused, Reply, ReplyWriter, Request, RequestHead, Sent,
+    Service, Then, Told,
 };
 use crate::body::Body;
 use crate::front::pools::{Job, Pools};
@@ -148,6 +148,11 @@ impl Listener for TinyListener {
             }
         }
         Ok(())
+    }
+
+    fn connections(&self) -> Option<Connections> {
+        // The crate keeps them to itself.
+        None
     }
 
     fn stop(&self) {

@@ -85,6 +85,17 @@ impl Census {
         Ok(Seat { census: Arc::clone(self), address, kind })
     }
 
+    /// Connections now.
+    pub(super) fn len(&self) -> usize {
+        let counts = self.counts();
+        counts.ordinary + counts.reserved
+    }
+
+    /// Connections at most.
+    pub(super) fn max(&self) -> usize {
+        self.ordinary_max + self.reserved_max
+    }
+
     fn counts(&self) -> MutexGuard<'_, Counts> {
         // Nothing panics while it holds the lock; the counts are whole in any case.
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
@@ -147,6 +158,7 @@ mod tests {
         assert_eq!(third.kind(), Kind::Reserved);
         assert_eq!(census.seat(Kind::Reserved, None).unwrap_err(), Full::InAll);
         drop((first, third));
+        assert_eq!((census.len(), census.max()), (1, 3));
         for kind in [Kind::Ordinary, Kind::Reserved] {
             let _again = census.seat(kind, None).unwrap();
             assert_eq!(census.seat(kind, None).unwrap_err(), Full::InAll);

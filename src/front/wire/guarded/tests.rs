@@ -14,7 +14,7 @@ use super::reply::{Asked, Writer};
 use super::stream::{Pace, Stream};
 use super::table::Watch;
 use super::transfer::Wait;
-use super::{Guarded, GuardedBounds, ListenAddr, Settings, TrustedProxies};
+use super::{Guarded, GuardedBounds, ListenAddr, Listener, Settings, TrustedProxies};
 use crate::front::pools::Pools;
 use crate::front::wire::suite::support::{Client, Gate, PATIENCE, Shelf, content, get, within};
 use crate::front::wire::suite::{Running, bounds, front_suite};
@@ -502,6 +502,7 @@ fn a_reply_that_cannot_be_watched_is_told_of_without_the_lock_of_the_table() {
     conn.is_registered = true;
     assert!(shared.park(conn, Watch::Reply).is_none());
     assert_eq!(is_told.try_recv(), Ok(true));
+    assert!(listener.connections().is_some_and(|connections| connections.open == 0));
     theirs.set_read_timeout(Some(PATIENCE)).unwrap();
     theirs.read_to_end(&mut Vec::new()).expect("the connection is closed");
 }
