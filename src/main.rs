@@ -22,6 +22,9 @@ use clap::Parser;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGXFSZ};
 use signal_hook::iterator::Signals;
 use tracing::level_filters::LevelFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
 
 /// The exit code after a second signal.
 const EXIT_AT_ONCE: i32 = 130;
@@ -225,15 +228,19 @@ fn start_logs(settings: &Settings) {
         LogLevel::Debug => LevelFilter::DEBUG,
         LogLevel::Trace => LevelFilter::TRACE,
     };
+    // Who changed what is told whatever the level: it cannot be found out later.
+    let level_of_changes = level.max(LevelFilter::INFO);
+    let filter = Targets::new().with_default(level).with_target("change", level_of_changes);
     let logs = tracing_subscriber::fmt()
-        .with_max_level(level)
+        .with_max_level(level_of_changes)
         .with_writer(std::io::stderr)
         // It would tell of a lost line on standard error, and panic where that is gone.
         .log_internal_errors(false);
     match settings.log_format {
-        LogFormat::Json => logs.json().flatten_event(true).init(),
+        LogFormat::Json => logs.json().flatten_event(true).finish().with(filter).init(),
         LogFormat::Text => {
-            logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr())).init()
+            let logs = logs.with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+            logs.finish().with(filter).init();
         }
     }
 }

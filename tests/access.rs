@@ -269,6 +269,38 @@ fn guessing_is_bounded_and_logged_without_the_guess() {
 }
 
 #[test]
+fn the_log_says_whose_token_downloaded_what_and_with_which_program() {
+    let upstream = Upstream::start();
+    let server = setup(&upstream).env("ANONYMOUS_READ", false).start();
+    let agent = "curl/8.5.0 (\u{e9})";
+    let ask = |path: &str| Ask::get(path).header("User-Agent", agent);
+    server.ask(&ask("/api/files/a").token(READ)).expect(200, b"bytes");
+    server.wait_logged(&["access", "/api/files/a", "token=\"reader\"", "agent=\"curl/8.5.0 (?"]);
+    server.ask(&ask("/api/files/denied")).expect_error(401);
+    server.wait_logged(&["access", "/api/files/denied", "denied", "agent=\"curl"]);
+    let log = server.log();
+    let denied = log.iter().find(|line| line.contains("/api/files/denied"));
+    assert!(denied.is_some_and(|line| !line.contains("token=")), "{denied:?}");
+}
+
+#[test]
+fn what_was_changed_is_logged_at_every_level_and_nothing_else_below_it() {
+    let upstream = Upstream::start();
+    let server = setup(&upstream).env("LOG_LEVEL", "error").start_silent();
+    for (ask, words) in [
+        (Ask::put("/api/own/b", b"bytes").token(WRITE), ["uploaded", "own", "token=\"writer\""]),
+        (Ask::delete("/api/own/b").token(WRITE), ["removed", "own", "token=\"writer\""]),
+        (Ask::delete("/artifacts/own?all=true").token(ADMIN), ["purged", "own", "operator"]),
+    ] {
+        assert!(server.ask(&ask).status() < 300, "{ask:?}");
+        server.wait_logged(&words);
+    }
+    server.get("/api/files/a").expect(200, b"bytes");
+    let log = server.log();
+    assert!(log.iter().all(|line| line.contains(" change: ")), "{log:#?}");
+}
+
+#[test]
 fn a_made_token_opens_what_it_was_made_for() {
     let output = Command::new(PROGRAM)
         .env_clear()

@@ -261,6 +261,28 @@ fn what_is_no_route_is_404_and_a_wrong_method_405() {
 }
 
 #[test]
+fn answers_to_probes_are_logged_for_debugging_only() {
+    const PROBES: [&str; 4] = ["/health", "/health/live", "/health/ready", "/metrics"];
+    for (level, is_logged) in [("info", false), ("debug", true)] {
+        let server = Setup::new().with_uploads().env("LOG_LEVEL", level).start();
+        for path in PROBES {
+            server.get(path).expect_status(200);
+            server.ask(&Ask::delete(path)).expect_error(405);
+        }
+        server.get("/nothing").expect_error(404);
+        server.wait_logged(&["access", "/nothing", "404"]);
+        for path in PROBES {
+            server.wait_logged(&["access", &format!("path=\"{path}\""), "status=405"]);
+            let lines = server.log();
+            let answered = lines.iter().filter(|line| {
+                line.contains(&format!("path=\"{path}\"")) && line.contains("status=200")
+            });
+            assert_eq!(answered.count() > 0, is_logged, "{level} {path}: {lines:#?}");
+        }
+    }
+}
+
+#[test]
 fn every_request_and_every_fetch_has_its_line_in_the_log() {
     let upstream = Upstream::start();
     upstream.serve("/a.zip", Answer::file(&noise(1, 1234)));

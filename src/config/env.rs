@@ -82,7 +82,7 @@ settings! {
         log_format: LogFormat = "LOG_FORMAT", "text", Kind::OneOf(LogFormat::WORDS),
             "How log lines are written.";
         log_level: LogLevel = "LOG_LEVEL", "info", Kind::OneOf(LogLevel::WORDS),
-            "The least important lines that are logged.";
+            "The least important lines that are logged. `change` lines, which say who uploaded, removed or purged what, always are.";
         workers: usize = "WORKERS", "256", Kind::Count { min: 1, max: 4096 },
             "Threads that answer requests; each serves one client at a time, and others while that one or its upstream is slow.";
         queue_max: usize = "QUEUE_MAX", "1024", Kind::Count { min: 1, max: 1_000_000 },

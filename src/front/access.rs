@@ -101,6 +101,16 @@ pub(super) enum Caller {
     Token(String),
 }
 
+impl Caller {
+    /// The name of the token that let the request in.
+    pub(super) fn token(&self) -> Option<&str> {
+        match self {
+            Self::Anonymous => None,
+            Self::Token(name) => Some(name),
+        }
+    }
+}
+
 /// The gate.
 #[derive(Debug)]
 pub struct Access {

@@ -6,14 +6,16 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use super::access::Caller;
 use super::artifact::{Progress, Search};
 use super::catalog::Catalog;
+use super::is_probe;
 use super::reply::{NO_STORE, Problem};
 use super::route::Route;
 use super::wire::{Broken, Reply, ReplyWriter, RequestHead, Sent};
 use crate::artifact::RemoteName;
 use crate::ops::Answered;
-use crate::ops::access_log::{self, Line, Wholeness};
+use crate::ops::access_log::{self, Line, Weight, Wholeness};
 use crate::ops::metrics::Metrics;
 
 /// The status in the log of a request whose client left before there was an answer.
@@ -55,6 +57,8 @@ pub(super) struct Exchange {
     pub(super) catalog: Arc<Catalog>,
     /// What was asked.
     pub(super) head: RequestHead,
+    /// Who was let in.
+    pub(super) caller: Caller,
     /// When.
     pub(super) began: Instant,
 }
@@ -99,10 +103,15 @@ impl Exchange {
 
     /// What is to be done when the reply that now begins has ended.
     fn telling(self, status: u16, answered: Answered) -> impl FnOnce(Sent) + Send {
-        let Self { metrics, catalog, head, began } = self;
+        let Self { metrics, catalog, head, caller, began } = self;
         let waited = began.elapsed();
         // Only configured names may become labels: clients could invent any number.
-        let remote = Route::of(&head.target)
+        let route = Route::of(&head.target);
+        let weight = match answered {
+            Answered::Own if is_probe(&route) => Weight::Probe,
+            _ => Weight::Request,
+        };
+        let remote = route
             .remote()
             .and_then(|remote| catalog.targets.get(remote))
             .map(|target| target.remote.name.clone());
@@ -119,6 +128,9 @@ impl Exchange {
                 took: began.elapsed(),
                 waited,
                 client: head.client,
+                token: caller.token(),
+                agent: head.first("user-agent"),
+                weight,
                 whole: match sent.broken {
                     None => Wholeness::Whole,
                     Some(Broken::ByClient) => Wholeness::ClientLeft,

@@ -85,15 +85,13 @@ pub struct Front {
 
 impl Service for Front {
     fn lane(&self, head: &RequestHead) -> Lane {
-        match Route::of(&head.target) {
-            Route::Health | Route::Live | Route::Ready | Route::Metrics => Lane::Fast,
-            _ => Lane::Main,
-        }
+        if is_probe(&Route::of(&head.target)) { Lane::Fast } else { Lane::Main }
     }
 
     fn serve(&self, request: Request<'_>, writer: &mut dyn ReplyWriter) {
-        let exchange = self.begin(request.head);
-        let step = self.answer(&exchange.catalog, &exchange.head, request.body);
+        let mut exchange = self.begin(request.head);
+        let (step, caller) = self.answer(&exchange.catalog, &exchange.head, request.body);
+        exchange.caller = caller;
         exchange.go_on(step, writer);
     }
 
@@ -114,15 +112,18 @@ impl Front {
             metrics: Arc::clone(&self.metrics),
             catalog: self.catalogs.current(),
             head,
+            caller: Caller::Anonymous,
             began: Instant::now(),
         }
     }
 
-    fn answer(&self, catalog: &Catalog, head: &RequestHead, body: &mut dyn Read) -> Step {
+    /// What a request comes to, and who was let in.
+    fn answer(&self, catalog: &Catalog, head: &RequestHead, body: &mut dyn Read) -> (Step, Caller) {
+        let turned_away = |reply, answered| (Step::Answered(reply, answered), Caller::Anonymous);
         if head.header("via").is_some_and(|via| via::is_own(&via)) {
             let detail =
                 "this server asks itself: a base_url or a redirect of upstream leads back to it";
-            return Step::Answered(Problem::new(508, detail).reply(), Answered::Refused);
+            return turned_away(Problem::new(508, detail).reply(), Answered::Refused);
         }
         let route = Route::of(&head.target);
         if !route.allowed().contains(&head.method.as_str()) {
@@ -132,13 +133,13 @@ impl Front {
                 route.allowed().join(" or ")
             );
             let problem = Problem::method(detail, route.allowed());
-            return Step::Answered(problem.reply(), Answered::Refused);
+            return turned_away(problem.reply(), Answered::Refused);
         }
         let target = route.remote().and_then(|remote| catalog.targets.get(remote));
         let need = Need::of(&route, &head.method, target.map(|target| &**target));
         let caller = match self.access.judge(&need, head, Instant::now()) {
             Ok(caller) => caller,
-            Err(denied) => return Step::Answered(denied.reply(), Answered::Denied),
+            Err(denied) => return turned_away(denied.reply(), Answered::Denied),
         };
         let audience = match self.access.is_private(&need) {
             true => Audience::Caller,
@@ -165,7 +166,7 @@ impl Front {
                 match head.method.as_str() {
                     "GET" | "HEAD" => {
                         match asked.and_then(|(target, path)| self.search(target, path)) {
-                            Ok(search) => return Step::Searching(search, audience),
+                            Ok(search) => return (Step::Searching(search, audience), caller),
                             Err(problem) => Err(problem),
                         }
                     }
@@ -184,7 +185,7 @@ impl Front {
             let answered = if problem.status < 500 { Answered::Refused } else { Answered::Failed };
             (problem.reply(), answered)
         });
-        Step::Answered(audience.mark(reply), answered)
+        (Step::Answered(audience.mark(reply), answered), caller)
     }
 
     fn search(&self, target: &Arc<Target>, path: ArtifactPath) -> Result<Search, Problem> {
@@ -287,6 +288,11 @@ impl Front {
     }
 }
 
+/// Whether this is what monitoring asks for, all the time and whatever else goes on.
+fn is_probe(route: &Route<'_>) -> bool {
+    matches!(route, Route::Health | Route::Live | Route::Ready | Route::Metrics)
+}
+
 /// What a request for an artifact names.
 fn asked_artifact<'a>(
     target: Option<&'a Arc<Target>>,
@@ -323,11 +329,7 @@ fn unanswered(what: &'static str, error: IndexError) -> Problem {
 
 /// One line for everything that is changed on somebody's word.
 fn log_change(what: &'static str, caller: &Caller, remote: &str, path: &str) {
-    let token = match caller {
-        Caller::Anonymous => None,
-        Caller::Token(name) => Some(name.as_str()),
-    };
-    tracing::info!(target: "change", token, remote, path, "{what}");
+    tracing::info!(target: "change", token = caller.token(), remote, path, "{what}");
 }
 
 fn unknown_remote(name: &str) -> Problem {

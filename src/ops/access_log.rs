@@ -1,5 +1,6 @@
 //! The access log: one line a request, and a bounded number for what never became one.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,8 @@ use super::Answered;
 
 /// Lines about refusals in each window; who floods us must not flood the log.
 const REFUSAL_LINES_MAX: u32 = 10;
+/// Characters of a `User-Agent` that a line has at most: it is the client's to choose.
+const AGENT_MAX: usize = 200;
 /// The window.
 const REFUSAL_WINDOW: Duration = Duration::from_secs(1);
 
@@ -32,8 +35,23 @@ pub struct Line<'a> {
     pub waited: Duration,
     /// The client.
     pub client: Option<IpAddr>,
+    /// The name of the token that let it in; none where none was needed.
+    pub token: Option<&'a str>,
+    /// Its `User-Agent`, as sent.
+    pub agent: Option<&'a str>,
+    /// How much it matters.
+    pub weight: Weight,
     /// Whether the whole reply was sent.
     pub whole: Wholeness,
+}
+
+/// How much a line matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Weight {
+    /// A request like any other.
+    Request,
+    /// Monitoring asked and was answered, as it is every few seconds: for debugging only.
+    Probe,
 }
 
 /// Whether a whole reply was sent.
@@ -54,20 +72,41 @@ pub fn write(line: &Line<'_>) {
         Wholeness::ClientLeft => Some("client left"),
         Wholeness::BrokeOff => Some("body broke off"),
     };
-    tracing::info!(
-        target: "access",
-        method = line.method,
-        path = line.target,
-        remote = line.remote,
-        status = line.status,
-        outcome = line.answered.as_str(),
-        bytes = line.bytes,
-        ms = millis(line.took),
-        upstream_ms = millis(line.waited),
-        client = line.client.map(tracing::field::display),
-        ended = whole,
-        "request"
-    );
+    // A level belongs to a place in the code. The fields are only made where it is enabled.
+    macro_rules! write_at {
+        ($level:ident) => {
+            tracing::$level!(
+                target: "access",
+                method = line.method,
+                path = line.target,
+                remote = line.remote,
+                status = line.status,
+                outcome = line.answered.as_str(),
+                bytes = line.bytes,
+                ms = millis(line.took),
+                upstream_ms = millis(line.waited),
+                client = line.client.map(tracing::field::display),
+                token = line.token,
+                agent = line.agent.map(printable).as_deref(),
+                ended = whole,
+                "request"
+            )
+        };
+    }
+    match line.weight {
+        Weight::Request => write_at!(info),
+        Weight::Probe => write_at!(debug),
+    }
+}
+
+/// What a client says of itself, as printable ASCII and cut to [`AGENT_MAX`].
+fn printable(agent: &str) -> Cow<'_, str> {
+    let is_printable = |c: char| c.is_ascii_graphic() || c == ' ';
+    if agent.len() <= AGENT_MAX && agent.chars().all(is_printable) {
+        return agent.into();
+    }
+    let shown = agent.chars().take(AGENT_MAX);
+    shown.map(|c| if is_printable(c) { c } else { '?' }).collect::<String>().into()
 }
 
 /// The lines about what the listener answered by itself.
@@ -129,6 +168,20 @@ fn millis(duration: Duration) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn agents_are_printable_and_bounded() {
+        for (agent, shown) in [
+            ("curl/8.5.0 (a; b)", "curl/8.5.0 (a; b)"),
+            ("", ""),
+            ("caf\u{e9}\t\u{202e}1", "caf???1"),
+            (&"a".repeat(AGENT_MAX + 1), &"a".repeat(AGENT_MAX)),
+            (&"\u{e9}".repeat(AGENT_MAX), &"?".repeat(AGENT_MAX)),
+        ] {
+            assert_eq!(printable(agent), shown, "{agent:?}");
+        }
+        assert!(matches!(printable("curl/8.5.0"), Cow::Borrowed(_)), "the usual ones cost nothing");
+    }
 
     #[test]
     fn a_flood_of_refusals_writes_so_many_lines_a_second_and_counts_the_rest() {

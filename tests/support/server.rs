@@ -4,7 +4,7 @@
 //! runs the tests changes them. Its log is read all the time and shown when a test fails.
 
 use std::io::{BufRead, BufReader};
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Condvar, Mutex};
@@ -86,6 +86,23 @@ impl Setup {
     /// # Errors
     /// What it logged, if it ended without listening.
     pub(crate) fn try_start(self) -> Result<Server, Vec<String>> {
+        self.start_at(Process::wait_listening)
+    }
+
+    /// Starts a server whose log does not say where it listens, and waits until it answers.
+    pub(crate) fn start_silent(self) -> Server {
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let addr = free.expect("a port is free");
+        let server = self.env("LISTEN_ADDR", addr).start_at(|_| Ok(addr));
+        let server = server.expect("the address is known");
+        eventually("it listens", || TcpStream::connect(addr).is_ok());
+        server
+    }
+
+    fn start_at(
+        self,
+        find: impl FnOnce(&Process) -> Result<SocketAddr, Vec<String>>,
+    ) -> Result<Server, Vec<String>> {
         let folder = tempfile::tempdir().expect("a folder for the test can be made");
         let config = folder.path().join("remotes.yaml");
         std::fs::write(&config, remotes_yaml(&self.remotes)).expect("the folder takes a file");
@@ -94,7 +111,7 @@ impl Setup {
         }
         let disk = self.disk_bytes.map(|bytes| Disk::mount(&data_dir(folder.path()), bytes));
         let process = Process::start(folder.path(), &self.env, disk.as_ref());
-        let addr = process.wait_listening()?;
+        let addr = find(&process)?;
         let (env, last_connect) = (self.env, Mutex::new(None));
         Ok(Server { process, addr, env, disk, folder, last_connect })
     }

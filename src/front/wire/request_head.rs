@@ -26,6 +26,11 @@ impl RequestHead {
         self.method.capacity() + self.target.capacity() + slots + fields.sum::<usize>()
     }
 
+    /// The first line of a header, as it stands there.
+    pub fn first(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(n, _)| n == name).map(|(_, value)| value.as_str())
+    }
+
     /// The value of a header that has one; several lines are one list (RFC 9110, section 5.3).
     pub fn header(&self, name: &str) -> Option<String> {
         let mut values =
