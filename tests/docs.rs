@@ -2,7 +2,7 @@
 //!
 //! `UPDATE_DOCS=1 scripts/test --test main docs` writes them anew.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use artifactapi::blob::Tiers;
@@ -28,9 +28,9 @@ fn with_section(text: &str, name: &str, content: &str) -> String {
     format!("{head}{begin}{}\n{end}{tail}", content.trim_end())
 }
 
-/// The table of all metrics, from what a scrape says of each. Those with labels say nothing
-/// before they have counted something.
-fn metrics() -> String {
+/// A scrape that has everything in it. Metrics with labels say nothing before they have counted
+/// something.
+fn scrape() -> String {
     let (counters, tiers) = (Counters::default(), Tiers::default());
     let remote = "alpine".parse().expect("it is a name");
     let by_remote = [
@@ -50,7 +50,7 @@ fn metrics() -> String {
     metrics.count("alpine", Answered::Own, 1, Duration::ZERO);
     metrics.count_refusal(400);
     metrics.set_config_refused("remotes", false);
-    let text = metrics.render(&Now {
+    metrics.render(&Now {
         usage: BTreeMap::from([(remote.clone(), Usage::default())]),
         usage_max: BTreeMap::from([(remote.clone(), 0)]),
         failing: BTreeMap::from([(remote, 0)]),
@@ -60,7 +60,12 @@ fn metrics() -> String {
         disk: Some(Disk::default()),
         bounded_bytes_max: Some(0),
         ..Now::default()
-    });
+    })
+}
+
+/// The table of all metrics, from what a scrape says of each.
+fn metrics() -> String {
+    let text = scrape();
     let mut table = "| metric | what |\n|---|---|\n".to_owned();
     for line in text.lines().filter_map(|line| line.strip_prefix("# HELP ")) {
         let (name, help) = line.split_once(' ').expect("each has words");
@@ -100,6 +105,34 @@ fn readme_has_the_tables_of_the_code() {
         readme == right,
         "README's tables are old: UPDATE_DOCS=1 scripts/test --test main docs"
     );
+}
+
+/// The metrics that a text names.
+fn named(text: &str) -> BTreeSet<&str> {
+    let is_part = |c: char| c.is_ascii_lowercase() || c == '_';
+    let words = text.split(|c: char| !is_part(c));
+    words.filter(|word| word.starts_with("artifactapi_") && !word.ends_with('_')).collect()
+}
+
+#[test]
+fn every_metric_that_readme_names_is_there() {
+    let readme = std::fs::read_to_string(README).expect("there is a README");
+    let scrape = scrape();
+    // The samples, and the histograms they belong to.
+    let heads = scrape.lines().filter_map(|line| line.strip_prefix("# TYPE "));
+    let histograms = heads.filter_map(|head| head.strip_suffix(" histogram"));
+    let samples = scrape.lines().filter_map(|line| line.split(['{', ' ']).next());
+    let known: BTreeSet<&str> = samples.chain(histograms).collect();
+    let unknown: Vec<_> = named(&readme).difference(&known).copied().collect();
+    assert!(unknown.is_empty(), "README names metrics that do not exist: {unknown:?}");
+    let (_, alerts) = readme.split_once("```promql\n").expect("README has alerts");
+    let (alerts, _) = alerts.split_once("\n```").expect("they end");
+    let outcomes = alerts.split("outcome=\"").skip(1).filter_map(|rest| rest.split('"').next());
+    for outcome in outcomes {
+        let is_known = Answered::ALL.iter().any(|answered| answered.as_str() == outcome);
+        assert!(is_known, "no outcome {outcome:?}");
+    }
+    assert!(named(alerts).len() >= 7, "{alerts}");
 }
 
 #[test]
