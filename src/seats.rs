@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// The most of them, of however many workers.
 const SEATS_MAX: usize = 32;
 
-/// A quarter of the workers, but no more than 32; one at least.
+/// So many seats; who finds none goes without.
 #[derive(Debug, Clone)]
 pub struct Seats {
     taken: Arc<AtomicUsize>,
@@ -15,7 +15,7 @@ pub struct Seats {
 }
 
 impl Seats {
-    /// Seats of so many workers.
+    /// A quarter of so many workers, but no more than 32; one at least.
     pub fn of(workers: usize) -> Self {
         Self::up_to((workers / 4).clamp(1, SEATS_MAX))
     }

@@ -20,13 +20,13 @@
 
 use std::fmt;
 use std::fs::{self, File, Metadata, OpenOptions};
-use std::io;
 use std::ops::{ControlFlow, Range};
 use std::os::unix::fs::{FileExt, MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{PoisonError, RwLock};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::{io, iter};
 
 use rustix::fs::{OFlags, XattrFlags, fgetxattr, fsetxattr};
 use rustix::io::Errno;
@@ -277,10 +277,12 @@ impl BlobStore for DiskBlobs {
         let path = self.path(key);
         let chain = path.ancestors().skip(1).take_while(|folder| folder.starts_with(&self.folder));
         let data_dir = self.folder.parent();
-        File::open(&path)
-            .and_then(|file| file.sync_all())
-            .and_then(|()| chain.chain(data_dir).try_for_each(|dir| File::open(dir)?.sync_all()))
-            .map_err(|error| failed("persist", key, error))
+        for path in iter::once(path.as_path()).chain(chain).chain(data_dir) {
+            let opened = File::open(path).map_err(|error| failed("persist", key, error))?;
+            let unsynced = |source| BlobError::Unsynced { key: key.clone(), source };
+            opened.sync_all().map_err(unsynced)?;
+        }
+        Ok(())
     }
 
     fn open(

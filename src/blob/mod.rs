@@ -218,6 +218,15 @@ pub enum BlobError {
     /// There is no room for more.
     #[error("no space left to store blob {0}")]
     Full(BlobKey),
+    /// What was published may not have reached the disk. The kernel says so once: another sync that
+    /// succeeds proves nothing.
+    #[error("blob {key} may not have reached the disk")]
+    Unsynced {
+        /// Which blob.
+        key: BlobKey,
+        /// What syncing it ended in.
+        source: std::io::Error,
+    },
     /// The store can't answer now.
     #[error("cannot {operation} blob {key}")]
     Unavailable {

@@ -16,7 +16,7 @@ use super::unread::Unread;
 use super::versions::{condition_of, confirms, part_of};
 use super::{FetchError, Ports};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
-use crate::blob::{About, BlobError};
+use crate::blob::{About, BlobError, BlobMeta};
 use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Held, Lease, Mark};
@@ -449,10 +449,17 @@ impl Fetcher {
                 Ok(Put::Stored(generation)) => return Some(Entry { generation, ..entry }),
                 Ok(Put::Superseded(None)) => replaces = None,
                 Ok(Put::Superseded(Some(other))) if other.digest == entry.digest => {
-                    if other.blob != entry.blob || other.version == entry.version {
+                    // The same bytes. Of two versions under one key the one that lies there counts.
+                    let is_there = |found: BlobMeta| found.version == other.version;
+                    if other.blob != entry.blob
+                        || self
+                            .ports
+                            .blobs
+                            .stat(&other.blob)
+                            .is_ok_and(|found| found.is_some_and(is_there))
+                    {
                         return Some(other);
                     }
-                    // The same bytes as another version, which has taken that one's place.
                     replaces = Some(other.generation);
                 }
                 Ok(Put::Superseded(Some(other))) => {

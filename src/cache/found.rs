@@ -42,10 +42,10 @@ pub struct Boarding {
     pub(super) key: ArtifactKey,
     pub(super) reader: FlightReader,
     pub(super) outcome: Outcome,
-    /// Whether the flight began under an earlier head than the one that is stored now: then the
-    /// request waits for its landing, and starts again.
-    pub(super) is_outdated: bool,
-    /// How long the request waits at most.
+    /// Where the flight began under an earlier head than the one that is stored now: how long the
+    /// request waits at most for its landing, to start again.
+    pub(super) outdated_until: Option<Instant>,
+    /// How long the request waits before something else is done for it.
     pub(super) until: Instant,
     /// How often the request may still start again.
     pub(super) rounds_left: usize,
@@ -54,7 +54,10 @@ pub struct Boarding {
 impl Boarding {
     /// What it waits for.
     pub fn awaited(&self) -> Coming {
-        if self.is_outdated { self.reader.landing_to_come() } else { self.reader.head_to_come() }
+        match self.outdated_until {
+            Some(_) => self.reader.landing_to_come(),
+            None => self.reader.head_to_come(),
+        }
     }
 }
 

@@ -73,9 +73,11 @@ const HEAD_WAIT_MAX: Duration = Duration::from_secs(300);
 const STAND_IN_AFTER: Duration = Duration::from_secs(5);
 /// How long a request for a member waits for a fetch of it that began under an earlier head.
 const OUTDATED_WAIT_MAX: Duration = Duration::from_secs(5);
-/// How many of them are passed through at a time after that; the others go on waiting, since
-/// upstream would send each of them the whole file.
+/// How many of them, in the whole process, are passed through at a time after that; the others go on
+/// waiting, since upstream would send each of them the whole file.
 const OUTDATED_PASSES_MAX: usize = 4;
+/// How long they wait at most before they are told to try again: less than their patience.
+const OUTDATED_PATIENCE: Duration = Duration::from_secs(25);
 /// How long a request waits for a flight whose bytes are all there to be stored, before it
 /// reads along instead.
 const LANDING_WAIT_MAX: Duration = Duration::from_millis(250);
@@ -287,13 +289,15 @@ impl Cache {
             let asks = !matches!(task, Task::Prove(_));
             if let Some((reader, outcome)) = self.join(target, key, member_of, task) {
                 let is_outdated = asks && reader.member_of() != member_of;
+                let outdated_until = is_outdated.then(|| Instant::now() + OUTDATED_PATIENCE);
                 let until = match may_stand_in {
                     _ if is_outdated => Instant::now() + OUTDATED_WAIT_MAX,
                     true => reader.began() + STAND_IN_AFTER,
                     false => Instant::now() + HEAD_WAIT_MAX,
                 };
                 let key = key.clone();
-                let boarding = Boarding { key, reader, outcome, is_outdated, until, rounds_left };
+                let boarding =
+                    Boarding { key, reader, outcome, outdated_until, until, rounds_left };
                 return self.board(target, boarding, patience);
             }
         }
@@ -311,8 +315,8 @@ impl Cache {
         boarding: Boarding,
         patience: Duration,
     ) -> Result<Sought, CacheError> {
-        if boarding.is_outdated {
-            return self.outlast(target, boarding, patience);
+        if let Some(deadline) = boarding.outdated_until {
+            return self.outlast(target, boarding, deadline, patience);
         }
         let Some(begun) = boarding.reader.head(boarding.until, patience) else {
             return Ok(Sought::Boarding(boarding));
@@ -354,22 +358,29 @@ impl Cache {
     fn outlast(
         &self,
         target: &Target,
-        boarding: Boarding,
+        mut boarding: Boarding,
+        deadline: Instant,
         patience: Duration,
     ) -> Result<Sought, CacheError> {
-        let left = boarding.until.saturating_duration_since(Instant::now());
-        if boarding.reader.has_landed_within(left.min(patience)) {
-            return self.seek_in(boarding.rounds_left, target, &boarding.key, patience);
-        }
-        if Instant::now() < boarding.until {
-            return Ok(Sought::Boarding(boarding));
-        }
-        match self.outdated_passes.take() {
-            Some(seat) => self.pass(target, boarding.key, Some(seat)).map(Sought::Found),
-            None => {
-                let until = Instant::now() + OUTDATED_WAIT_MAX;
-                Ok(Sought::Boarding(Boarding { until, ..boarding }))
+        let patience_ends = Instant::now().checked_add(patience);
+        loop {
+            let now = Instant::now();
+            let patience =
+                patience_ends.map_or(patience, |ends| ends.saturating_duration_since(now));
+            let left = boarding.until.saturating_duration_since(now);
+            if boarding.reader.has_landed_within(left.min(patience)) {
+                return self.seek_in(boarding.rounds_left, target, &boarding.key, patience);
             }
+            if Instant::now() < boarding.until {
+                return Ok(Sought::Boarding(boarding));
+            }
+            if let Some(seat) = self.outdated_passes.take() {
+                return self.pass(target, boarding.key, Some(seat)).map(Sought::Found);
+            }
+            if Instant::now() >= deadline {
+                return Err(CacheError::Fetch(Arc::new(FetchError::Overloaded)));
+            }
+            boarding.until = deadline.min(Instant::now() + OUTDATED_WAIT_MAX);
         }
     }
 
@@ -401,8 +412,8 @@ impl Cache {
         found.map(Sought::Found)
     }
 
-    /// Fetches without storing: when there is no room to stage, or the store does not answer. The
-    /// seat is held until the client has its bytes.
+    /// Fetches without storing: when there is no room to stage, the store does not answer, or what is
+    /// being fetched belongs to an earlier head. The seat is held until the client has its bytes.
     fn pass(
         &self,
         target: &Target,

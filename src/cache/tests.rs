@@ -689,9 +689,7 @@ fn what_is_passed_through_does_not_look_whole_where_it_is_not_what_its_name_says
     let path = format!("repodata/{}-primary.xml.gz", Digest::of(&right));
     for (body, is_right) in [(&right, true), (&wrong, false)] {
         for file in [File::of(body.clone()), File::of(body.clone()).chunked()] {
-            // There is no room to stage it.
-            let upstream = Scripted::new().file(&path, file.until_closed());
-            let world = World::with(upstream, "package: rpm", MIB as u64);
+            let world = World::with(Scripted::new().file(&path, file), "package: rpm", MIB as u64);
             let found = world.cache.pass(&world.target, world.target.key(World::path(&path)), None);
             let found = found.unwrap();
             let opened = world.cache.open(&world.target, found.bytes, found.met.about.len, None);
@@ -846,7 +844,16 @@ fn a_herd_on_a_member_of_a_new_head_is_not_passed_through_one_by_one() {
     assert_eq!(world.upstream.count(MEMBER), 1 + OUTDATED_PASSES_MAX);
     // Whose bytes are all there makes room.
     herd.retain(|sought| matches!(sought, Sought::Boarding(_)));
-    assert!(matches!(seek(), Sought::Found(_)));
+    let passed = [(); OUTDATED_PASSES_MAX].map(|()| seek());
+    assert!(passed.iter().all(|sought| matches!(sought, Sought::Found(_))));
+    // Nobody waits for ever, nor is held by a listener that has the patience.
+    let Sought::Boarding(boarding) = seek() else { panic!("there is no room") };
+    let (until, outdated_until) = (Instant::now(), Some(Instant::now()));
+    let late = Boarding { until, outdated_until, ..boarding };
+    let refused = world.cache.board(&world.target, late, Duration::MAX);
+    let Err(CacheError::Fetch(why)) = refused else { panic!("{refused:?}") };
+    assert!(matches!(*why, FetchError::Overloaded));
+    drop(passed);
     gate.open();
     drop(early);
     wait_until(|| world.cache.flight_count() == 0);
@@ -856,7 +863,7 @@ fn a_herd_on_a_member_of_a_new_head_is_not_passed_through_one_by_one() {
         assert!(matches!(found, Sought::Found(_)), "{found:?}");
     }
     world.check_settled(MEMBER, Outcome::Hit, "member 2");
-    assert_eq!(world.upstream.count(MEMBER), 1 + OUTDATED_PASSES_MAX + 1 + 1);
+    assert_eq!(world.upstream.count(MEMBER), 1 + 2 * OUTDATED_PASSES_MAX + 1);
 }
 
 /// A repository whose head and member are stored, and were confirmed a moment ago or earlier.

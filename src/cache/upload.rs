@@ -82,7 +82,13 @@ enum Look {
     /// The same content.
     Same(Entry),
     /// What it is to be stored over.
-    Over(Over),
+    Over {
+        over: Over,
+        /// The digest of what the name had.
+        earlier: Option<Digest>,
+        /// The row, removed already, of what the store says is missing.
+        missing: Option<Entry>,
+    },
 }
 
 /// What an upload is stored over: nothing, by default.
@@ -92,10 +98,6 @@ struct Over {
     row: Option<u64>,
     /// What lies under the key.
     bytes: Option<BlobVersion>,
-    /// The digest of what the name had.
-    earlier: Option<Digest>,
-    /// The row, removed already, of what the store says is missing.
-    missing: Option<Entry>,
     /// Whether bytes that nobody knew of can only be what an upload left that ended before it wrote
     /// its row.
     may_clear: bool,
@@ -204,7 +206,7 @@ impl Cache {
     ///
     /// # Errors
     /// [`ChangeError`]; what stood there before still does, or, where store or index failed
-    /// half-way, the new content may.
+    /// half-way, the new content may, or neither.
     pub fn upload(
         &self,
         target: &Target,
@@ -222,17 +224,18 @@ impl Cache {
         if !(upload.precondition)(validators.as_ref()) {
             return Err(ChangeError::Precondition);
         }
-        let over = match self.look(target, &key, stored, sealed.digest(), replacing)? {
+        let looked = self.look(target, &key, stored, sealed.digest(), replacing)?;
+        let (over, earlier, missing) = match looked {
             Look::Same(entry) => return Ok(Uploaded::Same(entry)),
-            Look::Over(over) => over,
+            Look::Over { over, earlier, missing } => (over, earlier, missing),
         };
-        let (earlier, missing) = (over.earlier, over.missing.clone());
         let published = self.publish(&hold, &key, (sealed, &upload), over, replacing);
-        if let (Err(ChangeError::Busy), Some(entry)) = (&published, &missing) {
-            // The store has after all what it said it had not.
-            return Err(self.restored(&key, entry)?);
-        }
-        let entry = published?;
+        let entry = match (published, missing) {
+            (Err(why), Some(entry)) if self.may_be_there(&entry) => {
+                return Err(self.restored(&key, &entry, why, replacing));
+            }
+            (published, _) => published?,
+        };
         Ok(match earlier {
             Some(earlier) if earlier == entry.digest => Uploaded::Same(entry),
             Some(_) => Uploaded::Replaced(entry),
@@ -250,7 +253,8 @@ impl Cache {
         replacing: Replacing,
     ) -> Result<Look, ChangeError> {
         let Some(stored) = stored else {
-            return Ok(Look::Over(Over { may_clear: true, ..Over::default() }));
+            let over = Over { may_clear: true, ..Over::default() };
+            return Ok(Look::Over { over, earlier: None, missing: None });
         };
         // The name still means what was uploaded, also where the bytes were altered since.
         let (entry, is_altered) = match self.in_step(target, key, stored.clone())? {
@@ -272,8 +276,8 @@ impl Cache {
             true => self.version_of(&entry)?,
             false => Some(entry.version),
         };
-        let (row, earlier) = (Some(entry.generation), Some(entry.digest));
-        Ok(Look::Over(Over { row, bytes, earlier, ..Over::default() }))
+        let over = Over { row: Some(entry.generation), bytes, may_clear: false };
+        Ok(Look::Over { over, earlier: Some(entry.digest), missing: None })
     }
 
     /// A row whose blob is missing holds nothing that could be kept or replaced.
@@ -284,11 +288,12 @@ impl Cache {
         digest: Digest,
     ) -> Result<Look, ChangeError> {
         if stored.digest == digest {
-            return Ok(Look::Over(Over { row: Some(stored.generation), ..Over::default() }));
+            let over = Over { row: Some(stored.generation), ..Over::default() };
+            return Ok(Look::Over { over, earlier: None, missing: None });
         }
         // Row first: beside other bytes it would say that these are not what was uploaded.
         match self.ports.index.remove(key, stored.generation).map_err(ChangeError::Index)? {
-            true => Ok(Look::Over(Over { missing: Some(stored), ..Over::default() })),
+            true => Ok(Look::Over { over: Over::default(), earlier: None, missing: Some(stored) }),
             false => Err(ChangeError::Busy),
         }
     }
@@ -342,19 +347,17 @@ impl Cache {
                 }
                 published => published?,
             };
-            match blobs.persist(&blob) {
-                Ok(()) => Ok(version),
-                Err(error) => {
-                    self.give_up(&blob, &version);
-                    Err(error)
-                }
+            let persisted = blobs.persist(&blob);
+            if let Err(BlobError::Unsynced { .. }) = persisted {
+                self.give_up(&blob, &version);
             }
+            persisted.map(|()| version)
         });
         match published {
             Ok(version) => Ok(version),
             Err(BlobError::Changed(_)) => Err(self.overtaken(key, sealed.digest())?),
-            // What may lie there is left: a removal could be done late, and take away what somebody
-            // stores there meanwhile.
+            // What a failed publish may have left stays: a removal could be done late, and take away
+            // what somebody stores there meanwhile.
             Err(error) => Err(ChangeError::Store(error)),
         }
     }
@@ -367,12 +370,32 @@ impl Cache {
         }
     }
 
+    /// Whether the store may have after all what it said was missing.
+    fn may_be_there(&self, entry: &Entry) -> bool {
+        self.is_under_its_key(entry).unwrap_or(true)
+    }
+
     /// Writes the row again of what was thought to be missing; gives what to answer to whom it was
     /// in the way.
-    fn restored(&self, key: &ArtifactKey, entry: &Entry) -> Result<ChangeError, ChangeError> {
-        match self.ports.index.put(key, entry, None).map_err(ChangeError::Index)? {
-            Put::Stored(_) => Ok(ChangeError::Conflict(entry.digest)),
-            Put::Superseded(_) => Ok(ChangeError::Busy),
+    fn restored(
+        &self,
+        key: &ArtifactKey,
+        entry: &Entry,
+        why: ChangeError,
+        replacing: Replacing,
+    ) -> ChangeError {
+        let index = &self.ports.index;
+        let written = index.put(key, entry, None).and_then(|put| index.persist(key).map(|()| put));
+        match written {
+            Ok(Put::Stored(_)) if replacing == Replacing::Refused => match why {
+                ChangeError::Busy => ChangeError::Conflict(entry.digest),
+                why => why,
+            },
+            Ok(_) => why,
+            Err(error) => {
+                tracing::error!(artifact = %key, error = chain(&error), "the row of a file that may be there after all is lost: `artifactapi reindex` brings it back");
+                why
+            }
         }
     }
 

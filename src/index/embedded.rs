@@ -227,7 +227,6 @@ impl EmbeddedIndex {
         vouched.map(drop).map_err(self.failed(operation))
     }
 
-    /// Notes that rows were written, and has the log folded back when they are many.
     /// What was not brought to the disk is not vouched for any more, nor is what comes after it.
     fn sync_failed(&self) {
         if let Some(writer) = self.writer.lock().as_mut() {
@@ -235,6 +234,7 @@ impl EmbeddedIndex {
         }
     }
 
+    /// Notes that rows were written, and has the log folded back when they are many.
     fn wrote(&self, writer: &mut Writer, rows: usize) {
         writer.unfolded += rows;
         if writer.unfolded >= FOLD_ROWS {
@@ -459,9 +459,11 @@ impl ArtifactIndex for EmbeddedIndex {
     /// new.
     fn persist(&self, _key: &ArtifactKey) -> Result<(), IndexError> {
         const OPERATION: &str = "bring its rows to the disk";
-        if open_writer(&mut self.writer.lock(), OPERATION)?.may_have_lost {
-            return Err(unavailable(OPERATION)(MayHaveLost));
-        }
+        let vouched = || match open_writer(&mut self.writer.lock(), OPERATION)?.may_have_lost {
+            true => Err(unavailable(OPERATION)(MayHaveLost)),
+            false => Ok(()),
+        };
+        vouched()?;
         let log = self.file.with_extension("sqlite-wal");
         let folder = self.file.parent().unwrap_or(&self.file);
         for path in [log.as_path(), folder] {
@@ -471,7 +473,8 @@ impl ArtifactIndex for EmbeddedIndex {
                 unavailable(OPERATION)(error)
             })?;
         }
-        Ok(())
+        // Another sync may have been told meanwhile of what this one was meant to bring there.
+        vouched()
     }
 
     /// Also whether the file is still the one of its name: rows can be written to one that was

@@ -44,9 +44,15 @@ pub fn may_be_page(format: &dyn PackageFormat, path: &ArtifactPath) -> bool {
         return true;
     }
     match by_name(name) {
-        Some(by_name) => is_html(by_name) || by_name.ends_with("-php"),
+        Some(by_name) => is_html(by_name) || is_script(name),
         None => !format.knows_names(),
     }
+}
+
+/// Whether a server most likely makes a page when it is asked for a file of this name.
+fn is_script(name: &str) -> bool {
+    let ending = name.rsplit_once('.').map_or("", |(_, ending)| ending);
+    ["php", "asp", "aspx", "jsp", "cgi"].iter().any(|script| ending.eq_ignore_ascii_case(script))
 }
 
 /// Whether this media type, with parameters or without, is that of web pages.

@@ -3,8 +3,8 @@
 //! [`Upstream`] is the port: one question, one answer. `http` is the real one (ureq),
 //! `scripted` the tests'. What is done about a failure (another try, a mirror, a pause) is a
 //! wrapper that is an `Upstream` as well, written once: `patient`, with a `breaker` for each
-//! base URL, around `page`, which takes a web page in a file's place for a failure. [`connect`] puts them together for a remote. This room knows nothing of stores,
-//! clients or flights.
+//! base URL, around `page`, which takes a web page in a file's place for a failure. [`connect`]
+//! puts them together for a remote. This room knows nothing of stores, clients or flights.
 
 use std::fmt::Debug;
 use std::io::Read;
@@ -248,6 +248,12 @@ pub enum UpstreamError {
         host: String,
         /// What was wrong.
         reason: String,
+    },
+    /// It sent a web page under the name of a file that is none.
+    #[error("{host} sent a web page in place of the file: a login, a portal, a notice?")]
+    Page {
+        /// Which host.
+        host: String,
     },
     /// A redirect that must not be followed.
     #[error("the redirect from {host} is refused: {reason}")]

@@ -1,10 +1,10 @@
 //! Web pages in a file's place.
 //!
 //! A captive portal, a login form, a proxy's notice or a shop that has moved answers every path
-//! with 200 and a page. A package or an index is no page, so that answer is a failure like any
-//! other: a stored copy stands in, a mirror is asked, and nothing of it is kept.
+//! with 200 and a page. A package or an index is no page, so that answer is a failure: a stored copy
+//! stands in, a mirror is asked, and nothing of it is kept.
 
-use std::io::{Cursor, ErrorKind, Read};
+use std::io::{self, Cursor, Read};
 use std::sync::Arc;
 
 use super::{Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest};
@@ -15,20 +15,26 @@ use crate::policy::media_type;
 /// How much of a body is looked at, in bytes.
 const LOOK_BYTES: usize = 512;
 
-/// With what an HTML document begins, behind white space and in any case: the tags of the table
-/// in section 7.1 of the MIME Sniffing Standard (WHATWG) that stand at a document's start.
-const BEGINNINGS: &[&[u8]] = &[
-    b"<!doctype html",
-    b"<html",
-    b"<head",
-    b"<script",
-    b"<iframe",
-    b"<title",
-    b"<style",
-    b"<meta",
-    b"<body",
-    b"<!--",
+/// With what an HTML document begins, behind white space and in any case: the longer ones of the
+/// table in section 7.1 of the MIME Sniffing Standard (WHATWG), and `<meta`.
+const BEGINNINGS: &[&str] = &[
+    "<!doctype html",
+    "<html",
+    "<head",
+    "<script",
+    "<iframe",
+    "<h1",
+    "<div",
+    "<font",
+    "<table",
+    "<style",
+    "<title",
+    "<body",
+    "<br",
+    "<meta",
 ];
+/// With what an XML file may begin as well.
+const COMMENT: &str = "<!--";
 
 /// An upstream whose web pages are taken for files only where a page was asked for.
 #[derive(Debug)]
@@ -54,14 +60,12 @@ impl NoPages {
         if !is_typed || media_type::may_be_page(self.format, path) {
             return Ok(UpstreamReply::Found(head, body));
         }
-        let nonsense = |reason| UpstreamError::Protocol { host: self.host.clone(), reason };
-        let start = beginning(&mut *body)
-            .map_err(|error| nonsense(format!("the body broke off: {error}")))?;
+        let (start, broken) = beginning(&mut *body);
         if is_page(&start) {
-            let reason = "a web page in place of the file (a login, a portal, a notice?)";
-            return Err(nonsense(reason.to_owned()));
+            return Err(UpstreamError::Page { host: self.host.clone() });
         }
-        Ok(UpstreamReply::Found(head, Box::new(Begun { start: Cursor::new(start), rest: body })))
+        let body = Begun { start: Cursor::new(start), broken, rest: body };
+        Ok(UpstreamReply::Found(head, Box::new(body)))
     }
 }
 
@@ -80,38 +84,39 @@ impl Upstream for NoPages {
     }
 }
 
-fn beginning(body: &mut dyn UpstreamBody) -> std::io::Result<Vec<u8>> {
-    let mut start = vec![0; LOOK_BYTES];
-    let mut filled = 0;
-    while filled < start.len() {
-        match body.read(&mut start[filled..]) {
-            Ok(0) => break,
-            Ok(read) => filled += read,
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(error),
-        }
-    }
-    start.truncate(filled);
-    Ok(start)
+/// What comes first, and what ended it, if it did not end well.
+fn beginning(body: &mut dyn UpstreamBody) -> (Vec<u8>, Option<io::Error>) {
+    let mut start = Vec::with_capacity(LOOK_BYTES);
+    let read = body.take(LOOK_BYTES as u64).read_to_end(&mut start);
+    (start, read.err())
 }
 
 fn is_page(start: &[u8]) -> bool {
-    let text = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start();
-    BEGINNINGS.iter().any(|beginning| {
-        text.get(..beginning.len()).is_some_and(|text| text.eq_ignore_ascii_case(beginning))
-    })
+    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
+    let text = String::from_utf8_lossy(start).to_ascii_lowercase();
+    let text = text.trim_start();
+    // XHTML may be declared as XML.
+    match text.strip_prefix("<?xml").and_then(|declared| declared.split_once("?>")) {
+        Some((_, root)) => begins(root.trim_start()),
+        None => begins(text) || text.starts_with(COMMENT),
+    }
+}
+
+fn begins(text: &str) -> bool {
+    BEGINNINGS.iter().any(|beginning| text.starts_with(beginning))
 }
 
 /// A body whose beginning was read already.
 struct Begun {
     start: Cursor<Vec<u8>>,
+    broken: Option<io::Error>,
     rest: Box<dyn UpstreamBody>,
 }
 
 impl Read for Begun {
-    fn read(&mut self, buf: &mut [u8]) -> std::io::Result<usize> {
+    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
         match self.start.read(buf)? {
-            0 => self.rest.read(buf),
+            0 => self.broken.take().map_or_else(|| self.rest.read(buf), Err),
             read => Ok(read),
         }
     }
@@ -178,6 +183,7 @@ mod tests {
             ("generic", "vault/1.17.2"),
             ("generic", "docs/index.HTM"),
             ("generic", "docs/index.php"),
+            ("generic", "docs/index.aspx"),
         ] {
             check(format, path, true);
         }
@@ -194,9 +200,38 @@ mod tests {
     }
 
     #[test]
-    fn a_page_that_breaks_off_is_a_failure() {
-        let file = File::of(PAGE).content_type("text/html").broken_at(5, ErrorKind::TimedOut);
-        let error = ask("deb", "pool/a_1_amd64.deb", file).unwrap_err();
-        assert!(error.is_failure() && error.to_string().contains("broke off"), "{error}");
+    fn what_begins_like_a_page_is_one_and_what_xml_begins_with_is_none() {
+        let check =
+            |text: &str, expected: bool| assert_eq!(is_page(text.as_bytes()), expected, "{text}");
+        check(
+            "<?xml version=\"1.0\"?>\n<!DOCTYPE html PUBLIC \"-//W3C//DTD XHTML 1.0 Strict//EN\">",
+            true,
+        );
+        check("\t<!-- a notice --><p>", true);
+        check("<H1>Not here</H1>", true);
+        check("<?xml version=\"1.0\"?><!-- a comment --><repomd/>", false);
+        check("<repomd xmlns=\"http://linux.example.org/\">", false);
+        check("<?xml never ends", false);
+        check("#!/bin/sh", false);
+    }
+
+    #[test]
+    fn a_beginning_that_breaks_off_is_a_cut_body() {
+        let file =
+            File::of("!<arch>").content_type("text/html").broken_at(5, io::ErrorKind::TimedOut);
+        let upstream = NoPages::new(
+            Arc::new(Scripted::new().file("a.deb", file)),
+            "files.example.org".to_owned(),
+            formats::named("deb").unwrap(),
+        );
+        let path = ArtifactPath::from_canonical("a.deb").unwrap();
+        let asked = UpstreamRequest { path: &path, unless: None, part: None };
+        let Ok(UpstreamReply::Found(_, mut body)) = upstream.get(&asked) else { panic!("a body") };
+        let mut bytes = Vec::new();
+        let error = body.read_to_end(&mut bytes).unwrap_err();
+        assert_eq!(
+            (error.kind(), bytes.as_slice()),
+            (io::ErrorKind::TimedOut, b"!<arc".as_slice())
+        );
     }
 }

@@ -117,6 +117,11 @@ impl Patient {
                     pass.succeeded();
                     return Tried::Meant(error);
                 }
+                // The host is well, and would send it again.
+                Err(error @ UpstreamError::Page { .. }) => {
+                    pass.succeeded();
+                    return Tried::Failed(error);
+                }
                 Err(error) => error,
             };
             pass.failed(self.clock.now(), error.is_answer());
@@ -361,6 +366,20 @@ mod tests {
         }
         assert_eq!(base.count("a"), FAILURES_MAX as usize);
         assert_eq!(mirror.count("a"), FAILURES_MAX as usize + 3);
+    }
+
+    #[test]
+    fn a_web_page_is_asked_for_once_and_blocks_nothing() {
+        let page = || UpstreamError::Page { host: HOST.to_owned() };
+        let (base, mirror) = (after(vec![page; 99]), after(vec![]));
+        let bench = Bench::over(&[&base, &mirror]);
+        for asked in 1..=FAILURES_MAX as usize + 3 {
+            assert!(bench.get().is_ok(), "the mirror has it");
+            assert_eq!((base.count("a"), mirror.count("a")), (asked, asked));
+        }
+        assert_eq!(bench.patient.failing(), 0);
+        let alone = Bench::over(&[&base]);
+        assert!(matches!(alone.get(), Err(UpstreamError::Page { .. })));
     }
 
     #[test]

@@ -9,6 +9,7 @@ use super::{REQUESTS_MAX, Survey, SurveyError, shown};
 use crate::artifact::ArtifactPath;
 use crate::discovery::ListingError;
 use crate::discovery::unpack::{Bounded, Packing, unpack};
+use crate::policy::media_type;
 use crate::upstream::{
     Upstream, UpstreamBody, UpstreamError, UpstreamHead, UpstreamReply, UpstreamRequest,
 };
@@ -136,6 +137,5 @@ impl Read for AsRead {
 
 /// Whether an answer says that it is HTML.
 pub(super) fn is_html(head: &UpstreamHead) -> bool {
-    let kind = head.content_type.as_deref().unwrap_or_default();
-    ["text/html", "application/xhtml"].iter().any(|html| kind.starts_with(html))
+    head.content_type.as_deref().is_some_and(media_type::is_html)
 }

@@ -155,11 +155,15 @@ pub(super) enum Payload<'a> {
     Region { file: &'a File, offset: u64, len: u64 },
 }
 
-/// Whether a request may be made again where the first may have been obeyed unheard.
+/// When a request may be made again, since the first may have been obeyed unheard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Repeat {
+    /// Always: twice is as good as once.
     Safe,
-    Unsafe,
+    /// Where it was answered: twice costs something.
+    IfAnswered,
+    /// Where somebody says that there is too much to do: twice does harm.
+    IfNotBegun,
 }
 
 /// A request.
@@ -241,7 +245,7 @@ impl S3Client {
         let outcome = self.call_repeatedly(call);
         match &outcome {
             // One connection that broke proves nothing.
-            Err(error) if error.is_passing() && call.repeat == Repeat::Unsafe => {}
+            Err(error) if error.is_passing() && call.repeat != Repeat::Safe => {}
             // Without a body it does not say whether it is only to be asked less.
             Err(error) if call.method == Method::HEAD && error.status() == Some(503) => {}
             Err(error) if error.is_absence() => {
@@ -261,9 +265,11 @@ impl S3Client {
                 Ok(response) => return Ok(response),
                 Err(error) => error,
             };
-            // Who is too busy has not obeyed; behind any other failure somebody may have.
-            let repeatable =
-                call.repeat == Repeat::Safe || matches!(error.status(), Some(429 | 503));
+            let repeatable = match call.repeat {
+                Repeat::Safe => true,
+                Repeat::IfAnswered => error.status().is_some(),
+                Repeat::IfNotBegun => matches!(error.status(), Some(429 | 503)),
+            };
             if attempt == ATTEMPTS_MAX || !error.is_passing() || !repeatable {
                 return Err(error);
             }

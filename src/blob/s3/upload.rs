@@ -41,8 +41,8 @@ impl<'a> Upload<'a> {
         let response = client.call(&Call {
             query: &[("uploads", "")],
             headers: about,
-            // Made again, it would leave one behind that nobody knows of.
-            repeat: Repeat::Unsafe,
+            // Made again, it may leave one behind that nobody knows of.
+            repeat: Repeat::IfAnswered,
             ..Call::new(Method::POST, Some(key))
         })?;
         let answer = text(response)?;
@@ -87,7 +87,7 @@ impl<'a> Upload<'a> {
             query: &[("uploadId", &self.id)],
             headers: conditions.clone(),
             payload: Payload::Bytes(request.as_bytes()),
-            repeat: Repeat::Unsafe,
+            repeat: Repeat::IfNotBegun,
             ..Call::new(Method::POST, Some(self.key))
         })?;
         let answer = text(response)?;

@@ -66,6 +66,8 @@ struct Memory {
     /// What could not be taken out in this round, because another replica is at it, say.
     passed_over: HashSet<ArtifactKey>,
     has_failed: bool,
+    /// Whether the file system lacked room with nothing left to evict, and the log said so.
+    has_lacked: bool,
 }
 
 /// A stored artifact that may go.
@@ -96,6 +98,7 @@ impl Keeper {
             free_asked: None,
             passed_over: HashSet::new(),
             has_failed: false,
+            has_lacked: false,
         };
         while self.space.await_round() {
             // A bug in one round must not end the keeping of space.
@@ -134,11 +137,15 @@ impl Keeper {
         if plan.bytes_max.is_some() {
             self.shrink(&all, memory, &Space::surplus_of_all)?;
         }
-        if lacking > 0 && !self.take_out_oldest(&all, memory, lacking)? {
-            tracing::warn!(
-                lacking,
-                "the file system of DATA_DIR has less room than CACHE_MIN_FREE_BYTES, and nothing more may be evicted"
-            );
+        if lacking > 0 {
+            let lacks = !self.take_out_oldest(&all, memory, lacking)?;
+            if lacks && !memory.has_lacked {
+                tracing::warn!(
+                    lacking,
+                    "the file system of DATA_DIR has less room than CACHE_MIN_FREE_BYTES, and nothing more may be evicted"
+                );
+            }
+            memory.has_lacked = lacks;
         }
         Ok(())
     }
@@ -323,7 +330,7 @@ impl Keeper {
         Ok(taken)
     }
 
-    /// Takes one artifact out, unless somebody needs it or changed it; says whether it did.
+    /// Takes one artifact out, unless somebody needs it or changed it; says whether it is gone.
     fn take_out(&self, candidate: &Candidate) -> Result<bool, IndexError> {
         let Candidate { key, blob, generation, bytes, .. } = candidate;
         // Dropped at the end without a word: who joined meanwhile begins anew.
@@ -331,8 +338,12 @@ impl Keeper {
         // Where it is held, another replica fetches it.
         let Ok(_lease) = Lease::take(&self.ports.leases, key, LEASE_TTL) else { return Ok(false) };
         let Some(_claim) = self.readers.claim(key) else { return Ok(false) };
-        if self.uses.has(key) || !self.ports.index.remove(key, *generation)? {
+        if self.uses.has(key) {
             return Ok(false);
+        }
+        if !self.ports.index.remove(key, *generation)? {
+            // Another replica may have taken it out.
+            return Ok(self.ports.index.get(key)?.is_none());
         }
         if let Err(error) = self.ports.blobs.remove(blob) {
             // It has no row any more: a sweep removes it.

@@ -367,7 +367,7 @@ fn fault_at_opening(error: &BlobError) -> Fault {
         BlobError::Missing(_) => (What::Missing, None),
         BlobError::Changed(_) => (What::Changed, None),
         BlobError::Corrupt { reason, .. } => (What::Damaged, Some(reason.clone())),
-        BlobError::Full(_) | BlobError::Unavailable { .. } => {
+        BlobError::Full(_) | BlobError::Unsynced { .. } | BlobError::Unavailable { .. } => {
             (What::Unreadable, Some(chain(error)))
         }
     }

@@ -97,7 +97,11 @@ impl BlobStore for Blobs {
     }
 
     fn persist(&self, key: &BlobKey) -> Result<(), BlobError> {
-        self.0.blob_step("persist blob", key)
+        let source = || std::io::Error::other("on purpose");
+        match self.0.step("persist blob") {
+            true => Ok(()),
+            false => Err(BlobError::Unsynced { key: key.clone(), source: source() }),
+        }
     }
 
     fn open(
@@ -540,12 +544,26 @@ fn what_stands_in_for_lost_bytes_can_be_uploaded_again_after_a_failure() {
 fn a_store_that_says_once_that_a_file_is_missing_takes_nothing_away() {
     let world = World::new("description: x", 1, None);
     world.put(0, b"one").unwrap();
-    world.watched.hiding.store(true, Ordering::SeqCst);
+    let hide = || world.watched.hiding.store(true, Ordering::SeqCst);
+    hide();
     assert!(matches!(world.put(0, b"two"), Err(ChangeError::Conflict(_))));
     assert_eq!(world.get().unwrap(), b"one");
-    world.watched.hiding.store(true, Ordering::SeqCst);
+    // Nor where it then fails, and somebody tries again.
+    hide();
+    world.fail(Some("publish"));
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Store(_))));
+    world.fail(None);
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Conflict(_))));
+    assert_eq!(world.get().unwrap(), b"one");
+    hide();
     assert!(world.put(0, b"one").is_ok(), "it is there");
     assert_eq!(world.get().unwrap(), b"one");
+    // Who may overwrite is not told that it may not.
+    let world = World::new("allow_overwrite: true", 1, None);
+    world.put(0, b"one").unwrap();
+    world.watched.hiding.store(true, Ordering::SeqCst);
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Busy)));
+    assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Replaced(_))));
 }
 
 #[test]
