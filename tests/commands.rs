@@ -257,6 +257,41 @@ fn an_offline_remote_keeps_what_it_cannot_fetch_again() {
 }
 
 #[test]
+fn a_copy_without_times_is_taken_as_it_lies_if_its_bytes_are_right() {
+    let upstream = Upstream::start();
+    let files = ["/a.bin", "/b.bin"].map(|path| (path, noise(7, 50_000)));
+    for (path, bytes) in &files {
+        upstream.serve(path, Answer::file(bytes));
+    }
+    let mut server = Setup::files(Remote::at(&upstream)).start();
+    for (path, bytes) in &files {
+        server.get(&format!("/api/files{path}")).expect(200, bytes);
+    }
+    stop(&mut server);
+    let yaml = fs::read_to_string(server.config_path()).expect("it was written");
+    server.rewrite_config(&(yaml + "    offline: true\n"));
+    for path in server.blob_files() {
+        let copied = fs::read(&path).expect("a blob is a file");
+        fs::remove_file(&path).expect("it was there");
+        fs::write(&path, copied).expect("it fits");
+    }
+    let wrong = blob_of(&server, "b.bin");
+    fs::write(&wrong, noise(8, 50_000)).expect("it fits");
+    server.start_again();
+    // Asking for one takes nothing away.
+    server.get("/api/files/a.bin").expect_error(503);
+    stop(&mut server);
+    let (code, _, summary) = run(&server, &["verify"]);
+    assert_eq!((code, &summary["changed"]), (1, &serde_json::json!(2)), "{summary}");
+    let (code, found, _) = run(&server, &["verify", "--repair"]);
+    assert_eq!(code, 0, "{found:?}");
+    server.start_again();
+    server.get("/api/files/a.bin").expect(200, &files[0].1);
+    server.get("/api/files/b.bin").expect_error(404);
+    assert_eq!(upstream.total(), 2);
+}
+
+#[test]
 fn people_read_lines_and_a_summary() {
     let upstream = Upstream::start();
     upstream.serve("/a.bin", Answer::file(b"bytes"));

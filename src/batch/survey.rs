@@ -93,6 +93,8 @@ pub(super) struct Survey<'a> {
     /// The folders above `dists/` of which a suite was read.
     deb_roots: HashSet<String>,
     left_out: LeftOut,
+    /// The first index in whose place a web page came: there is none, or a portal stands before it.
+    page: Option<String>,
     has_ended: bool,
     found: Found,
 }
@@ -120,6 +122,7 @@ impl<'a> Survey<'a> {
             repositories: HashSet::new(),
             deb_roots: HashSet::new(),
             left_out: LeftOut::default(),
+            page: None,
             has_ended: false,
             found: Found::default(),
         }
@@ -147,6 +150,11 @@ impl<'a> Survey<'a> {
             Err(error) if has_nothing => return Err(error),
             Err(error) => self.leave_out(chain(&error)),
             Ok(()) => {}
+        }
+        if has_nothing && self.entries == 0 && self.requests > 0 {
+            let nothing = "nothing that was looked at lists a file: is this the right folder, and no portal in between?";
+            let why = self.page.take().unwrap_or_else(|| nothing.to_owned());
+            self.leave_out(why);
         }
         self.found.incomplete = self.left_out.tell();
         Ok(self.found)

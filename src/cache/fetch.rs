@@ -95,6 +95,8 @@ pub(super) struct Fetch<'a> {
     upstream: &'a dyn Upstream,
     pub(super) writer: &'a FlightWriter,
     pub(super) stored: Option<Entry>,
+    /// When it was begun, by the clock of the rows.
+    began_at: SystemTime,
     leases: Vec<Lease>,
     lease_renewed: Instant,
 }
@@ -118,6 +120,7 @@ impl Fetcher {
                         upstream,
                         writer,
                         stored,
+                        began_at: self.ports.clock.now(),
                         leases: Vec::new(),
                         lease_renewed,
                     };
@@ -246,6 +249,12 @@ impl Fetcher {
     fn stored_meanwhile(&self, fetch: &mut Fetch<'_>, before: Option<u64>) -> Option<End> {
         let entry = self.ports.index.get(fetch.key).ok()??;
         if Some(entry.generation) == before {
+            return None;
+        }
+        // Where the look-up failed that this fetch comes from, it may have been there all along.
+        let is_earlier = entry.validated_at < fetch.began_at;
+        if before.is_none() && is_earlier && fetch.class != Class::Immutable {
+            fetch.stored = Some(entry);
             return None;
         }
         if fetch.class == Class::Member && entry.head != fetch.writer.member_of() {

@@ -11,12 +11,16 @@ use super::found::client_validators;
 use super::upload::{ChangeError, Precondition};
 use super::{Cache, Reach, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry};
+use crate::blob::BlobMeta;
 use crate::chain::chain;
 use crate::coord::{Lease, Mark};
 use crate::index::IndexError;
 
 /// How long a purge waits for a fetch of the artifact, or for another purge.
 const FLIGHT_WAIT_MAX: Duration = Duration::from_secs(1);
+/// How old bytes without a row must be to be what broke off, where other processes may work without
+/// a lease: much older than what it takes to write a row.
+const LEFT_AFTER: Duration = Duration::from_secs(60);
 /// How often a row that changes meanwhile is looked at again.
 const ROUNDS_MAX: usize = 4;
 
@@ -30,6 +34,17 @@ pub enum Purged {
     Forgotten,
     /// There was nothing.
     Absent,
+}
+
+/// What lay under a name without a row.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Left {
+    /// Nothing.
+    Nothing,
+    /// What broke off: it is gone now.
+    Removed,
+    /// What somebody else may be about to record.
+    Anothers,
 }
 
 impl Cache {
@@ -85,8 +100,11 @@ impl Cache {
         let hold = self.hold(key).ok_or(ChangeError::Busy)?;
         let row = || self.ports.index.recorded(key);
         let Some(entry) = self.remove_row(key, &row, precondition)? else {
-            let was_left = self.remove_left(key, &hold, precondition)?;
-            return Ok(if was_left { Purged::Forgotten } else { Purged::Absent });
+            return match self.remove_left(key, &hold, precondition)? {
+                Left::Nothing => Ok(Purged::Absent),
+                Left::Removed => Ok(Purged::Forgotten),
+                Left::Anothers => Err(ChangeError::Busy),
+            };
         };
         self.ports.index.persist(key).map_err(ChangeError::Index)?;
         if !hold.is_sole() && self.has_row(key)? {
@@ -95,7 +113,8 @@ impl Cache {
         // What is still there would come back by `reindex`, or while the index is away.
         let removed = self.ports.blobs.remove_version(&entry.blob, &entry.version);
         removed.map_err(ChangeError::Store)?;
-        // Another version may lie there: the bytes were not those that the row meant.
+        // Another version may lie there: the bytes were not those that the row meant, or somebody
+        // uploads the name again.
         self.remove_left(key, &hold, &|_| true)?;
         Ok(Purged::Removed(entry))
     }
@@ -140,26 +159,32 @@ impl Cache {
     }
 
     /// Removes what lies under the name of a local repository without a row: what is left of an
-    /// upload, or of a removal, that broke off. Says whether there was anything.
+    /// upload, or of a removal, that broke off.
     pub(super) fn remove_left(
         &self,
         key: &ArtifactKey,
         hold: &Hold<'_>,
         precondition: Precondition<'_>,
-    ) -> Result<bool, ChangeError> {
+    ) -> Result<Left, ChangeError> {
         let blobs = &self.ports.blobs;
         let Some(left) = blobs.stat(&BlobKey::of(key)).map_err(ChangeError::Store)? else {
-            return Ok(false);
+            return Ok(Left::Nothing);
         };
         if !precondition(None) {
             return Err(ChangeError::Precondition);
         }
-        if !hold.is_sole() {
-            // Another replica's upload may be about to write its row.
-            return Err(ChangeError::Busy);
+        // Looked at after the bytes: who publishes without a lease writes its row next.
+        if !hold.is_sole() || self.is_young(&left) || self.has_row(key)? {
+            return Ok(Left::Anothers);
         }
         blobs.remove_version(&left.key, &left.version).map_err(ChangeError::Store)?;
-        Ok(true)
+        Ok(Left::Removed)
+    }
+
+    /// Whether the row of these bytes may be on its way: another process may work without a lease.
+    fn is_young(&self, left: &BlobMeta) -> bool {
+        let age = self.ports.clock.now().duration_since(left.published_at);
+        self.ports.leases.are_shared() && !age.is_ok_and(|age| age >= LEFT_AFTER)
     }
 
     fn has_row(&self, key: &ArtifactKey) -> Result<bool, ChangeError> {

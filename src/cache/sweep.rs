@@ -121,6 +121,8 @@ impl Cache {
         let folder = key.parts().0;
         let named = folder.parse().ok().and_then(|name| remotes.by_name.get(&name));
         match named.map(|remote| &remote.kind) {
+            // Nobody could fetch it again: it may have been copied here, and want its row.
+            Some(Kind::Remote(origin)) if origin.offline => Fate::Left,
             Some(Kind::Remote(_)) => Fate::Goes,
             None if hosts.contains(folder) && self.is_fetched(key) => Fate::Goes,
             Some(Kind::Local) | None => Fate::Left,

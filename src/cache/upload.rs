@@ -10,6 +10,7 @@ use std::time::SystemTime;
 
 use super::claims::Hold;
 use super::found::client_validators;
+use super::purge::Left;
 use super::steps::Standing;
 use super::{Cache, Loss, Target};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, BlobVersion, Digest, Entry, Validators};
@@ -448,10 +449,11 @@ impl Cache {
     /// Removes what lies there without a row, if nobody else can have put it there meanwhile; says
     /// whether it did. What stays is no obstacle to the next upload.
     fn is_left_removed(&self, key: &ArtifactKey, hold: &Hold<'_>) -> bool {
-        self.remove_left(key, hold, &|_| true).unwrap_or_else(|error| {
+        let left = self.remove_left(key, hold, &|_| true).unwrap_or_else(|error| {
             tracing::warn!(artifact = %key, error = chain(&error), "a blob that was not recorded stays in the store");
-            false
-        })
+            Left::Anothers
+        });
+        left == Left::Removed
     }
 }
 

@@ -86,6 +86,11 @@ impl Remote {
         matches!(self.kind, Kind::Local)
     }
 
+    /// Whether it has an upstream that must not be asked.
+    pub fn is_offline(&self) -> bool {
+        matches!(&self.kind, Kind::Remote(origin) if origin.offline)
+    }
+
     /// Whether a path may be fetched, or uploaded to a local repository.
     ///
     /// A local repository without include patterns takes every path that is not excluded: what

@@ -61,6 +61,11 @@ pub trait Leases: Debug + Send + Sync {
     fn renew(&self, key: &ArtifactKey, token: &LeaseToken, ttl: Duration) -> bool;
     /// Gives a lease back, if it is still held.
     fn release(&self, key: &ArtifactKey, token: &LeaseToken);
+    /// Whether other processes ask for these leases: then one of them may have been told nothing, or
+    /// a lease been forgotten, and somebody works without.
+    fn are_shared(&self) -> bool {
+        false
+    }
 }
 
 /// The answer to a [`Leases::try_acquire`].

@@ -254,6 +254,10 @@ impl Freshness for RedisCoord {
 }
 
 impl Leases for RedisCoord {
+    fn are_shared(&self) -> bool {
+        true
+    }
+
     fn try_acquire(&self, key: &ArtifactKey, ttl: Duration) -> Acquired {
         let key = self.lease_key(key);
         let token = self.tokens.next();

@@ -25,6 +25,16 @@ const OURS: &[(&str, &str)] = &[
     ("tbz2", "application/x-bzip2"),
     ("txz", "application/x-xz"),
     ("zst", "application/zstd"),
+    ("gem", UNKNOWN),
+    ("crate", "application/gzip"),
+    ("nupkg", "application/zip"),
+    ("conda", "application/zip"),
+    ("appimage", UNKNOWN),
+    ("qcow2", UNKNOWN),
+    ("sha256", "text/plain"),
+    ("sha512", "text/plain"),
+    ("md5", "text/plain"),
+    ("minisig", "text/plain"),
 ];
 
 /// The type by the file's name, then upstream's, then none in particular.

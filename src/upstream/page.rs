@@ -12,16 +12,18 @@ use crate::artifact::ArtifactPath;
 use crate::formats::PackageFormat;
 use crate::policy::media_type;
 
-/// How much of a body is looked at, in bytes.
-const LOOK_BYTES: usize = 512;
+/// How much of a body is looked at, in bytes, and how much has to be there for that.
+const LOOK_BYTES_MAX: usize = 512;
+const LOOK_BYTES_MIN: usize = 64;
 
 /// With what an HTML document begins, behind white space and in any case: the longer ones of the
-/// table in section 7.1 of the MIME Sniffing Standard (WHATWG), and `<meta`.
+/// table in section 7.1 of the MIME Sniffing Standard (WHATWG), and what portals begin with.
 const BEGINNINGS: &[&str] = &[
     "<!doctype html",
     "<html",
     "<head",
     "<script",
+    "<noscript",
     "<iframe",
     "<h1",
     "<div",
@@ -30,11 +32,11 @@ const BEGINNINGS: &[&str] = &[
     "<style",
     "<title",
     "<body",
+    "<center",
     "<br",
+    "<p>",
     "<meta",
 ];
-/// With what an XML file may begin as well.
-const COMMENT: &str = "<!--";
 
 /// An upstream whose web pages are taken for files only where a page was asked for.
 #[derive(Debug)]
@@ -57,7 +59,8 @@ impl NoPages {
         mut body: Box<dyn UpstreamBody>,
     ) -> Result<UpstreamReply, UpstreamError> {
         let is_typed = head.content_type.as_deref().is_some_and(media_type::is_html);
-        if !is_typed || media_type::may_be_page(self.format, path) {
+        let is_known = self.format.knows_names() && head.content_encoding.is_none();
+        if !is_typed && !is_known || media_type::may_be_page(self.format, path) {
             return Ok(UpstreamReply::Found(head, body));
         }
         let (start, broken) = beginning(&mut *body);
@@ -86,19 +89,38 @@ impl Upstream for NoPages {
 
 /// What comes first, and what ended it, if it did not end well.
 fn beginning(body: &mut dyn UpstreamBody) -> (Vec<u8>, Option<io::Error>) {
-    let mut start = Vec::with_capacity(LOOK_BYTES);
-    let read = body.take(LOOK_BYTES as u64).read_to_end(&mut start);
-    (start, read.err())
+    let mut start = vec![0; LOOK_BYTES_MAX];
+    let (mut filled, mut broken) = (0, None);
+    while filled < LOOK_BYTES_MIN && may_become_page(&start[..filled]) {
+        match body.read(&mut start[filled..]) {
+            Ok(0) => break,
+            Ok(read) => filled += read,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => {
+                broken = Some(error);
+                break;
+            }
+        }
+    }
+    start.truncate(filled);
+    (start, broken)
+}
+
+/// What a text begins with, behind a byte order mark and white space.
+fn beyond_blanks(start: &[u8]) -> &[u8] {
+    start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start).trim_ascii_start()
+}
+
+fn may_become_page(start: &[u8]) -> bool {
+    matches!(beyond_blanks(start), [] | [b'<', ..] | [0xef, ..])
 }
 
 fn is_page(start: &[u8]) -> bool {
-    let start = start.strip_prefix(b"\xef\xbb\xbf").unwrap_or(start);
-    let text = String::from_utf8_lossy(start).to_ascii_lowercase();
-    let text = text.trim_start();
+    let text = String::from_utf8_lossy(beyond_blanks(start)).to_ascii_lowercase();
     // XHTML may be declared as XML.
     match text.strip_prefix("<?xml").and_then(|declared| declared.split_once("?>")) {
         Some((_, root)) => begins(root.trim_start()),
-        None => begins(text) || text.starts_with(COMMENT),
+        None => begins(&text),
     }
 }
 
@@ -191,12 +213,42 @@ mod tests {
 
     #[test]
     fn a_file_that_is_only_typed_as_a_page_comes_whole() {
-        for bytes in [b"!<arch>\n".to_vec(), b"<?xml?><repomd/>".to_vec(), vec![], vec![7; 5000]] {
+        let archive = [b"!<arch>\n".as_slice(), &[7; 5000]].concat();
+        for (format, path, bytes) in [
+            ("deb", "pool/a_1_amd64.deb", archive.clone()),
+            ("deb", "dists/a/InRelease", Vec::new()),
+            ("rpm", "repodata/repomd.xml", b"<?xml?><repomd/>".to_vec()),
+            ("generic", "a.zip", vec![7; 5000]),
+            ("generic", "a.deb", b"none, but nobody knows".to_vec()),
+        ] {
             let file = File::of(bytes.clone()).content_type("text/html").in_pieces_of(100);
-            assert_eq!(ask("deb", "pool/a_1_amd64.deb", file).unwrap(), bytes);
+            assert_eq!(ask(format, path, file).unwrap(), bytes, "{path}");
         }
-        let typed_otherwise = File::of(PAGE).content_type("text/plain");
-        assert_eq!(ask("deb", "pool/a_1_amd64.deb", typed_otherwise).unwrap(), PAGE.as_bytes());
+    }
+
+    #[test]
+    fn in_a_format_that_knows_its_names_a_page_may_be_typed_as_anything() {
+        let typed = |text: &str| File::of(text).content_type("application/octet-stream");
+        for path in ["dists/a/InRelease", "pool/h/hello_2.10-3_amd64.deb"] {
+            assert!(matches!(ask("deb", path, File::of(PAGE)), Err(UpstreamError::Page { .. })));
+            assert!(matches!(ask("deb", path, typed(PAGE)), Err(UpstreamError::Page { .. })));
+        }
+        assert!(ask("generic", "notes.txt", typed(PAGE)).is_ok());
+    }
+
+    #[test]
+    fn what_cannot_become_a_page_is_not_waited_for() {
+        let mut body = File::of("!<arch>\n and the rest of the archive");
+        body = body.in_pieces_of(3);
+        let path = ArtifactPath::from_canonical("a.deb").unwrap();
+        let asked = UpstreamRequest { path: &path, unless: None, part: None };
+        let Ok(UpstreamReply::Found(_, mut body)) = body.answer(&asked) else { panic!("a body") };
+        assert_eq!(beginning(&mut *body).0, b"!<a");
+        let Ok(UpstreamReply::Found(_, mut body)) = File::of(PAGE).in_pieces_of(3).answer(&asked)
+        else {
+            panic!("a body")
+        };
+        assert_eq!(beginning(&mut *body).0, PAGE.as_bytes());
     }
 
     #[test]
@@ -207,7 +259,8 @@ mod tests {
             "<?xml version=\"1.0\"?>\n<!DOCTYPE html PUBLIC \"-//W3C//DTD XHTML 1.0 Strict//EN\">",
             true,
         );
-        check("\t<!-- a notice --><p>", true);
+        check("\t<p>Please sign in", true);
+        check("<!-- a comment --><project/>", false);
         check("<H1>Not here</H1>", true);
         check("<?xml version=\"1.0\"?><!-- a comment --><repomd/>", false);
         check("<repomd xmlns=\"http://linux.example.org/\">", false);

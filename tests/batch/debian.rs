@@ -126,6 +126,25 @@ fn a_page_that_answers_everything_is_no_index() {
 }
 
 #[test]
+fn where_a_portal_answers_everything_nothing_is_complete() {
+    let upstream = Upstream::start();
+    for path in ["/InRelease", "/Release", "/", "/dists/", "/pool/", "/pool/h/"] {
+        upstream.serve(path, html("<!DOCTYPE html><title>Please sign in</title>"));
+    }
+    for name in ["Packages", "Packages.gz", "Packages.xz"] {
+        upstream.serve(&format!("/{name}"), html("<!DOCTYPE html><title>Please sign in</title>"));
+    }
+    let server = server(&upstream, &["deb$"]);
+    for pattern in ["", "^pool/h/"] {
+        let wanted = json!({"remote": "files", "include_pattern": pattern});
+        let answer = post(&server, "/cache-artifact", &wanted);
+        let text = answer.text();
+        assert!(text.contains("portal"), "{text}");
+        assert!(answer.status() == 502 || !answer.json()["incomplete"].is_null(), "{text}");
+    }
+}
+
+#[test]
 fn a_pool_without_a_listing_is_no_loss_once_its_suite_is_read() {
     let upstream = pool();
     release(&upstream, "/dists/s/Release", "SHA256:\n 00 9 main/binary-amd64/Packages\n");

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::{REQUESTS_MAX, Survey, SurveyError, shown};
 use crate::artifact::ArtifactPath;
+use crate::chain::chain;
 use crate::discovery::ListingError;
 use crate::discovery::unpack::{Bounded, Packing, unpack};
 use crate::policy::media_type;
@@ -35,6 +36,10 @@ impl Survey<'_> {
             return Ok(Asked::Withheld("there is no upstream".to_owned()));
         };
         match self.ask_of(upstream, path) {
+            Err(error @ SurveyError::Upstream { source: UpstreamError::Page { .. }, .. }) => {
+                self.page.get_or_insert_with(|| chain(&error));
+                Ok(Asked::Withheld(chain(&error)))
+            }
             Err(SurveyError::Upstream { source, .. }) if !source.is_failure() => {
                 Ok(Asked::Withheld(source.to_string()))
             }

@@ -188,7 +188,10 @@ impl Keeper {
 
     /// Takes out what was not used for longer than the remote keeps it.
     fn expire(&self, remote: &Remote, memory: &mut Memory) -> Result<(), IndexError> {
-        let Some(kept) = remote.keeping.unused_for else { return Ok(()) };
+        let Some(kept) = remote.keeping.unused_for.filter(|_| !remote.is_offline()) else {
+            // Nobody could fetch it again.
+            return Ok(());
+        };
         let Some(limit) = self.ports.clock.now().checked_sub(kept) else { return Ok(()) };
         loop {
             let mut lapsed = Vec::new();

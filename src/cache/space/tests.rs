@@ -293,6 +293,15 @@ fn what_was_not_used_for_so_long_goes_and_what_was_used_stays() {
 }
 
 #[test]
+fn what_nobody_could_fetch_again_stays_however_long_it_was_not_used() {
+    let shelf = Shelf::new(None, "keep_unused_for: 3600\n    offline: true");
+    shelf.put("a", "unused", 1);
+    shelf.clock.advance(Duration::from_secs(4000));
+    shelf.kept();
+    assert_eq!(shelf.stored(), ["a/unused"]);
+}
+
+#[test]
 fn more_than_a_batch_goes_where_a_bound_is_lowered() {
     let mut shelf = Shelf::new(None, "");
     for number in 0..600 {

@@ -252,18 +252,49 @@ impl Worker<'_> {
                 Some(_) if what == What::Changed && self.is_unfinished(key, &entry) => {
                     return Ok(Verdict::Right);
                 }
+                Some(_) if what == What::Changed => match self.as_it_lies(&entry, hashed)? {
+                    Some(lying) if self.what.repair == Repair::Nothing => {
+                        let why = "its bytes are right: --repair takes them as they lie there";
+                        return Ok(wrong(what, key, &lying, Some(why.to_owned())));
+                    }
+                    Some(lying) => return Ok(self.right(key, lying)),
+                    None if self.what.repair == Repair::Nothing => {
+                        return Ok(wrong(what, key, &entry, why));
+                    }
+                    None => return Ok(self.dropped(what, key, &entry, why)),
+                },
                 Some(_) if self.what.repair == Repair::Nothing => {
                     return Ok(wrong(what, key, &entry, why));
                 }
-                Some(_) if !self.is_fetchable(&key.remote) => {
-                    let kept = "kept, because no upstream has it";
-                    let why = why.map_or(kept.to_owned(), |why| format!("{why}; {kept}"));
-                    return Ok(wrong(what, key, &entry, Some(why)));
-                }
-                Some(_) => return Ok(self.drop_wrong(what, key, &entry, why)),
+                Some(_) => return Ok(self.dropped(what, key, &entry, why)),
             }
         }
         Ok(Verdict::Overtaken)
+    }
+
+    /// Drops what is wrong, where it can be fetched anew.
+    fn dropped(
+        &self,
+        what: What,
+        key: &ArtifactKey,
+        entry: &Entry,
+        why: Option<String>,
+    ) -> Verdict {
+        if self.is_fetchable(&key.remote) {
+            return self.drop_wrong(what, key, entry, why);
+        }
+        let kept = "kept, because no upstream has it";
+        let why = why.map_or(kept.to_owned(), |why| format!("{why}; {kept}"));
+        wrong(what, key, entry, Some(why))
+    }
+
+    /// The entry of a blob that is another version than its row means, if its bytes are those that
+    /// the row means: it was copied without its times, say.
+    fn as_it_lies(&self, entry: &Entry, hashed: &mut u64) -> Result<Option<Entry>, Unheard> {
+        let Ok(Some(meta)) = self.ports.blobs.stat(&entry.blob) else { return Ok(None) };
+        let lying = Entry { version: meta.version, unproven: true, ..entry.clone() };
+        let is_right = meta.size == entry.size && self.fault_of(&lying, hashed)?.is_none();
+        Ok(is_right.then_some(lying))
     }
 
     fn is_fetchable(&self, remote: &RemoteName) -> bool {

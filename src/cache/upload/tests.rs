@@ -15,8 +15,8 @@ use crate::cache::tests::NoLeases;
 use crate::cache::{CacheBounds, Outcome, Ports, Purged};
 use crate::clock::Clock;
 use crate::config::file::{Around, parse};
-use crate::coord::Leases;
 use crate::coord::local::{LocalFreshness, LocalLeases};
+use crate::coord::{Acquired, LeaseToken, Leases};
 use crate::index::memory::MemoryIndex;
 use crate::index::{ArtifactIndex, LeastUsed, Row, Scan, Usage, Use};
 use crate::staging::Staging;
@@ -30,6 +30,8 @@ struct Watched {
     failing: Mutex<Option<&'static str>>,
     /// Whether the next look at a blob finds none.
     hiding: AtomicBool,
+    /// What happens once behind the next removal of a blob.
+    after_removal: Mutex<Option<Meanwhile>>,
     /// What happens once in the middle of the next publish.
     meanwhile: Mutex<Option<Meanwhile>>,
 }
@@ -122,7 +124,11 @@ impl BlobStore for Blobs {
 
     fn remove(&self, key: &BlobKey) -> Result<(), BlobError> {
         self.0.blob_step("remove blob", key)?;
-        self.0.blobs.remove(key)
+        self.0.blobs.remove(key)?;
+        if let Some(Meanwhile(happens)) = self.0.after_removal.lock().unwrap().take() {
+            happens();
+        }
+        Ok(())
     }
 
     fn each(&self, visit: &mut dyn FnMut(BlobMeta) -> ControlFlow<()>) -> Result<(), BlobError> {
@@ -495,6 +501,56 @@ fn without_leases_a_late_overwrite_does_not_take_the_place_of_a_later_one() {
     let late = world.put(0, b"two").unwrap_err();
     assert!(matches!(late, ChangeError::Conflict(d) if d == Digest::of(b"three")), "{late:?}");
     assert_eq!(world.get().unwrap(), b"three");
+}
+
+/// Leases that everybody is given, as when Redis forgot who had them.
+#[derive(Debug)]
+struct ForgottenLeases;
+
+impl Leases for ForgottenLeases {
+    fn try_acquire(&self, _: &ArtifactKey, _: Duration) -> Acquired {
+        Acquired::Granted(LeaseToken("anybody's".to_owned()))
+    }
+
+    fn renew(&self, _: &ArtifactKey, _: &LeaseToken, _: Duration) -> bool {
+        true
+    }
+
+    fn release(&self, _: &ArtifactKey, _: &LeaseToken) {}
+
+    fn are_shared(&self) -> bool {
+        true
+    }
+}
+
+#[test]
+fn who_has_a_lease_takes_nothing_away_from_who_has_none() {
+    let world = World::new("description: x", 2, Some(Arc::new(ForgottenLeases)));
+    world.meanwhile(b"one", None);
+    let late = world.put(0, b"two").unwrap_err();
+    assert!(matches!(late, ChangeError::Conflict(d) if d == Digest::of(b"one")), "{late:?}");
+    assert_eq!(world.get().unwrap(), b"one");
+    // A removal, whose name is uploaded again before the bytes are looked at.
+    let purge = || world.replicas[0].purge(&world.target, &path(), &|_| true);
+    let (cache, target) = (Arc::clone(&world.replicas[1]), Arc::clone(&world.target));
+    let again = move || drop(put(&cache, &target, b"three").unwrap());
+    *world.watched.after_removal.lock().unwrap() = Some(Meanwhile(Box::new(again)));
+    assert!(matches!(purge(), Ok(Purged::Removed(_))));
+    assert_eq!(world.get().unwrap(), b"three");
+}
+
+#[test]
+fn what_may_be_on_its_way_to_a_row_is_left_until_it_is_old() {
+    let world = World::new("description: x", 1, Some(Arc::new(ForgottenLeases)));
+    world.fail(Some("put"));
+    assert!(matches!(world.put(0, b"one"), Err(ChangeError::Index(_))));
+    world.fail(None);
+    assert!(matches!(world.put(0, b"two"), Err(ChangeError::Busy)));
+    let purged = world.replicas[0].purge(&world.target, &path(), &|_| true);
+    assert!(matches!(purged, Err(ChangeError::Busy)));
+    world.replicas[0].ports.clock.advance(Duration::from_secs(61));
+    assert!(matches!(world.put(0, b"two"), Ok(Uploaded::Created(_))));
+    assert_eq!(world.get().unwrap(), b"two");
 }
 
 #[test]
