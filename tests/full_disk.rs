@@ -113,6 +113,13 @@ fn hits_are_served_misses_pass_and_uploads_are_refused() {
 }
 
 #[test]
+fn more_free_than_there_is_stops_the_start() {
+    let setup = Setup::files(Remote::at(&Upstream::start())).disk_bytes(DISK_BYTES);
+    let log = setup.env("CACHE_MIN_FREE_BYTES", "10Gi").try_start().expect_err("it cannot be");
+    assert!(log.concat().contains("CACHE_MIN_FREE_BYTES is 10737418240"), "{log:?}");
+}
+
+#[test]
 fn the_least_recently_used_go_where_something_else_takes_the_room() {
     let floor = 1 << 20;
     let full = Full::new(|setup| setup.env("CACHE_MIN_FREE_BYTES", floor));

@@ -15,7 +15,7 @@ use super::space::Space;
 use super::unread::Unread;
 use super::versions::{condition_of, confirms, part_of};
 use super::{FetchError, Ports};
-use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Digest, Entry, Validators};
+use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
 use crate::blob::{About, BlobError, BlobMeta};
 use crate::chain::chain;
 use crate::config::Remote;
@@ -434,7 +434,7 @@ impl Fetcher {
             Some(entry) => {
                 room.fill();
                 self.mark_unsettled(fetch, &entry, fits);
-                self.mark_fresh(fetch, entry.digest);
+                self.mark_fresh(fetch, &entry);
                 End::Stored(entry)
             }
             None => {
@@ -526,7 +526,7 @@ impl Fetcher {
         };
         match self.ports.index.put(fetch.key, &confirmed, Some(confirmed.generation)) {
             Ok(Put::Stored(generation)) => {
-                self.mark_fresh(fetch, confirmed.digest);
+                self.mark_fresh(fetch, &confirmed);
                 Entry { generation, ..confirmed }
             }
             // Somebody stored or confirmed something newer: that is what stands there now.
@@ -539,10 +539,12 @@ impl Fetcher {
         }
     }
 
-    fn mark_fresh(&self, fetch: &Fetch<'_>, digest: Digest) {
-        if fetch.class != Class::Immutable && !fetch.remote.lifetimes.index_ttl.is_zero() {
-            let lifetime = self.lifetime(fetch);
-            self.ports.freshness.set(fetch.key, Mark::Fresh(digest), lifetime);
+    /// Fresh from upstream's answer on: storing a large index takes its time.
+    fn mark_fresh(&self, fetch: &Fetch<'_>, entry: &Entry) {
+        let age = self.ports.clock.now().duration_since(entry.validated_at).unwrap_or_default();
+        let left = self.lifetime(fetch).saturating_sub(age);
+        if fetch.class != Class::Immutable && !left.is_zero() {
+            self.ports.freshness.set(fetch.key, Mark::Fresh(entry.digest), left);
         }
         if !fetch.remote.lifetimes.negative_ttl.is_zero() {
             self.ports.freshness.clear(fetch.key, Mark::Absent);

@@ -669,6 +669,22 @@ fn what_the_head_shows_to_be_too_large_is_not_said_to_be_stored() {
 }
 
 #[test]
+fn an_index_is_fresh_from_upstreams_answer_on() {
+    let gate = Gate::at(1);
+    let world = World::new(Scripted::new().file("index/a", File::of("one").held_by(&gate)));
+    let found = world.find("index/a").unwrap();
+    world.clock.advance(Duration::from_secs(60));
+    gate.open();
+    drop(found);
+    world.settle();
+    // Of its 100 seconds.
+    world.clock.advance(Duration::from_secs(39));
+    world.check("index/a", Outcome::Hit, b"one");
+    world.clock.advance(Duration::from_secs(2));
+    world.check("index/a", Outcome::Miss, b"one");
+}
+
+#[test]
 fn what_was_only_hashed_is_a_hit() {
     let world = World::new(Scripted::new().file("a", File::of("a")));
     world.check("a", Outcome::Miss, b"a");

@@ -8,8 +8,8 @@
 use std::hash::{BuildHasher, RandomState};
 use std::io;
 use std::path::PathBuf;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use redis::{Client, Cmd, Connection, FromRedisValue, RedisError, TlsCertificates, cmd};
@@ -22,6 +22,8 @@ use crate::roots::{self, CaFileError};
 
 /// Connections that are kept for the next call; more may be open while they are used.
 const IDLE_CONNECTIONS_MAX: usize = 16;
+/// Leases that are remembered to be given back.
+const UNRELEASED_MAX: usize = 256;
 /// What part of the timeout a new connection may take; a network that is in order answers in
 /// a fraction of it, and one that lost a packet would not before a second.
 const CONNECT_SHARE: u32 = 2;
@@ -83,7 +85,12 @@ pub struct RedisCoord {
     // Nothing else is taken while it is held, and no connection is used under it.
     idle: Mutex<Vec<Connection>>,
     tokens: Tokens,
+    // Leases that nobody holds and Redis may not know it of; taken for single steps.
+    unreleased: Mutex<Vec<Unreleased>>,
 }
+
+/// A lease that was granted unheard, or whose release was: its key, and the token of its holder.
+type Unreleased = (String, LeaseToken);
 
 impl std::fmt::Debug for RedisCoord {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -116,12 +123,43 @@ impl RedisCoord {
             breaker: Breaker::new("Redis"),
             idle: Mutex::new(Vec::new()),
             tokens: Tokens::new(),
+            unreleased: Mutex::default(),
         })
     }
 
-    /// Whether it answers now; asks it, unless it did not answer a moment ago.
+    /// Whether it answers now; asks it, unless it did not answer a moment ago. Where it does, gives
+    /// back what could not be given back before. To be asked every few seconds.
     pub fn answers(&self) -> bool {
-        self.call::<String>(|_| cmd("PING")).is_some()
+        let answers = self.call::<String>(|_| cmd("PING")).is_some();
+        if answers {
+            let late = std::mem::take(&mut *self.unreleased());
+            late.into_iter().for_each(|(key, token)| self.give_back(key, token));
+        }
+        answers
+    }
+
+    /// Releases a lease, later where Redis does not say that it has.
+    fn give_back(&self, key: String, token: LeaseToken) {
+        let released: Option<i64> = self.call(|_| {
+            let mut command = cmd("EVAL");
+            command.arg(RELEASE).arg(1).arg(&key).arg(&token.0);
+            command
+        });
+        if released.is_none() {
+            self.give_back_later(key, token);
+        }
+    }
+
+    fn give_back_later(&self, key: String, token: LeaseToken) {
+        let mut unreleased = self.unreleased();
+        // Beyond that they lapse.
+        if unreleased.len() < UNRELEASED_MAX {
+            unreleased.push((key, token));
+        }
+    }
+
+    fn unreleased(&self) -> MutexGuard<'_, Vec<Unreleased>> {
+        self.unreleased.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Runs a command; `None` if Redis can't be asked. It is made once more on a new
@@ -261,6 +299,7 @@ impl Leases for RedisCoord {
     fn try_acquire(&self, key: &ArtifactKey, ttl: Duration) -> Acquired {
         let key = self.lease_key(key);
         let token = self.tokens.next();
+        let is_asked = !self.breaker.is_open();
         let before: Option<Option<String>> = self.call(|attempt| match attempt {
             Attempt::First => {
                 let mut command = cmd("SET");
@@ -277,7 +316,13 @@ impl Leases for RedisCoord {
         match before {
             Some(Some(_ok)) => Acquired::Granted(LeaseToken(token)),
             Some(None) => Acquired::Held,
-            None => Acquired::Unknown,
+            None => {
+                if is_asked {
+                    // It may have been granted unheard, and would keep everybody out until it lapses.
+                    self.give_back_later(key, LeaseToken(token));
+                }
+                Acquired::Unknown
+            }
         }
     }
 
@@ -292,12 +337,7 @@ impl Leases for RedisCoord {
     }
 
     fn release(&self, key: &ArtifactKey, token: &LeaseToken) {
-        let key = self.lease_key(key);
-        self.call::<i64>(|_| {
-            let mut command = cmd("EVAL");
-            command.arg(RELEASE).arg(1).arg(&key).arg(&token.0);
-            command
-        });
+        self.give_back(self.lease_key(key), token.clone());
     }
 }
 
@@ -420,6 +460,20 @@ mod tests {
         coord.release(&key("a"), &token);
         assert!(!coord.renew(&key("a"), &token, LONG));
         assert_ne!(granted(coord.try_acquire(&key("a"), LONG)), token);
+    }
+
+    #[test]
+    fn a_lease_that_was_granted_or_released_unheard_is_given_back_soon() {
+        let coord = on_shared();
+        let token = granted(coord.try_acquire(&key("a"), LONG));
+        let forged = LeaseToken("another's".to_owned());
+        coord.give_back_later(coord.lease_key(&key("a")), forged);
+        assert!(coord.answers());
+        assert_eq!(coord.try_acquire(&key("a"), LONG), Acquired::Held);
+        coord.give_back_later(coord.lease_key(&key("a")), token);
+        assert!(coord.answers());
+        granted(coord.try_acquire(&key("a"), LONG));
+        assert!(coord.unreleased().is_empty());
     }
 
     #[test]

@@ -57,6 +57,16 @@ const UPKEEP_TICK: Duration = Duration::from_secs(1);
 /// Why the program can't start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
+    /// More is to be kept free than there is.
+    #[error(
+        "CACHE_MIN_FREE_BYTES is {min}, and the file system of DATA_DIR has {size} bytes in all: nothing could be stored"
+    )]
+    NeverFree {
+        /// What is to be kept free, in bytes.
+        min: u64,
+        /// The size of the file system, in bytes.
+        size: u64,
+    },
     /// remotes.yaml or the environment can't be used.
     #[error(transparent)]
     Config(#[from] ConfigErrors),
@@ -150,6 +160,11 @@ impl App {
         let access = Arc::new(Access::new(reads, load_tokens(&settings, &catalogs.current())?));
 
         let opened = ports::open(&settings, engines, &clock)?;
+        if let (Some(min), Some(disk)) = (settings.free_bytes_min, opened.ports.staging.disk())
+            && min > disk.size_bytes
+        {
+            return Err(StartError::NeverFree { min, size: disk.size_bytes });
+        }
         let cache = Arc::new(Cache::new(opened.ports.clone(), &cache_bounds(&settings)));
         cache.space().govern(space_plan(&settings, &catalogs.current()));
         let health = Health::watch(opened.probes()).map_err(StartError::Thread)?;
