@@ -103,6 +103,14 @@ pub trait BlobStore: Debug + Send + Sync {
     /// [`BlobError`] where the store can't answer.
     fn stat(&self, key: &BlobKey) -> Result<Option<BlobMeta>, BlobError>;
 
+    /// Whether this version is under `key` now.
+    ///
+    /// # Errors
+    /// Those of [`BlobStore::stat`].
+    fn holds(&self, key: &BlobKey, version: &BlobVersion) -> Result<bool, BlobError> {
+        Ok(self.stat(key)?.is_some_and(|found| found.version == *version))
+    }
+
     /// Removes what is under `key`; success too where there is nothing.
     ///
     /// # Errors

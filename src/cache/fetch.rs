@@ -16,7 +16,7 @@ use super::unread::Unread;
 use super::versions::{condition_of, confirms, part_of};
 use super::{FetchError, Ports};
 use crate::artifact::{ArtifactKey, ArtifactPath, BlobKey, Entry, Validators};
-use crate::blob::{About, BlobError, BlobMeta};
+use crate::blob::{About, BlobError};
 use crate::chain::chain;
 use crate::config::Remote;
 use crate::coord::{Held, Lease, Mark};
@@ -244,20 +244,19 @@ impl Fetcher {
         None
     }
 
-    /// What another replica has stored, unless it is a member of another head: that one is asked
-    /// about.
+    /// What another replica has stored, unless it is a member of another head, or may have been there
+    /// before: that one is asked about.
     fn stored_meanwhile(&self, fetch: &mut Fetch<'_>, before: Option<u64>) -> Option<End> {
         let entry = self.ports.index.get(fetch.key).ok()??;
         if Some(entry.generation) == before {
             return None;
         }
         // Where the look-up failed that this fetch comes from, it may have been there all along.
-        let is_earlier = entry.validated_at < fetch.began_at;
-        if before.is_none() && is_earlier && fetch.class != Class::Immutable {
-            fetch.stored = Some(entry);
-            return None;
-        }
-        if fetch.class == Class::Member && entry.head != fetch.writer.member_of() {
+        let is_earlier = before.is_none()
+            && fetch.class != Class::Immutable
+            && entry.validated_at < fetch.began_at;
+        let is_anothers = fetch.class == Class::Member && entry.head != fetch.writer.member_of();
+        if is_earlier || is_anothers {
             fetch.stored = Some(entry);
             return None;
         }
@@ -459,14 +458,8 @@ impl Fetcher {
                 Ok(Put::Superseded(None)) => replaces = None,
                 Ok(Put::Superseded(Some(other))) if other.digest == entry.digest => {
                     // The same bytes. Of two versions under one key the one that lies there counts.
-                    let is_there = |found: BlobMeta| found.version == other.version;
-                    if other.blob != entry.blob
-                        || self
-                            .ports
-                            .blobs
-                            .stat(&other.blob)
-                            .is_ok_and(|found| found.is_some_and(is_there))
-                    {
+                    let is_there = || self.ports.blobs.holds(&other.blob, &other.version);
+                    if other.blob != entry.blob || is_there().unwrap_or(false) {
                         return Some(other);
                     }
                     replaces = Some(other.generation);

@@ -9,6 +9,7 @@ use super::readers::Reading;
 use super::{Cache, FAR_AHEAD_BYTES};
 use crate::artifact::{ArtifactKey, Digest, Entry, Validators};
 use crate::policy;
+use crate::seats::Seat;
 
 /// How a request was met. One of these becomes the log line, the counter and `Cache-Status`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -98,7 +99,7 @@ impl Bytes {
         let from = match &self.from {
             From::Store(entry, reading) => From::Store(entry.clone(), reading.clone()),
             From::Flight(reader, head) => From::Flight(reader.clone(), Arc::clone(head)),
-            From::Passing(_) => return None,
+            From::Passing(..) => return None,
         };
         Some(Self { key: self.key.clone(), from })
     }
@@ -108,7 +109,7 @@ impl Bytes {
     pub fn comes_later(&self, offset: u64, patience: Duration) -> Option<Coming> {
         match &self.from {
             From::Flight(reader, _) => reader.comes_later(offset, patience),
-            From::Store(..) | From::Passing(_) => None,
+            From::Store(..) | From::Passing(..) => None,
         }
     }
 
@@ -116,7 +117,7 @@ impl Bytes {
     pub fn is_far_ahead(&self, offset: u64) -> bool {
         match &self.from {
             From::Flight(reader, _) => offset > reader.written() + FAR_AHEAD_BYTES,
-            From::Store(..) | From::Passing(_) => false,
+            From::Store(..) | From::Passing(..) => false,
         }
     }
 
@@ -125,7 +126,7 @@ impl Bytes {
     pub fn lands_later(&self, patience: Duration) -> Option<Coming> {
         match &self.from {
             From::Flight(reader, _) => reader.lands_later(patience),
-            From::Store(..) | From::Passing(_) => None,
+            From::Store(..) | From::Passing(..) => None,
         }
     }
 }
@@ -152,7 +153,8 @@ pub(super) enum From {
     /// With what keeps it in the store meanwhile.
     Store(Box<Entry>, Option<Arc<Reading>>),
     Flight(FlightReader, Arc<FlightHead>),
-    Passing(Passing),
+    /// With a seat, where those are bounded.
+    Passing(Passing, Option<Seat>),
 }
 
 impl Cache {

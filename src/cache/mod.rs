@@ -423,8 +423,7 @@ impl Cache {
         let upstream = target.upstream.as_ref().ok_or(CacheError::Absent)?;
         counters::of(&self.counters.fetches, &key.remote).inc();
         let checksum = target.remote.format.digest_in(&key.path);
-        let (about, passing) =
-            pass::start(upstream, &key.path, checksum, seat, self.ports.clock.now())?;
+        let (about, passing) = pass::start(upstream, &key.path, checksum, self.ports.clock.now())?;
         if !target.is_lasting(&key.path)
             && let Ok(Some(stored)) = self.ports.index.get(&key)
         {
@@ -433,7 +432,7 @@ impl Cache {
         }
         let met =
             Met { outcome: Outcome::Pass, about, ttl_s: None, is_stored: false, is_refresh: false };
-        Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing) } })
+        Ok(Found { met, bytes: Bytes { key, from: From::Passing(passing, seat) } })
     }
 
     /// Waits until a flight has landed, so that the digest is known; for a client that asks

@@ -40,7 +40,13 @@ impl Cache {
                 let source: Box<dyn Source> = Box::new(reader.follow(head, from, to));
                 Ok(Body::new(to.map(|to| to - from), source))
             }
-            From::Passing(passing) => passing.open(from, to).map_err(OpenError::Fetch),
+            From::Passing(passing, seat) => {
+                let body = passing.open(from, to).map_err(OpenError::Fetch)?;
+                Ok(match seat {
+                    Some(seat) => body.keeping(seat),
+                    None => body,
+                })
+            }
         }
     }
 

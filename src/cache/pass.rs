@@ -18,7 +18,6 @@ use super::{CacheError, FetchError, Representation};
 use crate::artifact::{ArtifactPath, Checksum, Digest, Validators};
 use crate::body::{Body, BodyError, Piece, Source};
 use crate::chain::chain;
-use crate::seats::Seat;
 use crate::upstream::{Upstream, UpstreamBody, UpstreamError, UpstreamReply, UpstreamRequest};
 
 /// An upstream's answer on its way to one client.
@@ -32,8 +31,6 @@ pub(super) struct Passing {
     body: Box<dyn UpstreamBody>,
     read: u64,
     resumes: usize,
-    /// Given back with the body.
-    _seat: Option<Seat>,
 }
 
 impl std::fmt::Debug for Passing {
@@ -47,7 +44,6 @@ pub(super) fn start(
     upstream: &Arc<dyn Upstream>,
     path: &ArtifactPath,
     checksum: Option<Checksum>,
-    seat: Option<Seat>,
     now: SystemTime,
 ) -> Result<(Representation, Passing), CacheError> {
     let failed = |error: UpstreamError| CacheError::Fetch(Arc::new(FetchError::Upstream(error)));
@@ -77,7 +73,6 @@ pub(super) fn start(
                 body,
                 read: 0,
                 resumes: 0,
-                _seat: seat,
             };
             Ok((about, passing))
         }

@@ -106,8 +106,8 @@ impl Cache {
         entry: Entry,
     ) -> Result<Entry, CacheError> {
         let failed = |error: &dyn std::error::Error| CacheError::Store(chain(error));
-        let found = self.ports.blobs.stat(&entry.blob).map_err(|error| failed(&error))?;
-        if found.is_some_and(|meta| meta.version == entry.version) {
+        let blobs = &self.ports.blobs;
+        if blobs.holds(&entry.blob, &entry.version).map_err(|error| failed(&error))? {
             return Ok(entry);
         }
         let _hold = self.hold(key).ok_or_else(|| failed(&ChangeError::Busy))?;

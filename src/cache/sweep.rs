@@ -120,12 +120,12 @@ impl Cache {
     fn fate_of(&self, key: &BlobKey, remotes: &Remotes, hosts: &HashSet<String>) -> Fate {
         let folder = key.parts().0;
         let named = folder.parse().ok().and_then(|name| remotes.by_name.get(&name));
-        match named.map(|remote| &remote.kind) {
+        match named {
             // Nobody could fetch it again: it may have been copied here, and want its row.
-            Some(Kind::Remote(origin)) if origin.offline => Fate::Left,
-            Some(Kind::Remote(_)) => Fate::Goes,
+            Some(remote) if remote.is_local() || remote.is_offline() => Fate::Left,
+            Some(_) => Fate::Goes,
             None if hosts.contains(folder) && self.is_fetched(key) => Fate::Goes,
-            Some(Kind::Local) | None => Fate::Left,
+            None => Fate::Left,
         }
     }
 

@@ -388,10 +388,11 @@ impl Cache {
         let index = &self.ports.index;
         let written = index.put(key, entry, None).and_then(|put| index.persist(key).map(|()| put));
         match written {
-            Ok(Put::Stored(_)) if replacing == Replacing::Refused => match why {
-                ChangeError::Busy => ChangeError::Conflict(entry.digest),
-                why => why,
-            },
+            Ok(Put::Stored(_))
+                if replacing == Replacing::Refused && matches!(why, ChangeError::Busy) =>
+            {
+                ChangeError::Conflict(entry.digest)
+            }
             Ok(_) => why,
             Err(error) => {
                 tracing::error!(artifact = %key, error = chain(&error), "the row of a file that may be there after all is lost: `artifactapi reindex` brings it back");
@@ -437,7 +438,7 @@ impl Cache {
     }
 
     fn is_under_its_key(&self, entry: &Entry) -> Result<bool, ChangeError> {
-        Ok(self.version_of(entry)?.is_some_and(|version| version == entry.version))
+        self.ports.blobs.holds(&entry.blob, &entry.version).map_err(ChangeError::Store)
     }
 
     /// What lies under an entry's key.

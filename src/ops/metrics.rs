@@ -170,8 +170,8 @@ impl Metrics {
     /// How many bytes of a remote's artifacts were sent to clients since the start; not those of
     /// listings, reports and errors.
     pub fn served_bytes(&self, remote: &str) -> u64 {
-        let sent = Answered::SERVED.iter().filter_map(|answered| {
-            self.bytes.get(&ending(remote, *answered)).map(|counter| counter.get())
+        let sent = Answered::served().filter_map(|answered| {
+            self.bytes.get(&ending(remote, answered)).map(|counter| counter.get())
         });
         sent.sum()
     }

@@ -41,16 +41,6 @@ pub enum Answered {
 }
 
 impl Answered {
-    /// The ways in which an artifact is served.
-    pub const SERVED: &[Self] = &[
-        Self::Cache(Outcome::Hit),
-        Self::Cache(Outcome::Stale),
-        Self::Cache(Outcome::Revalidated),
-        Self::Cache(Outcome::Miss),
-        Self::Cache(Outcome::Collapsed),
-        Self::Cache(Outcome::Pass),
-    ];
-
     /// Every way.
     pub const ALL: &[Self] = &[
         Self::Cache(Outcome::Hit),
@@ -68,6 +58,11 @@ impl Answered {
         Self::Failed,
         Self::Shed,
     ];
+
+    /// The ways in which an artifact is served.
+    pub fn served() -> impl Iterator<Item = Self> {
+        Self::ALL.iter().copied().filter(|answered| matches!(answered, Self::Cache(_)))
+    }
 
     /// The word for it in logs and labels.
     pub fn as_str(self) -> &'static str {

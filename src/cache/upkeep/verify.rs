@@ -248,44 +248,31 @@ impl Worker<'_> {
             };
             match now {
                 None => return Ok(Verdict::Overtaken),
-                Some(now) if now.generation != entry.generation => entry = now,
-                Some(_) if what == What::Changed && self.is_unfinished(key, &entry) => {
+                Some(now) if now.generation != entry.generation => {
+                    entry = now;
+                    continue;
+                }
+                Some(_) => {}
+            }
+            let repairs = self.what.repair != Repair::Nothing;
+            if what == What::Changed {
+                if self.is_unfinished(key, &entry) {
                     return Ok(Verdict::Right);
                 }
-                Some(_) if what == What::Changed => match self.as_it_lies(&entry, hashed)? {
-                    Some(lying) if self.what.repair == Repair::Nothing => {
-                        let why = "its bytes are right: --repair takes them as they lie there";
-                        return Ok(wrong(what, key, &lying, Some(why.to_owned())));
-                    }
-                    Some(lying) => return Ok(self.right(key, lying)),
-                    None if self.what.repair == Repair::Nothing => {
-                        return Ok(wrong(what, key, &entry, why));
-                    }
-                    None => return Ok(self.dropped(what, key, &entry, why)),
-                },
-                Some(_) if self.what.repair == Repair::Nothing => {
-                    return Ok(wrong(what, key, &entry, why));
+                if let Some(lying) = self.as_it_lies(&entry, hashed)? {
+                    let why = "its bytes are right: --repair takes them as they lie there";
+                    return Ok(match repairs {
+                        true => self.right(key, lying),
+                        false => wrong(what, key, &lying, Some(why.to_owned())),
+                    });
                 }
-                Some(_) => return Ok(self.dropped(what, key, &entry, why)),
             }
+            return Ok(match repairs {
+                true => self.drop_wrong(what, key, &entry, why),
+                false => wrong(what, key, &entry, why),
+            });
         }
         Ok(Verdict::Overtaken)
-    }
-
-    /// Drops what is wrong, where it can be fetched anew.
-    fn dropped(
-        &self,
-        what: What,
-        key: &ArtifactKey,
-        entry: &Entry,
-        why: Option<String>,
-    ) -> Verdict {
-        if self.is_fetchable(&key.remote) {
-            return self.drop_wrong(what, key, entry, why);
-        }
-        let kept = "kept, because no upstream has it";
-        let why = why.map_or(kept.to_owned(), |why| format!("{why}; {kept}"));
-        wrong(what, key, entry, Some(why))
     }
 
     /// The entry of a blob that is another version than its row means, if its bytes are those that
@@ -357,7 +344,7 @@ impl Worker<'_> {
         }
     }
 
-    /// Row first, blob second; each only if it still is what was judged.
+    /// Where it can be fetched anew. Row first, blob second; each only if it still is what was judged.
     fn drop_wrong(
         &self,
         what: What,
@@ -365,6 +352,11 @@ impl Worker<'_> {
         entry: &Entry,
         why: Option<String>,
     ) -> Verdict {
+        if !self.is_fetchable(&key.remote) {
+            let kept = "kept, because no upstream has it";
+            let why = why.map_or(kept.to_owned(), |why| format!("{why}; {kept}"));
+            return wrong(what, key, entry, Some(why));
+        }
         match self.ports.index.remove(key, entry.generation) {
             Ok(true) => {}
             Ok(false) => return Verdict::Overtaken,
@@ -381,12 +373,10 @@ impl Worker<'_> {
 
     fn remove_blob(&self, entry: &Entry) -> Result<(), BlobError> {
         let blobs = &self.ports.blobs;
-        match blobs.stat(&entry.blob)? {
-            Some(meta) if meta.version == entry.version => {
-                blobs.remove_version(&entry.blob, &entry.version)
-            }
+        match blobs.holds(&entry.blob, &entry.version)? {
+            true => blobs.remove_version(&entry.blob, &entry.version),
             // It was replaced since: that one is not known to be wrong.
-            _ => Ok(()),
+            false => Ok(()),
         }
     }
 }
